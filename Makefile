@@ -1,0 +1,58 @@
+# Two commands first: `make study` runs the whole demo study, `make test` the test suite.
+# PYTHON chooses the interpreter that makes .venv; JOBS how many chains run side by side; ARGS is passed on.
+
+PYTHON ?= python3
+JOBS ?= 1
+ARGS ?=
+TEST_WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help study status report test lab benchmarks lint clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+study: $(INSTALLED) ## install the pinned packages, run the demo study, print the main table and the report's path
+	$(BIN)/edgemin run --jobs $(JOBS) $(ARGS)
+
+status: $(INSTALLED) ## what is done, what is stale and why
+	$(BIN)/edgemin status $(ARGS)
+
+report: $(INSTALLED) ## tables, figures and the HTML report again, from the records on disk
+	$(BIN)/edgemin report $(ARGS)
+
+# One thread a worker: two workers already fill two cores.
+test: $(INSTALLED) ## the whole test suite
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_teacher.ipynb $(ARGS)
+
+benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
+	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
+
+lint: $(INSTALLED) ## ruff
+	$(BIN)/python -m ruff check .
+
+clean: ## remove .venv; results in outputs/ stay
+	rm -rf $(VENV)
+
+# The stamp is written last, so that an interrupted install is taken up again. setuptools is among the pinned
+# packages, so the package itself needs no build environment of its own.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "EdgeMIN needs Python 3.11 or newer, and \"$(PYTHON)\" is $$($(PYTHON) -V 2>&1 || true)." >&2; \
+		echo "Name another interpreter, as in: make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@

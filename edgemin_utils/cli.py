@@ -1,0 +1,262 @@
+"""The console command `edgemin`: run a study, say how far it is, draw its tables and figures again, list settings.
+
+Exit status: 0 all well, 1 a notebook failed, 2 something that was asked for cannot be, 130 stopped from the keyboard.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from edgemin_utils import __version__
+from edgemin_utils.config import PROFILES, load_settings, nearest, setting_fields, study_folder
+from edgemin_utils.errors import EdgeMINError, SettingError, StageError
+from edgemin_utils.progress import duration
+from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
+from edgemin_utils.tasks import TASKS
+
+REPORT = Path("report") / "report.html"
+STATUS_COLORS = {"done": "green", "stale": "yellow", "missing": "red"}
+# Options that are settings of their own right: option -> setting.
+SETTING_OPTIONS = {"data_dir": "data_dir", "task_file": "task_file", "text_columns": "text_columns",
+                   "label_column": "label_column", "dev_file": "dev_file", "teacher": "teacher", "student": "student"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an unknown option or command is refused with the nearest known one, as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(f"{message} (see {self.prog} --help)")
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        options = [word for word in words if word.startswith("-")]
+        if options:
+            name = options[0].split("=")[0]
+            raise SettingError(f"unknown option {name!r}; {nearest(name, self._option_string_actions)}")
+        if words:
+            self.error(f"unexpected {words[0]!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status."""
+    try:
+        options = _read_arguments(sys.argv[1:] if arguments is None else list(arguments))
+        return options.command(options)
+    except EdgeMINError as error:
+        print(f"edgemin: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nedgemin: stopped; finished stages are kept, and the same command takes the study up where it is",
+              file=sys.stderr)
+        return 130
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
+    """The parser, and that of each command by name."""
+    parser = _Parser(prog="edgemin", allow_abbrev=False, description="Distillation, head pruning and INT8 quantization "
+                     "of transformer text classifiers, as one study that can be run again.")
+    parser.add_argument("--version", action="version", version=f"edgemin {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="command", parser_class=_Parser)
+    known = {}
+    for name, function, text in (
+        ("run", _run, "execute the notebooks of a study; what is current on disk is not run again"),
+        ("status", _status, "what is done, what is stale and why"),
+        ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
+        ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
+    ):
+        known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                                          allow_abbrev=False)
+        known[name].set_defaults(command=function)
+    for name in ("run", "status"):
+        _add_study_options(known[name], last_run=name == "status")
+    known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
+                              "side; they share the processor's cores (default: 1)")
+    for name in ("report", "settings"):
+        known[name].add_argument("--profile", default="demo", metavar="P",
+                                 help=f"one of {', '.join(PROFILES)} (default: demo)")
+    _add_output_option(known["report"])
+    return parser, known
+
+
+def _add_study_options(parser: _Parser, last_run: bool) -> None:
+    def default(value: str) -> str:
+        return f"(default: that of the study's last run, else {value})" if last_run else f"(default: {value})"
+
+    add = parser.add_argument
+    add("--profile", metavar="P", help=f"where settings start: {', '.join(PROFILES)} {default('demo')}")
+    add("--tasks", nargs="+", metavar="TASK", help=f"any of {', '.join(TASKS)}; not needed with --task-file "
+        + default("all three"))
+    add("--seeds", nargs="+", type=_seed, metavar="SEED", help=f"one chain a task and seed {default('0')}")
+    add("--data-dir", metavar="DIR", help="folder with one sub-folder a task: GLUE's TSV files, CSV/TSV/JSONL/parquet "
+        "with named columns, or datasets.save_to_disk (default: the profile's source, see `edgemin settings`)")
+    add("--task-file", metavar="FILE", help="CSV, TSV, JSONL or parquet file that makes a task of your own, named "
+        "after the file (default: none)")
+    add("--text-columns", nargs="+", metavar="COLUMN", help="its one or two text columns (default: none)")
+    add("--label-column", metavar="COLUMN", help="its label column (default: label)")
+    add("--dev-file", metavar="FILE", help="its dev rows (default: none; a share of the rows is held out by seed)")
+    for role in ("teacher", "student"):
+        values = "; ".join(f"{profile}: {getattr(load_settings(profile), role)}" for profile in PROFILES)
+        add(f"--{role}", metavar="ID-or-DIR", help=f"{setting_fields()[role].metadata['meaning']} (default: {values})")
+    add("--set", action="append", default=[], metavar="name=value", dest="assignments", help="any other setting; may "
+        "be given again and again; lists are comma-separated; `edgemin settings` lists them (default: the profile's)")
+    _add_output_option(parser)
+
+
+def _add_output_option(parser: _Parser) -> None:
+    parser.add_argument("--output-dir", metavar="DIR", help="the study's folder (default: outputs/<profile> in the "
+                        "project's folder)")
+
+
+def _read_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser, commands = build_parser()
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(2)
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise SettingError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], commands)}")
+    options, unknown = parser.parse_known_args(arguments)
+    commands.get(arguments[0], parser).refuse_unknown(unknown)
+    if not hasattr(options, "command"):
+        parser.error("a command is missing")
+    return options
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Setting -> value out of the options of `run` and `status`, `--set` included.
+
+    Raises:
+        SettingError: an assignment without "=", or a setting given twice.
+    """
+    overrides = {setting: getattr(options, option) for option, setting in SETTING_OPTIONS.items()
+                 if getattr(options, option) is not None}
+    for assignment in options.assignments:
+        name, equals, value = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise SettingError(f"--set {assignment} has no '='; write --set name=value")
+        if name == "profile":
+            raise SettingError("the profile is chosen with --profile, not with --set")
+        if name in overrides:
+            raise SettingError(f"setting {name!r} is given twice; give it once")
+        overrides[name] = value
+    return overrides
+
+
+# ---- the commands -----------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console, started = Console(), time.monotonic()
+    try:
+        result = run_study(options.profile or "demo", options.tasks or (), options.seeds or (0,),
+                           read_overrides(options), options.output_dir, options.jobs, console)
+        analysis = next(item for item in result.notebooks if item.chain == ANALYSIS)
+        if analysis.status == "executed" or (analysis.status == "skipped" and not (result.study / REPORT).is_file()):
+            _write_report(result.study)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    if analysis.status in ("executed", "skipped"):
+        _print_main_table(result.study)
+        print(f"report: {result.study / REPORT}")
+    counts = ", ".join(f"{result.count(status)} {status}" for status in ("skipped", "failed", "not run")
+                       if result.count(status))
+    print(f"{result.count('executed')} notebooks executed{', ' + counts if counts else ''} "
+          f"in {duration(time.monotonic() - started)}")
+    for failure in result.failures:
+        print(f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
+              f"({failure.executed})", file=sys.stderr)
+    return 0 if result.complete else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    study = study_folder(options.output_dir, options.profile or "demo")
+    last = read_study_file(study)
+    overrides = read_overrides(options)
+    profile = options.profile or last.get("profile", "demo")
+    if last and last["profile"] == profile and not overrides:
+        overrides = last["overrides"]
+    runs = plan_study(profile, options.tasks or last.get("tasks", ()), options.seeds or last.get("seeds", (0,)),
+                      overrides, study)
+    rows = study_status(runs)
+    _console().print(_status_table(rows))
+    done = sum(row.status == "done" for row in rows)
+    print(f"{study}: {done} of {len(rows)} stages done")
+    if last.get("command"):
+        print(f"last run: {last['command']}")
+    return 0
+
+
+def _status_table(rows: Sequence[StageStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("task", "seed", "stage", "state", "took", "why"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        took = "" if row.wall_seconds is None else duration(row.wall_seconds)
+        table.add_row(row.task, str(row.seed), row.key, f"[{STATUS_COLORS[row.status]}]{row.status}[/]", took,
+                      row.reason.replace("[", r"\["))
+    return table
+
+
+def _report(options: argparse.Namespace) -> int:
+    study = study_folder(options.output_dir, _known_profile(options.profile))
+    if not study.is_dir():
+        raise StageError(f"{study} is not there; `edgemin run` makes it, or name another one with --output-dir")
+    path = _write_report(study)
+    _print_main_table(study)
+    print(f"report: {path}")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    settings = load_settings(options.profile)
+    table = Table(box=None, pad_edge=False)
+    for title in ("setting", f"value in {options.profile}", "unit", "meaning"):
+        table.add_column(title, overflow="fold")
+    for name, item in setting_fields().items():
+        value = getattr(settings, name)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value).replace("None", "none")
+        table.add_row(name, text, item.metadata["unit"].replace("[", r"\["), item.metadata["meaning"])
+    _console().print(table)
+    return 0
+
+
+def _console() -> Console:
+    # Without a terminal (a pipe, a log) rich would fold tables to 80 columns.
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _known_profile(profile: str) -> str:
+    return load_settings(profile).profile
+
+
+def _write_report(study: Path) -> Path:
+    from edgemin_utils.report import write_report  # imports matplotlib: only when something is drawn
+
+    return write_report(study)
+
+
+def _print_main_table(study: Path) -> None:
+    from edgemin_utils.tables import as_text, main_results  # imports pandas
+
+    print(as_text(main_results(study)))

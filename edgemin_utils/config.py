@@ -1,0 +1,351 @@
+"""Every setting of the study: its default per profile, its unit, its meaning and the stages that it reaches.
+
+`Settings` is one flat, frozen block. A setting's `stages` say which stages run again when it changes
+(`chain.py` adds what follows from them); a setting with no stages changes how fast or where the study runs,
+not what comes out of it.
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from edgemin_utils.errors import SettingError
+
+STAGES = ("teacher", "distillation", "pruning", "quantization", "measurement")
+EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning")
+
+
+def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
+    metadata = {"meaning": meaning, "unit": unit, "stages": tuple(stages), "choices": tuple(choices)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, with the demo profile's defaults. Make one with `load_settings`, which checks names and types."""
+
+    profile: str = _setting("demo", "the profile these defaults belong to", choices=("demo", "laptop", "paper"))
+
+    # ---- data -------------------------------------------------------------------------------------------
+    # Where rows come from is not fingerprinted by its path but by its content (data.data_fingerprint).
+    data_source: str = _setting(
+        "embedded", "where rows come from: embedded (synthetic corpora), folder (data_dir), hub (nyu-mll/glue) "
+        "or file (task_file)", choices=("embedded", "folder", "hub", "file"))
+    data_dir: str | None = _setting(None, "folder with one sub-folder a task: GLUE's TSV layout, named-column "
+                                    "CSV/TSV/JSONL/parquet, or datasets.save_to_disk")
+    task_file: str | None = _setting(None, "CSV, TSV, JSONL or parquet file that makes a task of one's own")
+    dev_file: str | None = _setting(None, "dev rows of that task; without it a share is held out by seed")
+    text_columns: list[str] = _setting([], "the one or two text columns of task_file")
+    label_column: str = _setting("label", "the label column of task_file")
+    corpus_seed: int = _setting(0, "seed of the embedded corpora")
+    train_fraction: float = _setting(1.0, "share of the train rows used", "0..1]")
+    train_rows: int | None = _setting(None, "train rows used at most, after train_fraction; none: all", "rows")
+    dev_rows: int | None = _setting(None, "dev rows used at most; none: all", "rows")
+    holdout_fraction: float = _setting(0.05, "share of the used train rows kept aside for choosing settings", "0..1")
+    max_length: int = _setting(48, "longest input; what is longer is cut and counted", "tokens",
+                               EVERY_TRAINED_STAGE)
+
+    # ---- teacher ----------------------------------------------------------------------------------------
+    teacher: str = _setting("scratch", "teacher encoder: a hub id, a folder, or scratch (random weights, the "
+                            "teacher_* sizes)", stages=("teacher",))
+    vocabulary_size: int = _setting(4000, "most entries of the vocabulary made for a scratch teacher", "tokens",
+                                    ("teacher",))
+    teacher_family: str = _setting("bert", "architecture of a scratch teacher", stages=("teacher",),
+                                   choices=("bert", "distilbert", "roberta", "electra"))
+    teacher_layers: int = _setting(4, "layers of a scratch teacher", "layers", ("teacher",))
+    teacher_hidden_size: int = _setting(96, "hidden size of a scratch teacher", "units", ("teacher",))
+    teacher_heads: int = _setting(6, "attention heads of a scratch teacher", "heads a layer", ("teacher",))
+    teacher_intermediate_size: int = _setting(384, "feed-forward size of a scratch teacher", "units", ("teacher",))
+    teacher_epochs: float = _setting(8, "fine-tuning length", "epochs", ("teacher",))
+    teacher_learning_rate: float = _setting(1e-3, "peak learning rate of fine-tuning", "", ("teacher",))
+
+    # ---- every training loop ----------------------------------------------------------------------------
+    batch_size: int = _setting(32, "training batch", "rows", EVERY_TRAINED_STAGE)
+    warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises", "0..1",
+                                   EVERY_TRAINED_STAGE)
+    weight_decay: float = _setting(0.01, "AdamW weight decay", "", EVERY_TRAINED_STAGE)
+    max_grad_norm: float = _setting(1.0, "gradient norm above which it is scaled down", "", EVERY_TRAINED_STAGE)
+    dropout: float = _setting(0.1, "dropout of every model while it trains", "0..1", EVERY_TRAINED_STAGE)
+    length_grouping: bool = _setting(True, "batches hold rows of like length (less padding)",
+                                     stages=EVERY_TRAINED_STAGE)
+    training_precision: str = _setting(
+        "float32", "arithmetic of training: float32, bfloat16 (autocast), or auto (bfloat16 where the processor "
+        "or GPU has it in hardware)", stages=EVERY_TRAINED_STAGE, choices=("float32", "bfloat16", "auto"))
+    attention_implementation: str = _setting("sdpa", "attention kernel while training", stages=EVERY_TRAINED_STAGE,
+                                             choices=("sdpa", "eager"))
+    evaluation_batch_size: int = _setting(64, "batch when predicting", "rows")
+
+    # ---- student ----------------------------------------------------------------------------------------
+    student: str = _setting(
+        "teacher-layers", "student encoder: teacher-layers (layers of the fine-tuned teacher), pretrained-layers "
+        "(the same layers of the checkpoint the teacher came from), scratch, a hub id or a folder",
+        stages=("distillation",))
+    student_from_layers: list[int] = _setting([0, 2], "teacher layers a teacher-layers student takes, counted "
+                                              "from 0", "layer numbers", ("distillation",))
+    student_layers: int = _setting(2, "layers of a scratch student", "layers", ("distillation",))
+    student_hidden_size: int = _setting(64, "hidden size of a scratch student", "units", ("distillation",))
+    student_heads: int = _setting(4, "attention heads of a scratch student", "heads a layer", ("distillation",))
+    student_intermediate_size: int = _setting(256, "feed-forward size of a scratch student", "units",
+                                              ("distillation",))
+
+    # ---- distillation -----------------------------------------------------------------------------------
+    objective: str = _setting("minilmv2", "distillation objective of the main student", stages=("distillation",))
+    baselines: list[str] = _setting(
+        ["none"], "students trained without distillation, set beside the main one: none (from the same start as "
+        "the main student), none-pretrained (from the pretrained checkpoint's layers)")
+    distillation_epochs: float = _setting(4, "relation phase", "epochs", ("distillation",))
+    distillation_learning_rate: float = _setting(1e-3, "peak learning rate of the relation phase", "",
+                                                 ("distillation",))
+    prediction_epochs: float = _setting(4, "prediction phase: soft targets, or labels alone without distillation "
+                                        "(which then also gets the relation phase's epochs)", "epochs",
+                                        ("distillation",))
+    prediction_learning_rate: float = _setting(5e-4, "peak learning rate of the prediction phase", "",
+                                               ("distillation",))
+    relation_heads: int = _setting(12, "relation heads A_r; divides the teacher's and the student's hidden size",
+                                   "heads", ("distillation",))
+    teacher_layer: int = _setting(-1, "teacher layer whose relations are matched; negative counts from the last",
+                                  "layer number", ("distillation",))
+    student_layer: int = _setting(-1, "student layer that matches them", "layer number", ("distillation",))
+    relation_pairs: list[str] = _setting(["query-query", "key-key", "value-value"],
+                                         "pairs of projections whose relations are matched",
+                                         stages=("distillation",))
+    relation_weights: list[float] = _setting([1.0, 1.0, 1.0], "weight of each relation pair in the loss",
+                                             stages=("distillation",))
+    temperature: float = _setting(2.0, "temperature T of the soft targets", "", ("distillation", "pruning"))
+    soft_target_weight: float = _setting(0.5, "weight alpha of the soft targets; 1 - alpha goes to the labels",
+                                         "0..1", ("distillation", "pruning"))
+    teacher_cache_gigabytes: float = _setting(3.0, "memory that teacher outputs computed once may take; above it "
+                                              "the teacher runs once an epoch", "GB")
+
+    # ---- pruning ----------------------------------------------------------------------------------------
+    pruning_criterion: str = _setting("gradient", "importance of a head", stages=("pruning",),
+                                      choices=("gradient", "magnitude", "random"))
+    head_prune_ratio: float = _setting(0.2, "share of the attention heads removed", "0..1)", ("pruning",))
+    pruning_scope: str = _setting("layer", "layer: int(ratio * heads) in each layer, as the paper; global: the "
+                                  "least important of all, at least one head a layer stays", stages=("pruning",),
+                                  choices=("layer", "global"))
+    feed_forward_prune_ratio: float = _setting(0.0, "share of the feed-forward neurons removed in each layer",
+                                               "0..1)", ("pruning",))
+    importance_rows: int = _setting(512, "train rows from which importance is taken", "rows", ("pruning",))
+    scan_rows: int = _setting(512, "hold-out rows on which heads are taken away one by one", "rows", ("pruning",))
+    random_draws: int = _setting(3, "random orders that the importance orders are held against", "draws",
+                                 ("pruning",))
+    recovery_epochs: float = _setting(1, "fine-tuning after the cut", "epochs", ("pruning",))
+    recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
+    recovery_distillation: bool = _setting(True, "recovery of a distilled student uses the teacher's soft targets",
+                                           stages=("pruning",))
+
+    # ---- quantization -----------------------------------------------------------------------------------
+    quantization_scheme: str = _setting("dynamic-int8", "scheme of the main row", stages=("quantization",),
+                                        choices=("dynamic-int8", "dynamic-int8-embeddings"))
+    factorial: bool = _setting(True, "also prune and quantize what the chain's main path leaves out, so that all "
+                               "eight of distilled x pruned x quantized exist")
+
+    # ---- measurement ------------------------------------------------------------------------------------
+    latency_protocol: str = _setting("quick", "quick: 30 runs a variant, marked as quick; full: at least 100 runs "
+                                     "and 10 s", stages=("measurement",), choices=("quick", "full"))
+    latency_threads: list[int] = _setting([1, 0], "thread counts timed; 0 stands for all cores", "threads",
+                                          ("measurement",))
+    latency_lengths: list[int] = _setting([32, 128], "fixed input lengths timed at batch 1", "tokens",
+                                          ("measurement",))
+    memory_runs: int = _setting(1, "fresh processes a variant for peak memory", "processes", ("measurement",))
+    bootstrap_samples: int = _setting(2000, "resamples behind a bootstrap interval", "samples", ("measurement",))
+
+
+# What the other profiles change. Laptop and paper follow the paper's protocol: 10 % of GLUE's train rows.
+PROFILES: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "laptop": {
+        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
+        "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
+        "student": "teacher-layers", "student_from_layers": [1, 3, 5], "baselines": ["none", "none-pretrained"],
+        "distillation_epochs": 3, "distillation_learning_rate": 1e-4,
+        "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
+        "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
+    },
+    "paper": {
+        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
+        "teacher": "distilbert-base-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
+        "student": "microsoft/MiniLM-L12-H384-uncased", "student_from_layers": [],
+        "baselines": ["none"], "relation_heads": 48,
+        "distillation_epochs": 3, "distillation_learning_rate": 1e-4,
+        "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
+        "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
+    },
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name closest to `name` as a hint, e.g. "did you mean 'temperature'?", or all known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def setting_fields() -> dict[str, dataclasses.Field]:
+    """Name -> dataclass field (with `metadata` keys meaning, unit, stages, choices) of every setting."""
+    return {item.name: item for item in fields(Settings)}
+
+
+def load_settings(profile: str = "demo", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The profile's settings with `overrides` laid over them.
+
+    Values may be strings (as they come from `--set name=value`); they are read as the setting's type: lists as
+    comma-separated text, `none` for an optional setting left open.
+
+    Raises:
+        SettingError: unknown profile or setting (the nearest known name is given), or a value that does not fit.
+    """
+    if profile not in PROFILES:
+        raise SettingError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
+    known = setting_fields()
+    values = {"profile": profile, **PROFILES[profile]}
+    for name, value in (overrides or {}).items():
+        if name not in known:
+            raise SettingError(f"unknown setting {name!r}; {nearest(name, known)}")
+        if name == "profile" and value != profile:
+            raise SettingError("the profile is a parameter of its own, not an override")
+        values[name] = _read(name, value, typing.get_type_hints(Settings)[name])
+    _choose_data_source(values, overrides or {})
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def changed_from_profile(settings: Settings) -> dict[str, Any]:
+    """Name -> value of every setting that differs from its profile's default."""
+    default = load_settings(settings.profile)
+    return {name: value for name, value in dataclasses.asdict(settings).items()
+            if value != getattr(default, name)}
+
+
+def settings_of_stage(settings: Settings, stage: str) -> dict[str, Any]:
+    """Name -> value of the settings that change what `stage` computes."""
+    if stage not in STAGES:
+        raise SettingError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
+    return {name: getattr(settings, name) for name, item in setting_fields().items()
+            if stage in item.metadata["stages"]}
+
+
+def project_folder() -> Path:
+    """The folder that holds `notebooks/`: the working directory or the nearest parent that has it."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks" / "01_teacher.ipynb").is_file():
+            return folder
+    return here
+
+
+def study_folder(output_dir: str | os.PathLike | None, profile: str) -> Path:
+    """Where a study lies: `output_dir`, or `outputs/<profile>` in the project folder when it is empty."""
+    return Path(output_dir).expanduser().absolute() if output_dir else project_folder() / "outputs" / profile
+
+
+def _choose_data_source(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A given file or folder decides where rows come from, unless the source was named too."""
+    if "data_source" in overrides:
+        return
+    if values.get("task_file"):
+        values["data_source"] = "file"
+    elif values.get("data_dir"):
+        values["data_source"] = "folder"
+
+
+def _read(name: str, value: Any, annotation: Any) -> Any:
+    """`value` as the type `annotation` asks for, or a SettingError that names both."""
+    optional = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    if optional:
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            return None
+        annotation = next(item for item in typing.get_args(annotation) if item is not type(None))
+    try:
+        if typing.get_origin(annotation) is list:
+            items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) \
+                else list(value)
+            return [_read(name, item, typing.get_args(annotation)[0]) for item in items]
+        if annotation is bool:
+            return _read_bool(value)
+        if annotation is int:
+            if isinstance(value, bool) or float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        if annotation is float:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError
+        return str(value)
+    except (TypeError, ValueError, OverflowError):
+        wanted = getattr(annotation, "__name__", str(annotation))
+        raise SettingError(f"setting {name!r} takes {wanted}, not {value!r}") from None
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "1"):
+        return True
+    if isinstance(value, str) and value.lower() in ("false", "no", "0"):
+        return False
+    raise ValueError(value)
+
+
+def _check(settings: Settings) -> None:
+    """Values that cannot work are refused here, before anything is computed."""
+    for name, item in setting_fields().items():
+        value, choices = getattr(settings, name), item.metadata["choices"]
+        if choices and value not in choices:
+            raise SettingError(f"setting {name!r} is {value!r}; {nearest(str(value), map(str, choices))}")
+    for name in ("head_prune_ratio", "feed_forward_prune_ratio"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 0 and under 1 "
+                               "(a ratio of 1 would leave nothing)")
+    for name in ("train_fraction",):
+        if not 0 < getattr(settings, name) <= 1:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be over 0 and at most 1")
+    for name in ("holdout_fraction", "warmup_ratio", "dropout"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 0 and under 1")
+    if not 0 <= settings.soft_target_weight <= 1:
+        raise SettingError(f"soft_target_weight is {settings.soft_target_weight}; it must be from 0 to 1")
+    if settings.temperature <= 0:
+        raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
+    for name in ("batch_size", "evaluation_batch_size", "max_length", "relation_heads", "vocabulary_size",
+                 "teacher_layers", "teacher_heads", "student_layers", "student_heads", "importance_rows",
+                 "scan_rows", "bootstrap_samples", "memory_runs"):
+        if getattr(settings, name) < 1:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+    for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
+                 "teacher_learning_rate", "distillation_learning_rate", "prediction_learning_rate",
+                 "recovery_learning_rate", "weight_decay"):
+        if getattr(settings, name) < 0:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it cannot be negative")
+    for name in ("train_rows", "dev_rows"):
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1, or none for all rows")
+    if len(settings.relation_pairs) != len(settings.relation_weights):
+        raise SettingError(f"relation_pairs has {len(settings.relation_pairs)} entries and relation_weights "
+                           f"{len(settings.relation_weights)}; give one weight a pair")
+    projections = ("query", "key", "value")
+    for pair in settings.relation_pairs:
+        if len(pair.split("-")) != 2 or any(part not in projections for part in pair.split("-")):
+            raise SettingError(f"relation_pairs holds {pair!r}; a pair joins two of query, key and value, as in "
+                               "'query-key'")
+    for baseline in settings.baselines:
+        if baseline not in ("none", "none-pretrained"):
+            raise SettingError(f"unknown baseline {baseline!r}; {nearest(baseline, ('none', 'none-pretrained'))}")
+    if settings.data_source == "folder" and not settings.data_dir:
+        raise SettingError("data_source is folder but data_dir is not set; give the folder with --data-dir")
+    if settings.data_source == "file" and not settings.task_file:
+        raise SettingError("data_source is file but task_file is not set; give the file with --task-file")
+    if settings.data_source == "file" and len(settings.text_columns) not in (1, 2):
+        raise SettingError("a task of one's own needs one or two text columns; give them with --text-columns")

@@ -1,0 +1,135 @@
+"""The measurement stage: latency, memory and tokenizer time of every model of a chain, in one place.
+
+Run when nothing else runs. All models are loaded and timed interleaved, so that their ratios hold when the machine's
+speed drifts. Models of equal shapes and scheme run the same operations; one of them is timed and its numbers serve
+all (`timed_as` says which).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm.auto import tqdm
+
+from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.encoders import describe_model
+from edgemin_utils.measurement.environment import describe_environment, supports_int8_dot_product
+from edgemin_utils.measurement.latency import (
+    PROTOCOLS,
+    LatencyResult,
+    fixed_inputs,
+    measure_latency,
+    resolve_threads,
+    speed_ups,
+    summarise,
+)
+from edgemin_utils.measurement.memory import peak_memory
+from edgemin_utils.records import Record, Run
+from edgemin_utils.stages import load_stage_model, predictor, tokenized_task
+from edgemin_utils.training import batches
+
+DEV_ROWS_TIMED = 100
+
+
+def measure_chain(run: Run) -> Record:
+    """Stage `measurement/cost`.
+
+    Results: protocol, latency (key, timed_as, input, threads, median_ms, iqr_ms, p90_ms, runs, noisy), speed_ups
+    (key, baseline_key, input, threads, ratio, low, high), memory (key, baseline_bytes, peak_bytes, cpu_seconds,
+    runs), tokenizer (input, median_ms, ...), int8_note. Raw times in latency.npz beside the record, in nanoseconds.
+    """
+    return run.run_stage(LATENCY, lambda folder: _measure_chain(run, folder))
+
+
+def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
+    settings = run.settings
+    loaded = {key: load_stage_model(run, key) for key in run.stage(LATENCY).upstream}
+    models = {key: model for key, (_, model) in loaded.items()}
+    tokenizer = loaded[TEACHER][0]
+    timed_as = representatives(models, {key: run.read(key).results.get("scheme", "float32") for key in models})
+    timed = {key: predictor(models[key]) for key in dict.fromkeys(timed_as.values())}
+    inputs = _inputs(run, models, tokenizer)
+    latency, ratios, raw = [], [], {}
+    threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
+    with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting") as progress:
+        for number in threads:
+            for name, batch_list in inputs.items():
+                result = measure_latency(timed, batch_list, number, PROTOCOLS[settings.latency_protocol])
+                raw[f"{name}, {number} threads"] = result
+                latency += _latency_rows(result, timed_as, name)
+                ratios += _speed_up_rows(result, timed_as, name, settings.bootstrap_samples)
+                progress.update()
+    np.savez_compressed(folder / "latency.npz", **{
+        f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names})
+    memory = _memory(run, timed_as)
+    return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
+            "tokenizer": [_time_tokenizer(run, tokenizer)], "timed_as": timed_as, "int8_note": int8_note()}
+
+
+def representatives(models: Mapping[str, nn.Module], schemes: Mapping[str, str]) -> dict[str, str]:
+    """Key -> the first key whose model has the same shapes and scheme, and so the same cost."""
+    first: dict[str, str] = {}
+    return {key: first.setdefault(f"{describe_model(model)} {schemes[key]}", key) for key, model in models.items()}
+
+
+def int8_note() -> str:
+    """What this processor means for INT8, one sentence."""
+    environment = describe_environment()
+    name = environment.get("processor") or environment.get("cpu_model") or "this processor"
+    if supports_int8_dot_product(environment):
+        return f"{name} has INT8 dot-product instructions (VNNI or better)."
+    return (f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
+            "have them.")
+
+
+def _inputs(run: Run, models: Mapping[str, nn.Module], tokenizer: Any) -> dict[str, list[Any]]:
+    """Fixed inputs at batch 1, and dev rows one by one at their own lengths."""
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    inputs = {f"1x{length}": [fixed_inputs(1, length, vocabulary)] for length in run.settings.latency_lengths}
+    rows = next(iter(tokenized_task(run, tokenizer, list(models.values())).dev.values()))
+    rows = rows.select(range(min(DEV_ROWS_TIMED, len(rows))))
+    inputs["dev rows"] = [{name: value for name, value in batch.items() if name != "labels"}
+                          for _, batch in batches(rows, tokenizer, 1)]
+    return inputs
+
+
+def _latency_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str) -> list[dict[str, Any]]:
+    summary = result.summary()
+    return [{"key": key, "timed_as": shown, "input": name, **summary[shown]} for key, shown in timed_as.items()]
+
+
+def _speed_up_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str,
+                   samples: int) -> list[dict[str, Any]]:
+    """Every model against the teacher and against the first uncompressed student."""
+    students = [key for key in timed_as if key.startswith("distillation/")]
+    rows = []
+    for baseline in (TEACHER, *students[:1]):
+        ratios = speed_ups(result, timed_as[baseline], samples)
+        rows += [{"key": key, "baseline_key": baseline, "input": name, "threads": result.threads,
+                  "ratio": ratios[shown].value, "low": ratios[shown].low, "high": ratios[shown].high}
+                 for key, shown in timed_as.items()]
+    return rows
+
+
+def _memory(run: Run, timed_as: Mapping[str, str]) -> list[dict[str, Any]]:
+    measured = {}
+    for key in tqdm(dict.fromkeys(timed_as.values()), desc="Memory", unit="model"):
+        measured[key] = peak_memory(run.stage_folder(key), loader="edgemin_utils.quantization:load_model",
+                                    runs=run.settings.memory_runs)
+    return [{"key": key, "timed_as": shown, **{name: value for name, value in measured[shown].items()}}
+            for key, shown in timed_as.items()]
+
+
+def _time_tokenizer(run: Run, tokenizer: Any) -> dict[str, Any]:
+    """Time to tokenize one dev row, which the model-only latencies leave out."""
+    from edgemin_utils.data import load_task_data
+
+    data = load_task_data(run.settings, run.task, run.seed)
+    split = next(iter(data.dev.values()))
+    texts = [tuple(row[column] for column in data.task.text_columns)
+             for row in split.select(range(min(DEV_ROWS_TIMED, len(split))))]
+    result = measure_latency({"tokenizer": lambda row: tokenizer(*row, truncation=True, return_tensors="pt")}, texts, 1,
+                             PROTOCOLS["quick"])
+    return {"input": "dev rows", **summarise(result.of("tokenizer"))}

@@ -1,0 +1,345 @@
+"""The one place that knows how BERT, DistilBERT, RoBERTa and ELECTRA name their parts.
+
+Everything else sees `EncoderLayer`: the query, key, value and output projections of one layer, its two feed-forward
+matrices and its head size. Also here: making classifiers, and cutting their layers to unequal shapes.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from edgemin_utils.config import nearest
+from edgemin_utils.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attribute paths of one architecture; paths within a layer are relative to the layer."""
+
+    config_class: type[PretrainedConfig]
+    encoder: str
+    layers: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    feed_forward_in: str
+    feed_forward_out: str
+    sizes: Mapping[str, str]
+
+
+_BERT_SIZES = {"layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
+               "intermediate_size": "intermediate_size"}
+_DISTILBERT_SIZES = {"layers": "n_layers", "hidden_size": "dim", "heads": "n_heads",
+                     "intermediate_size": "hidden_dim"}
+
+
+def _bert_like(config_class: type[PretrainedConfig], encoder: str) -> Family:
+    return Family(config_class, encoder, "encoder.layer", "attention.self.query", "attention.self.key",
+                  "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense", _BERT_SIZES)
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": _bert_like(BertConfig, "bert"),
+    "distilbert": Family(DistilBertConfig, "distilbert", "transformer.layer", "attention.q_lin", "attention.k_lin",
+                         "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2", _DISTILBERT_SIZES),
+    "roberta": _bert_like(RobertaConfig, "roberta"),
+    "electra": _bert_like(ElectraConfig, "electra"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """One transformer layer of any supported family, read live from the model.
+
+    Weights are `nn.Linear`: query, key, value (heads * head_size, hidden_size); attention_output (hidden_size,
+    heads * head_size); feed_forward_in (intermediate_size, hidden_size); feed_forward_out (hidden_size,
+    intermediate_size).
+    """
+
+    module: nn.Module
+    paths: Family
+    head_size: int
+
+    @property
+    def query(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.query)
+
+    @property
+    def key(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.key)
+
+    @property
+    def value(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.value)
+
+    @property
+    def attention_output(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.attention_output)
+
+    @property
+    def feed_forward_in(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.feed_forward_in)
+
+    @property
+    def feed_forward_out(self) -> nn.Module:
+        return self.module.get_submodule(self.paths.feed_forward_out)
+
+    @property
+    def num_heads(self) -> int:
+        return self.query.out_features // self.head_size
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.feed_forward_in.out_features
+
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Cuts the layer down to the heads numbered in `kept`: rows of query, key and value, columns of the output.
+
+        Raises:
+            ModelError: no head would stay, or a number is not a head of this layer.
+        """
+        _check_kept(kept, self.num_heads, "attention head")
+        units = torch.cat([torch.arange(head * self.head_size, (head + 1) * self.head_size) for head in sorted(kept)])
+        for path in (self.paths.query, self.paths.key, self.paths.value):
+            self._replace(path, _keep_rows(self.module.get_submodule(path), units))
+        self._replace(self.paths.attention_output, _keep_columns(self.attention_output, units))
+
+    def keep_neurons(self, kept: Sequence[int]) -> None:
+        """Cuts the feed-forward layer down to the neurons numbered in `kept`.
+
+        Raises:
+            ModelError: no neuron would stay, or a number is not a neuron of this layer.
+        """
+        _check_kept(kept, self.intermediate_size, "feed-forward neuron")
+        units = torch.tensor(sorted(kept))
+        self._replace(self.paths.feed_forward_in, _keep_rows(self.feed_forward_in, units))
+        self._replace(self.paths.feed_forward_out, _keep_columns(self.feed_forward_out, units))
+
+    def _replace(self, path: str, linear: nn.Linear) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.module.get_submodule(parent), name, linear)
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a config.
+
+    Raises:
+        ModelError: an architecture that is not supported, by name.
+    """
+    name = config.model_type
+    if name not in FAMILIES:
+        raise ModelError(f"model family {name!r} is not supported; supported families: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def encoder_layers(model: nn.Module) -> list[EncoderLayer]:
+    """The model's transformer layers, first to last."""
+    family = family_of(model.config)
+    size = model.config.hidden_size // model.config.num_attention_heads
+    layers = model.get_submodule(family.encoder).get_submodule(family.layers)
+    return [EncoderLayer(module, family, size) for module in layers]
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """Which of input_ids, attention_mask and token_type_ids the model takes; a vocabulary of one token type (as
+    RoBERTa has) counts as none."""
+    names = ("input_ids", "attention_mask")
+    return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
+
+
+def longest_input(model: nn.Module) -> int:
+    """Most tokens the model has positions for. RoBERTa's first positions are taken up by padding."""
+    config = model.config
+    reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    return config.max_position_embeddings - reserved
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
+    layers = encoder_layers(model)
+    return {
+        "family": model.config.model_type, "layers": len(layers), "hidden_size": model.config.hidden_size,
+        "vocabulary_size": model.config.vocab_size, "heads": [layer.num_heads for layer in layers],
+        "intermediate_sizes": [layer.intermediate_size for layer in layers],
+    }
+
+
+# ---- making models ---------------------------------------------------------------------------------------------
+
+
+def scratch_model(family: str, layers: int, hidden_size: int, heads: int, intermediate_size: int,
+                  vocabulary_size: int, labels: Sequence[str], max_length: int, pad_token_id: int = 0,
+                  dropout: float = 0.1) -> PreTrainedModel:
+    """A classifier with random weights (drawn from torch's global generator).
+
+    Raises:
+        ModelError: unknown family, or a hidden size that the heads do not divide.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"model family {family!r} is not supported; {nearest(family, FAMILIES)}")
+    if hidden_size % heads:
+        raise ModelError(f"hidden size {hidden_size} is not a multiple of {heads} attention heads")
+    paths = FAMILIES[family]
+    sizes = {"layers": layers, "hidden_size": hidden_size, "heads": heads, "intermediate_size": intermediate_size}
+    # RoBERTa counts positions from pad_token_id + 1.
+    positions = max_length + pad_token_id + 1 if family == "roberta" else max_length
+    config = paths.config_class(
+        vocab_size=vocabulary_size, max_position_embeddings=positions, pad_token_id=pad_token_id,
+        **{paths.sizes[name]: value for name, value in sizes.items()})
+    if family == "electra":
+        config.embedding_size = hidden_size
+    set_labels(config, labels)
+    set_dropout(config, dropout)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A copy of `source` with only the given encoder layers (counted from 0, negative from the last) and all of its
+    embeddings and head.
+
+    Raises:
+        ModelError: no layer is named, or one that the source does not have.
+    """
+    count = len(encoder_layers(source))
+    if not layers or any(not -count <= layer < count for layer in layers):
+        raise ModelError(f"layers {list(layers)} cannot be taken from a model of {count} layers (0 to {count - 1})")
+    model = copy.deepcopy(source)
+    family = family_of(model.config)
+    encoder = model.get_submodule(family.encoder)
+    parent, _, name = family.layers.rpartition(".")
+    kept = nn.ModuleList(encoder.get_submodule(family.layers)[layer] for layer in layers)
+    setattr(encoder.get_submodule(parent), name, kept)
+    setattr(model.config, family.sizes["layers"], len(layers))
+    return model
+
+
+def set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Sets every dropout probability of a supported family's config."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout",
+                 "seq_classif_dropout", "classifier_dropout", "summary_last_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+
+
+def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    """Sets the label names, in id order, and that this is classification."""
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    # Also for two numeric-looking labels: this is classification, never regression.
+    config.problem_type = "single_label_classification"
+
+
+# ---- looking inside --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def captured_projections(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """While open, every forward pass fills the dictionary with the named states.
+
+    A name is "query.3", "key.3" or "value.3": that projection of layer 3 (counted from 0), a tensor of shape
+    (batch, tokens, heads * head_size). Gradients flow through what is captured.
+
+    Raises:
+        ModelError: a layer that the model does not have.
+    """
+    layers, states, handles = encoder_layers(model), {}, []
+    try:
+        for name in names:
+            projection, number = name.split(".")
+            if not 0 <= int(number) < len(layers):
+                raise ModelError(f"the model has no layer {number}; it has {len(layers)} (0 to {len(layers) - 1})")
+            module = getattr(layers[int(number)], projection)
+            handles.append(module.register_forward_hook(
+                lambda _module, _inputs, output, name=name: states.__setitem__(name, output)))
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_number(model: nn.Module, layer: int) -> int:
+    """`layer` counted from 0, where a negative number counts from the last.
+
+    Raises:
+        ModelError: the model has no such layer.
+    """
+    count = len(encoder_layers(model))
+    if not -count <= layer < count:
+        raise ModelError(f"the model has no layer {layer}; it has {count} (0 to {count - 1}, or -1 for the last)")
+    return layer % count
+
+
+# ---- layers of unequal shapes -----------------------------------------------------------------------------------
+
+
+def has_equal_shapes(model: nn.Module) -> bool:
+    """Whether every layer still has the heads and feed-forward size that the config names."""
+    intermediate = getattr(model.config, family_of(model.config).sizes["intermediate_size"])
+    return all(layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
+               for layer in encoder_layers(model))
+
+
+def layer_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
+    layers = encoder_layers(model)
+    return {"heads": [layer.num_heads for layer in layers],
+            "intermediate_sizes": [layer.intermediate_size for layer in layers]}
+
+
+def model_from_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
+                      attention_implementation: str = "sdpa") -> PreTrainedModel:
+    """A model of `config` with random weights whose layers have the given heads and feed-forward sizes.
+
+    Raises:
+        ModelError: the shapes do not fit the config's layers.
+    """
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_implementation)
+    layers = encoder_layers(model)
+    if not len(layers) == len(shapes["heads"]) == len(shapes["intermediate_sizes"]):
+        raise ModelError(f"config.json names {len(layers)} layers but shapes of {len(shapes['heads'])}")
+    for layer, heads, neurons in zip(layers, shapes["heads"], shapes["intermediate_sizes"], strict=True):
+        layer.keep_heads(range(heads))
+        layer.keep_neurons(range(neurons))
+    return model
+
+
+def _check_kept(kept: Sequence[int], count: int, what: str) -> None:
+    if not kept:
+        raise ModelError(f"at least one {what} must stay in each layer")
+    if len(set(kept)) != len(kept) or any(not 0 <= unit < count for unit in kept):
+        raise ModelError(f"{what}s {list(kept)} are not distinct numbers from 0 to {count - 1}")
+
+
+def _keep_rows(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:
+    kept = nn.Linear(linear.in_features, len(rows), bias=linear.bias is not None, device=linear.weight.device)
+    rows = rows.to(linear.weight.device)
+    with torch.no_grad():
+        kept.weight.copy_(linear.weight[rows])
+        if linear.bias is not None:
+            kept.bias.copy_(linear.bias[rows])
+    return kept
+
+
+def _keep_columns(linear: nn.Linear, columns: torch.Tensor) -> nn.Linear:
+    kept = nn.Linear(len(columns), linear.out_features, bias=linear.bias is not None, device=linear.weight.device)
+    with torch.no_grad():
+        kept.weight.copy_(linear.weight[:, columns.to(linear.weight.device)])
+        if linear.bias is not None:
+            kept.bias.copy_(linear.bias)
+    return kept

@@ -1,0 +1,175 @@
+"""Multiply-accumulates (MACs) of one forward, counted three ways that must agree.
+
+One MAC is one multiplication and one addition: two FLOPs. Matrix products alone are counted. Layer norms,
+softmax, activations and biases are well under 1 % of an encoder of usual size. fvcore puts a number on layer
+norms (5 an element); it is returned apart, so that published counts which hold it can be traced.
+
+Two tools count traced or executed operations, the third way is the closed formula. Under fused attention
+(SDPA) the tools miss the attention products: fvcore gets a handler for it here, torch's counter runs the
+model under eager attention. Quantization replaces the arithmetic of linear layers and removes none of their
+operations, but no tool sees inside a quantized layer; there the closed formula stands alone.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.errors import ModelError
+from edgemin_utils.measurement.parameters import has_packed_weights, part_of
+
+QUANTIZED_NOTE = ("Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
+                  "in them. Their shapes are as in FP32, so the closed formula still holds.")
+
+
+def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
+    """The three counts of one forward of `batch` rows of `length` tokens, and how they agree.
+
+    Returns:
+        batch, length; macs (the closed formula's) and flops (twice that); closed_formula_macs, fvcore_macs,
+        torch_flop_counter_macs; fvcore_with_layer_norms (fvcore's own total); fvcore_ratio and
+        torch_flop_counter_ratio (count / closed formula); note. For a quantized model the tools' counts and
+        ratios are None and the note says why.
+    """
+    closed = closed_formula_macs(model, batch, length)
+    quantized = has_packed_weights(model)
+    by_operator = None if quantized else fvcore_by_operator(model, batch, length)
+    fvcore = None if quantized else _of_matrix_products(by_operator)
+    counter = None if quantized else torch_flop_counter_macs(model, batch, length)
+    return {
+        "batch": batch,
+        "length": length,
+        "macs": closed,
+        "flops": 2 * closed,
+        "closed_formula_macs": closed,
+        "fvcore_macs": fvcore,
+        "torch_flop_counter_macs": counter,
+        "fvcore_with_layer_norms": None if quantized else sum(by_operator.values()),
+        "fvcore_ratio": None if fvcore is None else fvcore / closed,
+        "torch_flop_counter_ratio": None if counter is None else counter / closed,
+        "note": QUANTIZED_NOTE if quantized else "",
+    }
+
+
+def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
+    """MACs by the shapes of the model's own layers, whatever was cut from them, FP32 or quantized.
+
+    A linear layer costs inputs x outputs for each token it sees: every token inside the encoder, the first
+    token alone in the head. In each layer the attention scores and the weighted sum cost length^2 x (heads x
+    head size) each (Vaswani et al. 2017, table 1).
+    """
+    on_each_token = on_first_token = 0
+    for name, linear in _linear_layers(model):
+        products = linear.in_features * linear.out_features
+        if part_of(f"{name}.weight") == "head":
+            on_first_token += products
+        else:
+            on_each_token += products
+    attention = length * length * sum(layer.query.out_features + layer.value.out_features
+                                      for layer in encoder_layers(model))
+    return batch * (length * on_each_token + on_first_token + attention)
+
+
+def fvcore_macs(model: nn.Module, batch: int, length: int) -> int:
+    """MACs of the matrix products by fvcore (its "FLOP" is one MAC). Raises as `fvcore_by_operator`."""
+    return _of_matrix_products(fvcore_by_operator(model, batch, length))
+
+
+def fvcore_by_operator(model: nn.Module, batch: int, length: int) -> dict[str, int]:
+    """fvcore's count of the traced model by operator: linear, layer_norm, and matmul (eager attention) or
+    scaled_dot_product_attention (fused).
+
+    Raises:
+        ModelError: the model is quantized; fvcore cannot trace it.
+    """
+    _refuse_quantized(model, "fvcore")
+    with _evaluated(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of constants that are constant here
+        analysis = FlopCountAnalysis(_FromTokens(model), (_tokens(model, batch, length),))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _scaled_dot_product_attention_macs)
+        return {operator: int(count) for operator, count in analysis.by_operator().items()}
+
+
+def torch_flop_counter_macs(model: nn.Module, batch: int, length: int) -> int:
+    """MACs by torch's FlopCounterMode (its FLOPs halved) of a forward under eager attention.
+
+    The attention implementation that the model had is put back.
+
+    Raises:
+        ModelError: the model is quantized; its linear layers would be counted as nothing.
+    """
+    _refuse_quantized(model, "torch's FLOP counter")
+    with _evaluated(model), _eager_attention(model), FlopCounterMode(display=False) as counter:
+        model(input_ids=_tokens(model, batch, length))
+    return counter.get_total_flops() // 2
+
+
+class _FromTokens(nn.Module):
+    """A model seen as a function of input_ids alone, as tracing needs it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids).logits
+
+
+def _scaled_dot_product_attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Scores (rows x queries x keys x query size) and weighted sum (rows x queries x keys x value size)."""
+    query, key, value = (item.type().sizes() for item in inputs[:3])
+    rows = 1
+    for size in query[:-2]:
+        rows *= size
+    return rows * query[-2] * key[-2] * (query[-1] + value[-1])
+
+
+def _of_matrix_products(by_operator: dict[str, int]) -> int:
+    return sum(count for operator, count in by_operator.items() if operator != "layer_norm")
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, module) of FP32 and quantized linear layers: what has in_features and out_features."""
+    for name, module in model.named_modules():
+        if hasattr(module, "in_features") and hasattr(module, "out_features"):
+            yield name, module
+
+
+def _tokens(model: nn.Module, batch: int, length: int) -> torch.Tensor:
+    """int64 (batch, length): one ordinary token, everywhere; counts do not depend on which."""
+    device = next(model.parameters()).device
+    return torch.full((batch, length), min(7, model.config.vocab_size - 1), dtype=torch.int64, device=device)
+
+
+def _refuse_quantized(model: nn.Module, tool: str) -> None:
+    if has_packed_weights(model):
+        raise ModelError(f"{tool} cannot count a quantized model; use closed_formula_macs")
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the former mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _eager_attention(model: nn.Module) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

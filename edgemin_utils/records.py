@@ -1,0 +1,343 @@
+"""What a stage leaves on disk and how the next one finds it.
+
+Each stage owns `<study>/<task>/seed-<n>/<stage>/<variant>/` with `record.json`, the model and the predictions for
+every dev row. The folder is written under a temporary name and renamed when whole, so that a killed run leaves
+nothing half-made. A record carries a fingerprint of the settings that matter, of the data and of the stages before
+it; a stage whose fingerprint is on disk already is not run again.
+"""
+
+import contextlib
+import datetime
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemin_utils.chain import Stage, plan_chain
+from edgemin_utils.config import Settings, load_settings, study_folder
+from edgemin_utils.errors import StageError, StorageError
+
+RECORD_VERSION = 1
+RECORD_FILE = "record.json"
+# Raise a stage's number when its method changes, so that records made the old way count as stale.
+METHOD_VERSIONS = {"teacher": 1, "distillation": 1, "pruning": 1, "quantization": 1, "measurement": 1}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stage's record: `folder` and the content of its record.json."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.content['stage']}/{self.content['variant']}"
+
+    @property
+    def task(self) -> str:
+        return self.content["task"]
+
+    @property
+    def seed(self) -> int:
+        return self.content["seed"]
+
+    @property
+    def results(self) -> Mapping[str, Any]:
+        """What the stage computed: metrics, sizes, loss history, as the stage's docstring lists it."""
+        return self.content["results"]
+
+
+@dataclass(frozen=True)
+class StageState:
+    """`status` is "done", "stale" or "missing"; `reason` says why a stage is not done."""
+
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One chain of a study: its settings, task, seed and the study's folder."""
+
+    settings: Settings
+    task: str
+    seed: int
+    study: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.study / self.task / f"seed-{self.seed}"
+
+    @property
+    def notebooks(self) -> Path:
+        """Where the runner keeps this chain's executed notebooks."""
+        return self.folder / "notebooks"
+
+    @functools.cached_property
+    def plan(self) -> dict[str, Stage]:
+        return plan_chain(self.settings)
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        from edgemin_utils.data import data_fingerprint  # imports datasets: only when needed
+
+        return data_fingerprint(self.settings, self.task)
+
+    def stage(self, key: str) -> Stage:
+        if key not in self.plan:
+            raise StageError(f"no stage {key!r} under these settings; this chain has: {', '.join(self.plan)}")
+        return self.plan[key]
+
+    def stage_folder(self, key: str) -> Path:
+        return self.folder / key
+
+    def fingerprint(self, key: str) -> str:
+        """16 hexadecimal digits that change when the stage's result could."""
+        return _digest(self._identity(key))
+
+    def _identity(self, key: str) -> dict[str, Any]:
+        stage = self.stage(key)
+        settings = stage.settings(self.settings)
+        for name in ("teacher", "student"):
+            if name in settings:
+                settings[name] = model_identity(settings[name])
+        return {
+            "record_version": RECORD_VERSION, "method": METHOD_VERSIONS[stage.stage], "key": key, "task": self.task,
+            "seed": self.seed, "settings": settings, "data": self.data_fingerprint,
+            "upstream": {name: self.fingerprint(name) for name in stage.upstream},
+        }
+
+    def state(self, key: str) -> StageState:
+        """Whether the stage's record on disk is the one that the settings ask for, and if not, why."""
+        try:
+            record = read_record(self.stage_folder(key))
+        except StageError as error:
+            missing = not self.stage_folder(key).exists()
+            return StageState("missing", "not run yet") if missing else StageState("stale", str(error))
+        if record.content["fingerprint"] == self.fingerprint(key):
+            return StageState("done")
+        return StageState("stale", _difference(record.content["identity"], self._identity(key)))
+
+    def read(self, key: str) -> Record:
+        """The record of a finished stage.
+
+        Raises:
+            StageError: the stage has not been run under these settings; names the notebook that makes it.
+        """
+        state = self.state(key)
+        if state.status != "done":
+            raise StageError(
+                f"{self.task}, seed {self.seed}: stage {key} is {state.status} ({state.reason}). "
+                f"Run notebooks/{self.stage(key).notebook}.ipynb first, with the same settings"
+            )
+        return read_record(self.stage_folder(key))
+
+    def run_stage(self, key: str, compute: Callable[[Path], Mapping[str, Any]]) -> Record:
+        """The record of a stage, computed only if its fingerprint is not on disk.
+
+        `compute` gets an empty folder, writes the model and predictions into it and returns the results as plain
+        data. The folder becomes the stage's own only when everything is written.
+
+        Raises:
+            StageError: a stage that this one needs is not there.
+            StorageError: the disk is full or the folder cannot be written; what was finished before is kept.
+        """
+        from edgemin_utils.measurement.environment import describe_environment
+
+        if self.state(key).status == "done":
+            return read_record(self.stage_folder(key))
+        stage = self.stage(key)
+        for needed in stage.upstream:
+            self.read(needed)
+        final = self.stage_folder(key)
+        with _storage_errors(final), _partial_folder(final) as partial:
+            started = time.perf_counter()
+            results = compute(partial)
+            content = {
+                "record_version": RECORD_VERSION, "stage": stage.stage, "variant": stage.variant, "task": self.task,
+                "seed": self.seed, "profile": self.settings.profile, "fingerprint": self.fingerprint(key),
+                "identity": self._identity(key), "student": stage.student, "distilled": stage.distilled,
+                "pruned": stage.pruned, "quantized": stage.quantized,
+                "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "wall_seconds": time.perf_counter() - started, "environment": describe_environment(),
+                "results": results,
+            }
+            write_json(partial / RECORD_FILE, content)
+            _replace_folder(partial, final)
+        return read_record(final)
+
+
+def open_run(task: str = "sst2", profile: str = "demo", seed: int = 0, output_dir: str | os.PathLike | None = None,
+             overrides: Mapping[str, Any] | None = None) -> Run:
+    """The chain that a notebook's parameters name.
+
+    Raises:
+        SettingError: unknown task, profile or setting, with the nearest known name.
+    """
+    from edgemin_utils.tasks import resolve_task
+
+    settings = load_settings(profile, overrides)
+    return Run(settings, resolve_task(settings, task).name, int(seed), study_folder(output_dir, profile))
+
+
+def read_record(folder: Path) -> Record:
+    """The record in `folder`.
+
+    Raises:
+        StageError: there is none, it is half written, or another version of the package wrote it.
+    """
+    path = Path(folder) / RECORD_FILE
+    rerun = "run the same command again to make it anew"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{folder} holds no {RECORD_FILE}; {rerun}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise StageError(f"{path} is half written or damaged; {rerun}") from None
+    if not isinstance(content, dict) or content.get("record_version") != RECORD_VERSION:
+        found = content.get("record_version") if isinstance(content, dict) else None
+        raise StageError(f"{path} is of record version {found}, this package writes {RECORD_VERSION}; {rerun}")
+    needed = {"stage", "variant", "task", "seed", "fingerprint", "identity", "results"}
+    if not needed <= content.keys():
+        raise StageError(f"{path} lacks {', '.join(sorted(needed - content.keys()))}; {rerun}")
+    return Record(Path(folder), content)
+
+
+def find_records(study: Path) -> list[Record]:
+    """Every readable record under a study's folder, ordered by task, seed and key; unreadable ones are left out."""
+    found = []
+    for path in sorted(Path(study).glob(f"*/seed-*/*/*/{RECORD_FILE}")):
+        if not any(part.startswith(".") for part in path.relative_to(study).parts):
+            with contextlib.suppress(StageError):
+                found.append(read_record(path.parent))
+    return sorted(found, key=lambda record: (record.task, record.seed, record.key))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(plain(content), indent=1, allow_nan=False)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """`value` with NumPy and torch scalars, arrays, tuples and paths turned into plain JSON data; not-a-number
+    and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+@functools.lru_cache(maxsize=32)
+def model_identity(name: str) -> str:
+    """What stands for a model setting in a fingerprint: the content of a folder, else the name itself."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"folder-{digest.hexdigest()[:16]}"
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """One line that names what changed between two identities."""
+    changes = []
+    old_settings, new_settings = old.get("settings", {}), plain(new["settings"])
+    for name in sorted(old_settings.keys() | new_settings.keys()):
+        if old_settings.get(name) != new_settings.get(name):
+            changes.append(f"{name} was {old_settings.get(name)!r}, now {new_settings.get(name)!r}")
+    if old.get("data") != new["data"]:
+        changes.append("the data changed")
+    for name, fingerprint in new["upstream"].items():
+        if old.get("upstream", {}).get(name) != fingerprint:
+            changes.append(f"{name} changed")
+    if old.get("method") != new["method"]:
+        changes.append("the package computes this stage differently now")
+    return "; ".join(changes) or "another run's record"
+
+
+@contextlib.contextmanager
+def _partial_folder(final: Path):
+    """A fresh folder beside `final`, removed if anything goes wrong; leftovers of dead processes are removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".{final.name}.partial-*"):
+        if not _process_runs(int(leftover.name.rsplit("-", 1)[1])):
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(partial: Path, final: Path) -> None:
+    """Moves a whole folder into place; a former one goes only once the new one can take its name."""
+    old = final.parent / f".{final.name}.old-{os.getpid()}"
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _process_runs(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: Path):
+    """Turns a full or unwritable disk into one sentence; other errors pass."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if full:
+            raise StorageError(f"the disk that holds {folder.parent} is full; finished stages are kept. Free some "
+                               "space or choose another --output-dir, then run the same command again") from error
+        if number in (errno.EACCES, errno.EROFS) and getattr(error, "filename", None):
+            raise StorageError(f"{error.filename} cannot be written ({error.strerror}); choose another "
+                               "--output-dir") from error
+        raise

@@ -1,0 +1,429 @@
+"""The stages of a chain: each takes a `Run`, computes what is not on disk yet and returns its record.
+
+This is where data, models and records meet; how things are computed is in the modules that it calls. The content of
+`results` is listed at each stage.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from edgemin_utils import quantization
+from edgemin_utils.chain import TEACHER, distillation_key, scan_key
+from edgemin_utils.checkpoints import load_model, save_model
+from edgemin_utils.data import TaskData, load_task_data, task_statistics
+from edgemin_utils.distillation import find_objective, relation_matrices, soft_target_loss
+from edgemin_utils.encoders import (
+    describe_model,
+    encoder_layers,
+    input_names,
+    longest_input,
+    model_with_layers,
+    scratch_model,
+)
+from edgemin_utils.errors import ModelError
+from edgemin_utils.measurement.accuracy import classification_metrics, confusion_matrix
+from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
+from edgemin_utils.measurement.operations import count_operations
+from edgemin_utils.measurement.parameters import (
+    bytes_by_part,
+    framework_parameters,
+    saved_bytes,
+    stored_weights,
+    weights_by_part,
+)
+from edgemin_utils.pruning import (
+    accuracy_as_heads_go,
+    find_criterion,
+    parameters_of_units,
+    plan_removal,
+    removal_order,
+    remove_units,
+)
+from edgemin_utils.records import Record, Run
+from edgemin_utils.statistics import accuracy_interval
+from edgemin_utils.teacher_signals import signal_source
+from edgemin_utils.tokenization import load_tokenizer, tokenize, train_tokenizer
+from edgemin_utils.training import Phase, TrainingLog, batches, label_loss, predict, train_phases
+
+# Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
+FEWEST_POSITIONS = 128
+OPERATION_LENGTHS = (32, 128)
+TOKEN_LENGTH_SAMPLE = 5000
+
+
+@dataclass(frozen=True)
+class TokenizedTask:
+    """A chain's rows as the models see them: `data` as read, and train, holdout and dev tokenized.
+
+    `truncated` maps split -> rows longer than the model takes, which were cut.
+    """
+
+    data: TaskData
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    holdout: Dataset
+    dev: dict[str, Dataset]
+    truncated: dict[str, int]
+
+    def describe(self) -> dict[str, Any]:
+        """The `data` entry of a record."""
+        task = self.data.task
+        return {
+            "title": task.title, "text_columns": task.text_columns, "labels": task.labels, "source": self.data.source,
+            "notes": self.data.notes, "train_rows": len(self.train), "holdout_rows": len(self.holdout),
+            "dev_rows": {split: len(rows) for split, rows in self.dev.items()}, "truncated_rows": self.truncated,
+            "fingerprint": self.data.fingerprint}
+
+
+def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequence[nn.Module],
+                   data: TaskData | None = None) -> TokenizedTask:
+    """The chain's rows tokenized for `models`, cut to the shortest of their longest inputs."""
+    data = data or load_task_data(run.settings, run.task, run.seed)
+    if any("token_type_ids" in input_names(model) for model in models) \
+            and "token_type_ids" not in tokenizer.model_input_names:
+        # A DistilBERT tokenizer leaves them out; a BERT student of a DistilBERT teacher needs them.
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+    limit = min(run.settings.max_length, *(longest_input(model) for model in models))
+    splits = {"train": data.train, "holdout": data.holdout, **data.dev}
+    tokenized = {name: tokenize(rows, tokenizer, data.task, limit) for name, rows in splits.items()}
+    return TokenizedTask(data, tokenizer, tokenized["train"][0], tokenized["holdout"][0],
+                         {name: tokenized[name][0] for name in data.dev},
+                         {name: cut for name, (_, cut) in tokenized.items()})
+
+
+# ---- teacher ---------------------------------------------------------------------------------------------------
+
+
+def fine_tune_teacher(run: Run) -> Record:
+    """Stage `teacher/fine-tuned`.
+
+    Results: data (also statistics and token_lengths), metrics, confusion, size, operations, model, training.
+    """
+    return run.run_stage(TEACHER, lambda folder: _fine_tune_teacher(run, folder))
+
+
+def _fine_tune_teacher(run: Run, folder: Path) -> dict[str, Any]:
+    settings = run.settings
+    data = load_task_data(settings, run.task, run.seed)
+    tokenizer, model = make_teacher(run, data)
+    rows = tokenized_task(run, tokenizer, [model], data)
+    phase = Phase("fine-tuning", settings.teacher_epochs, settings.teacher_learning_rate, label_loss)
+    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
+    save_model(model, folder, tokenizer)
+    results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
+    results["data"]["statistics"] = task_statistics(data)
+    results["data"]["token_lengths"] = list(rows.train["length"])[:TOKEN_LENGTH_SAMPLE]
+    return results
+
+
+def make_teacher(run: Run, data: TaskData) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """The tokenizer and the untrained (or pretrained) teacher that the settings name; new weights from the seed."""
+    settings, labels = run.settings, data.task.labels
+    set_seed(run.seed)
+    if settings.teacher != "scratch":
+        tokenizer = load_tokenizer(settings.teacher)
+        return tokenizer, load_model(settings.teacher, labels, settings.attention_implementation, settings.dropout)
+    texts = (text for column in data.task.text_columns for text in data.train[column])
+    tokenizer = train_tokenizer(texts, settings.vocabulary_size)
+    model = scratch_model(
+        settings.teacher_family, settings.teacher_layers, settings.teacher_hidden_size, settings.teacher_heads,
+        settings.teacher_intermediate_size, len(tokenizer), labels, max(settings.max_length, FEWEST_POSITIONS),
+        tokenizer.pad_token_id, settings.dropout)
+    return tokenizer, model
+
+
+# ---- students --------------------------------------------------------------------------------------------------
+
+
+def train_student(run: Run, student: str) -> Record:
+    """Stage `distillation/<student>`: the main student by its objective's name, or a baseline's name.
+
+    Results: as the teacher's; with a relation objective also relations (one sentence's matrices).
+    """
+    return run.run_stage(distillation_key(student), lambda folder: _train_student(run, student, folder))
+
+
+def _train_student(run: Run, name: str, folder: Path) -> dict[str, Any]:
+    settings = run.settings
+    objective = find_objective(name)
+    tokenizer, teacher = load_stage_model(run, TEACHER)
+    model = make_student(run, teacher, tokenizer, pretrained=name == "none-pretrained")
+    rows = tokenized_task(run, tokenizer, [teacher, model])
+    signals, started = objective.signals(settings, teacher), time.perf_counter()
+    # Checked before the teacher's pass over the rows: a mismatch should not cost minutes.
+    objective.phases(settings, teacher, model, None)
+    source = signal_source(teacher, rows.train, tokenizer, signals, settings.evaluation_batch_size,
+                           settings.teacher_cache_gigabytes) if signals else None
+    signal_seconds = time.perf_counter() - started
+    relations = [name for name in signals if name != "logits"]
+    looked_at = _look_at_relations(run, rows, {"teacher": teacher, "student before": model}) if relations else {}
+    phases = objective.phases(settings, teacher, model, source)
+    log = train_phases(model, rows.train, phases, tokenizer, settings, run.seed, rows.holdout)
+    if relations:
+        looked_at["models"].update(_look_at_relations(run, rows, {"student after": model})["models"])
+    save_model(model, folder, tokenizer)
+    results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
+    results["seconds_by_part"]["teacher signals"] = signal_seconds
+    return {**results, "objective": name, "source": objective.source, "relations": looked_at}
+
+
+def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
+                 pretrained: bool = False) -> nn.Module:
+    """The student before training, as `settings.student` names it.
+
+    Args:
+        pretrained: take the same layers, but from the checkpoint that the teacher came from instead of from the
+            fine-tuned teacher.
+
+    Raises:
+        ModelError: the student's vocabulary is not the teacher's (relations are compared token by token), or the
+            layers asked for do not exist.
+    """
+    settings, labels = run.settings, list(teacher.config.id2label.values())
+    set_seed(run.seed)
+    kind = settings.student
+    if pretrained or kind == "pretrained-layers":
+        if settings.teacher == "scratch":
+            raise ModelError("a scratch teacher has no pretrained layers; use student = teacher-layers or scratch, "
+                             "and leave the baseline none-pretrained out")
+        source = load_model(settings.teacher, labels, settings.attention_implementation, settings.dropout)
+        return model_with_layers(source, settings.student_from_layers)
+    if kind == "teacher-layers":
+        return model_with_layers(teacher, settings.student_from_layers)
+    if kind == "scratch":
+        return scratch_model(
+            settings.teacher_family, settings.student_layers, settings.student_hidden_size, settings.student_heads,
+            settings.student_intermediate_size, teacher.config.vocab_size, labels,
+            max(settings.max_length, FEWEST_POSITIONS), tokenizer.pad_token_id, settings.dropout)
+    if load_tokenizer(kind).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(f"student {kind!r} has another vocabulary than the teacher; relations are compared token by "
+                         "token, so choose a student with the teacher's tokenizer, or student = scratch")
+    return load_model(kind, labels, settings.attention_implementation, settings.dropout)
+
+
+def _look_at_relations(run: Run, rows: TokenizedTask, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Relation matrices of the main dev split's first row of ordinary length, for the notebook to draw."""
+    settings, split = run.settings, next(iter(rows.dev.values()))
+    ordinary = next((place for place, length in enumerate(split["length"]) if 8 <= length <= 20), 0)
+    sentence = split.select([ordinary])
+    _, batch = next(batches(sentence, rows.tokenizer, 1))
+    matrices = {}
+    for name, model in models.items():
+        layer = settings.teacher_layer if name == "teacher" else settings.student_layer
+        matrices[name] = relation_matrices(model.eval(), batch, layer, settings.relation_pairs,
+                                           settings.relation_heads)
+    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]),
+            "models": {name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
+                       for name, pairs in matrices.items()}}
+
+
+# ---- pruning ---------------------------------------------------------------------------------------------------
+
+
+def scan_heads(run: Run) -> Record:
+    """Stage `pruning/<student>+head-scan`: importance of every head, and accuracy as heads are taken away.
+
+    Results: importance (criterion -> layers x heads), curves (order -> [{removed, accuracy}]), rows, total_heads,
+    split.
+    """
+    key = scan_key(run.settings.objective)
+    return run.run_stage(key, lambda folder: _scan_heads(run))
+
+
+def _scan_heads(run: Run) -> dict[str, Any]:
+    settings = run.settings
+    tokenizer, model = load_stage_model(run, distillation_key(settings.objective))
+    rows = tokenized_task(run, tokenizer, [model])
+    held_out, split = (rows.holdout, "hold-out") if len(rows.holdout) else (rows.train, "train")
+    held_out = held_out.select(range(min(settings.scan_rows, len(held_out))))
+    importance = {name: _importance(run, model, rows, name) for name in ("gradient", "magnitude")}
+    orders = {name: removal_order(values) for name, values in importance.items()}
+    for draw in range(1, settings.random_draws + 1):
+        orders[f"random-{draw}"] = removal_order(_importance(run, model, rows, "random", seed=run.seed + draw))
+    curves = {name: accuracy_as_heads_go(model, held_out, tokenizer, order, settings.evaluation_batch_size)
+              for name, order in orders.items()}
+    return {"importance": importance, "curves": curves, "rows": len(held_out), "split": split,
+            "total_heads": sum(layer.num_heads for layer in encoder_layers(model)),
+            "importance_rows": min(settings.importance_rows, len(rows.train))}
+
+
+def _importance(run: Run, model: nn.Module, rows: TokenizedTask, criterion: str, units: str = "heads",
+                seed: int | None = None) -> list[np.ndarray]:
+    settings = run.settings
+    chosen = rows.train.select(range(min(settings.importance_rows, len(rows.train))))
+    return find_criterion(criterion)(model, chosen, rows.tokenizer, label_loss, settings.evaluation_batch_size,
+                                     units, run.seed if seed is None else seed)
+
+
+def prune_student(run: Run, key: str) -> Record:
+    """Stage `pruning/<student>+<criterion>-...`: heads (and neurons) cut out for real, then recovery fine-tuning.
+
+    Results: as a student's, and criterion, scope, ratio, importance, removed_heads, removed_neurons (numbers a
+    layer), parameters_removed, metrics_before, metrics_after_cut (before recovery).
+    """
+    return run.run_stage(key, lambda folder: _prune_student(run, key, folder))
+
+
+def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
+    settings, stage = run.settings, run.stage(key)
+    dense = stage.upstream[0]
+    tokenizer, model = load_stage_model(run, dense)
+    teacher = load_stage_model(run, TEACHER)[1] if TEACHER in stage.upstream else None
+    rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
+    importance = _importance(run, model, rows, settings.pruning_criterion)
+    heads = plan_removal(importance, settings.head_prune_ratio, settings.pruning_scope)
+    neurons = plan_removal(_importance(run, model, rows, settings.pruning_criterion, "neurons"),
+                           settings.feed_forward_prune_ratio, settings.pruning_scope)
+    by_formula = parameters_of_units(model, heads) + parameters_of_units(model, neurons, "neurons")
+    before = framework_parameters(model)
+    remove_units(model, heads)
+    remove_units(model, neurons, "neurons")
+    if before - framework_parameters(model) != by_formula:
+        raise ModelError(f"{key}: the cut removed {before - framework_parameters(model)} parameters where the formula "
+                         f"says {by_formula}")
+    after_cut, _ = _evaluate(model, rows, settings.evaluation_batch_size, None)
+    loss = label_loss
+    if teacher is not None:
+        signals = signal_source(teacher, rows.train, tokenizer, ("logits",), settings.evaluation_batch_size,
+                                settings.teacher_cache_gigabytes)
+        loss = soft_target_loss(signals, settings.temperature, settings.soft_target_weight)
+    phase = Phase("recovery", settings.recovery_epochs, settings.recovery_learning_rate, loss)
+    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
+    save_model(model, folder, tokenizer)
+    return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
+            "criterion": settings.pruning_criterion, "scope": settings.pruning_scope,
+            "ratio": settings.head_prune_ratio, "importance": importance, "removed_heads": heads,
+            "removed_neurons": [len(numbers) for numbers in neurons], "parameters_removed": by_formula,
+            "metrics_before": run.read(dense).results["metrics"], "metrics_after_cut": after_cut}
+
+
+# ---- quantization ----------------------------------------------------------------------------------------------
+
+
+def quantize_model(run: Run, key: str) -> Record:
+    """Stage `quantization/<source>+<scheme>`.
+
+    Results: data, metrics, confusion, size, operations, model, scheme, layers (what is quantized and its bytes),
+    size_before, agreement (share of predictions equal to the source's), quick_latency (a quick look, one thread).
+    """
+    return run.run_stage(key, lambda folder: _quantize_model(run, key, folder))
+
+
+def _quantize_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
+    settings, source = run.settings, run.stage(key).upstream[0]
+    tokenizer, model = load_stage_model(run, source)
+    rows = tokenized_task(run, tokenizer, [model])
+    quantized = quantization.quantize(model, settings.quantization_scheme)
+    quantization.save_quantized(quantized, folder, settings.quantization_scheme, tokenizer)
+    results = describe_trained(quantized, folder, rows, settings.evaluation_batch_size, None)
+    agreement = {}
+    for split in rows.dev:
+        old, new = (read_predictions(place, split)["prediction"] for place in (run.stage_folder(source), folder))
+        agreement[split] = float((old.to_numpy() == new.to_numpy()).mean())
+    return {**results, "scheme": settings.quantization_scheme, "layers": quantization.layer_table(model, quantized),
+            "size_before": run.read(source).results["size"], "agreement": agreement,
+            "quick_latency": _quick_look({"fp32": model, "int8": quantized})}
+
+
+def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """Median times on fixed inputs at batch 1 on one thread: a look, marked as such, not a result."""
+    rows = []
+    for length in OPERATION_LENGTHS:
+        inputs = fixed_inputs(1, length, next(iter(models.values())).config.vocab_size)
+        timed = measure_latency({name: predictor(model) for name, model in models.items()}, [inputs], 1,
+                                PROTOCOLS["quick"])
+        rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
+    return rows
+
+
+def predictor(model: nn.Module):
+    """A function from a batch to logits, as the latency protocol times it."""
+    names = input_names(model)
+    return lambda batch: model(**{name: batch[name] for name in names if name in batch}).logits
+
+
+# ---- what every stage shares -----------------------------------------------------------------------------------
+
+
+def load_stage_model(run: Run, key: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """The tokenizer and model that a finished stage left; raises StageError when it is not there."""
+    folder = run.read(key).folder
+    return load_tokenizer(str(folder)), quantization.load_model(folder, run.settings.attention_implementation)
+
+
+def describe_trained(model: nn.Module, folder: Path, rows: TokenizedTask, batch_size: int,
+                     log: TrainingLog | None) -> dict[str, Any]:
+    """The entries that every stage with a model shares; writes `predictions-<split>.csv` into `folder`."""
+    started = time.perf_counter()
+    metrics, confusion = _evaluate(model, rows, batch_size, folder)
+    results = {
+        "data": rows.describe(), "metrics": metrics, "confusion": confusion, "model": describe_model(model),
+        "size": {"framework_parameters": framework_parameters(model), "stored_weights": stored_weights(model),
+                 "parts": weights_by_part(model), "bytes_per_part": bytes_by_part(model),
+                 "fp32_bytes": 4 * stored_weights(model), **saved_bytes(folder)},
+        "operations": {f"1x{length}": count_operations(model, 1, length) for length in OPERATION_LENGTHS},
+        "seconds_by_part": {"evaluation": time.perf_counter() - started}}
+    if log is not None:
+        results["training"] = log.as_dict()
+        results["seconds_by_part"] |= {phase["name"]: phase["seconds"] for phase in log.phases}
+    return results
+
+
+def _evaluate(model: nn.Module, rows: TokenizedTask, batch_size: int,
+              folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics with 95 % intervals and the confusion matrix of every dev split."""
+    count = len(rows.data.task.labels)
+    metrics, confusion = {}, {}
+    for split, tokenized in rows.dev.items():
+        logits = predict(model, tokenized, rows.tokenizer, batch_size)
+        labels, predictions = np.asarray(tokenized["labels"]), logits.argmax(axis=1)
+        interval = accuracy_interval(int((predictions == labels).sum()), len(labels))
+        metrics[split] = {**classification_metrics(predictions, labels, count), "rows": len(labels),
+                          "accuracy_low": interval.low, "accuracy_high": interval.high}
+        confusion[split] = confusion_matrix(predictions, labels, count)
+        if folder is not None:
+            write_predictions(folder, split, tokenized["row"], labels, logits)
+    return metrics, confusion
+
+
+def write_predictions(folder: Path, split: str, rows: Sequence[int], labels: np.ndarray, logits: np.ndarray) -> None:
+    """`predictions-<split>.csv`: row, label, prediction and one logit column a class, in the split's order."""
+    frame = pd.DataFrame({"row": list(rows), "label": labels, "prediction": logits.argmax(axis=1)})
+    for number in range(logits.shape[1]):
+        frame[f"logit_{number}"] = logits[:, number]
+    frame.to_csv(folder / f"predictions-{split}.csv", index=False, float_format="%.6g")
+
+
+def read_predictions(folder: Path, split: str) -> pd.DataFrame:
+    """What `write_predictions` wrote."""
+    return pd.read_csv(folder / f"predictions-{split}.csv")
+
+
+def run_stage_kind(run: Run, kind: str) -> list[Record]:
+    """All of a chain's stages of one kind ("teacher", "distillation", "pruning", "quantization")."""
+    return [run_stage(run, key) for key, stage in run.plan.items() if stage.stage == kind]
+
+
+def run_stage(run: Run, key: str) -> Record:
+    """The stage of that key, whatever its kind."""
+    stage = run.stage(key)
+    if stage.stage == "teacher":
+        return fine_tune_teacher(run)
+    if stage.stage == "distillation":
+        return train_student(run, stage.variant)
+    if stage.stage == "pruning":
+        return prune_student(run, key) if stage.pruned else scan_heads(run)
+    if stage.stage == "quantization":
+        return quantize_model(run, key)
+    from edgemin_utils.cost import measure_chain
+
+    return measure_chain(run)

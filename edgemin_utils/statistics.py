@@ -1,0 +1,193 @@
+"""Intervals and paired tests: what a difference between two measured numbers is worth.
+
+Every interval is two-sided and, unless said otherwise, at 95 %. Every resampling takes a seed, so that the
+same numbers give the same interval.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from edgemin_utils.errors import DataError
+
+RESAMPLES = 2000
+# Resampling works in blocks of about this many numbers (8 bytes each), so that a long dev split fits in
+# memory.
+_BLOCK_NUMBERS = 4_000_000
+
+
+class Interval(NamedTuple):
+    """Lower and upper end of a confidence interval, in the unit of the estimate."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """A number with its confidence interval. `low` and `high` are None where one value alone was given."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def accuracy_interval(correct: int, total: int, method: str = "wilson", confidence: float = 0.95) -> Interval:
+    """Confidence interval of an accuracy, a binomial proportion in 0..1.
+
+    Args:
+        correct: rows predicted right.
+        total: rows predicted.
+        method: "wilson" (score interval, Wilson 1927) or "exact" (Clopper and Pearson 1934, never too
+        narrow).
+
+    Raises:
+        DataError: no rows, more right rows than rows, or an unknown method.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise DataError(f"{correct} right of {total} rows is no accuracy; give 0 <= right <= rows")
+    if method not in ("wilson", "exact"):
+        raise DataError(f"unknown interval method {method!r}; take 'wilson' or 'exact'")
+    interval = stats.binomtest(int(correct), int(total)).proportion_ci(confidence, method=method)
+    return Interval(float(interval.low), float(interval.high))
+
+
+def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> float:
+    """p-value of the exact two-sided McNemar test (McNemar 1947) of two models on the same rows.
+
+    Only the discordant rows count: under the null hypothesis each of them is as likely to be right under one
+    model as under the other. Without any discordant row the p-value is 1.
+
+    Args:
+        first_correct, second_correct: bool (rows,), whether the row was predicted right.
+    """
+    first, second = _paired(first_correct, second_correct, bool)
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(~first & second))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def compare_predictions(
+    first: ArrayLike, second: ArrayLike, labels: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """How two models differ on the same labelled rows: the second's accuracy minus the first's.
+
+    Args:
+        first, second: int (rows,), predicted classes.
+        labels: int (rows,), true classes.
+        samples: bootstrap resamples of rows; both models are resampled together (paired, percentile
+        interval).
+
+    Returns:
+        rows, first_accuracy, second_accuracy, difference, low, high (interval of the difference), only_first,
+        only_second (rows that one model alone predicts right), p_value (exact McNemar).
+
+    Raises:
+        DataError: the three do not have the same length, or are empty.
+    """
+    first, truth = _paired(first, labels)
+    second, truth = _paired(second, labels)
+    first_correct, second_correct = first == truth, second == truth
+    low, high = _bootstrap((second_correct.astype(float), first_correct.astype(float)), _difference_of_means,
+                           samples, seed, confidence)
+    return {
+        "rows": len(truth),
+        "first_accuracy": float(first_correct.mean()),
+        "second_accuracy": float(second_correct.mean()),
+        "difference": float(second_correct.mean() - first_correct.mean()),
+        "low": low,
+        "high": high,
+        "only_first": int(np.sum(first_correct & ~second_correct)),
+        "only_second": int(np.sum(~first_correct & second_correct)),
+        "p_value": mcnemar(first_correct, second_correct),
+    }
+
+
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being a family of tests (Holm 1979), in the order given.
+
+    The i-th smallest of m (i from 0) is multiplied by m - i; an adjusted value is never under the one before
+    it in rising order and never over 1.
+
+    Raises:
+        DataError: a value is not from 0 to 1.
+    """
+    values = np.asarray(p_values, dtype=float)
+    if values.size and not np.all((values >= 0) & (values <= 1)):
+        raise DataError(f"p-values must lie from 0 to 1, not {list(p_values)}")
+    order = np.argsort(values, kind="stable")
+    stepped = values[order] * (len(values) - np.arange(len(values)))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted.tolist()
+
+
+def bootstrap_interval_of_ratio_of_medians(
+    a_rounds: ArrayLike, b_rounds: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """median(a) / median(b) with its percentile bootstrap interval, resampling whole rounds.
+
+    A round timed both variants one after the other on the same input; drawing rounds keeps that pairing, so
+    what slows a whole round down cancels in the ratio. With `a` the baseline, the ratio is b's speed-up.
+
+    Args:
+        a_rounds, b_rounds: positive numbers (rounds,), in one unit.
+
+    Raises:
+        DataError: unequal lengths, no round, or a value that is not positive.
+    """
+    a, b = _paired(a_rounds, b_rounds, float)
+    if not (np.all(a > 0) and np.all(b > 0)):
+        raise DataError("a ratio of times needs times over zero; check the raw values")
+    low, high = _bootstrap((a, b), _ratio_of_medians, samples, seed, confidence)
+    return Estimate(float(np.median(a) / np.median(b)), low, high)
+
+
+def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Mean of one number a seed, with Student's t-interval; one seed alone has none (low and high are None).
+
+    Raises:
+        DataError: no value.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise DataError("a mean over seeds needs one number a seed, at least one")
+    mean = float(numbers.mean())
+    if numbers.size == 1:
+        return Estimate(mean, None, None)
+    half = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1) * stats.sem(numbers))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _paired(first: ArrayLike, second: ArrayLike, dtype: type | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Both as one-dimensional arrays of the same length, at least 1."""
+    one, other = np.asarray(first, dtype=dtype), np.asarray(second, dtype=dtype)
+    if one.ndim != 1 or one.shape != other.shape or one.size == 0:
+        raise DataError(f"paired values need one row each, at least one; got {one.shape} and {other.shape}")
+    return one, other
+
+
+def _difference_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(first, axis=axis) - np.mean(second, axis=axis)
+
+
+def _ratio_of_medians(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.median(first, axis=axis) / np.median(second, axis=axis)
+
+
+def _bootstrap(data: tuple[np.ndarray, np.ndarray], statistic, samples: int, seed: int,
+               confidence: float) -> Interval:
+    """Percentile interval of a statistic of two paired samples."""
+    if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two
+        only = float(statistic(*data))
+        return Interval(only, only)
+    result = stats.bootstrap(data, statistic, paired=True, vectorized=True, n_resamples=samples,
+                             batch=max(1, _BLOCK_NUMBERS // len(data[0])), method="percentile",
+                             confidence_level=confidence, rng=np.random.default_rng(seed))
+    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))

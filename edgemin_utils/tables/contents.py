@@ -1,0 +1,251 @@
+"""The study's tables: which columns each one shows, and the effects that the 2x2x2 factorial gives."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from edgemin_utils.tables.summary import (
+    as_records,
+    latencies,
+    name_models,
+    spread_latency,
+    summarize,
+)
+from edgemin_utils.tables.variants import StudyRecords, describe_data, is_synthetic, main_student
+
+FACTORS = ("distilled", "pruned", "quantized")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with the numbers (`frame`), its file name, its title and what a reader must know beside it."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def main_results(study: Path | StudyRecords) -> pd.DataFrame:
+    """One row per task, dev split and model: what it gets right, what it keeps of the teacher, and how it differs
+    from the model it came from. The columns are those of `summary.summarize`."""
+    return _choose(summarize(study), ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept",
+                                      "difference", "p_value", "test", "compared_with", "rows", "seeds", "folder"])
+
+
+def cost_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """One row per task and model: stored weights, file, multiply-accumulates of one forward pass, median latency of
+    one row with one thread, speed-up over the teacher, peak memory of a fresh process."""
+    frame = _one_row_per_model(summarize(study))
+    longest = longest_input(frame)
+    columns = ["task", "model", "parameters", "listed_parameters", "fewer", "megabytes", "smaller",
+               *([f"macs_{longest}"] if longest else []), *columns_of(frame, "latency"),
+               *([f"speed_up_{longest}"] if f"speed_up_{longest}" in frame else []),
+               "peak_memory", "memory_baseline", "folder"]
+    return _choose(frame, columns)
+
+
+def latency_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """One row per task, thread count and model: median latency and speed-up over the teacher for every input.
+
+    The interquartile ranges, 90th percentiles and run counts stand in columns that `layout.readable` leaves out.
+    """
+    records = as_records(study)
+    frame = latencies(records)
+    if frame.empty:
+        return pd.DataFrame(columns=["task", "threads", "model", "folder"])
+    frame = name_models(records, spread_latency(frame, ["task", "key", "threads"]))
+    frame = pd.concat([group.sort_values("threads", kind="stable") for _, group in frame.groupby("task", sort=False)],
+                      ignore_index=True)
+    wide = [name for name in frame if name.startswith(("latency_", "speed_up_"))]
+    return frame[["task", "threads", "model", *wide, "folder"]]
+
+
+def factorial_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """The eight students of distilled x pruned x quantized, per task and dev split."""
+    records = as_records(study)
+    frame = _factorial_rows(records, summarize(records))
+    longest = longest_input(frame)
+    columns = ["task", "split", *FACTORS, "accuracy", "parameters", "megabytes",
+               *([f"latency_{longest}"] if f"latency_{longest}" in frame else []), "folder"]
+    return _choose(frame, columns)
+
+
+def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
+    """Main effects and interactions of distilled, pruned and quantized, per task and dev split.
+
+    An effect is the mean over the four models whose codes (+1 with, -1 without; for an interaction their product)
+    are +1, minus the mean over the other four: in percentage points of accuracy, and for latency and file size as a
+    ratio of geometric means (under 1: faster, smaller). It is worked out where all eight models are there.
+    """
+    records = as_records(study)
+    frame = _factorial_rows(records, summarize(records))
+    longest = longest_input(frame)
+    outcomes = {"accuracy_effect": ("accuracy", False), "size_ratio": ("megabytes", True)}
+    if f"latency_{longest}" in frame:
+        outcomes["latency_ratio"] = (f"latency_{longest}", True)
+    rows = []
+    for (task, split), group in frame.groupby(["task", "split"], sort=False):
+        if len(group) == 8 and len(group[list(FACTORS)].drop_duplicates()) == 8:
+            for terms in _terms():
+                rows.append({"task": task, "split": split, "effect": " x ".join(terms)} | {
+                    name: factorial_effect(group, terms, column, ratio)
+                    for name, (column, ratio) in outcomes.items()})
+    return pd.DataFrame(rows, columns=["task", "split", "effect", *outcomes])
+
+
+def factorial_effect(eight: pd.DataFrame, terms: tuple[str, ...], outcome: str, ratio: bool = False) -> float:
+    """Effect of one factor, or interaction of several, on column `outcome` of a full 2x2x2 design (NaN where a value
+    is missing). With `ratio` the means are geometric and their quotient is returned.
+
+    Montgomery, Design and Analysis of Experiments, contrasts of a 2^k design.
+    """
+    codes = np.prod([np.where(eight[name].astype(bool), 1, -1) for name in terms], axis=0)
+    values = eight[outcome].to_numpy(dtype=float)
+    values = np.log(values) if ratio else values
+    effect = values[codes > 0].mean() - values[codes < 0].mean()
+    return float(np.exp(effect) if ratio else effect)
+
+
+def training_time_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """One row per task and model: how long its stage took, and how fast its training loop ran (means over seeds)."""
+    records = as_records(study)
+    rows = []
+    for chain in records.chains:
+        for key, record in chain.models.items():
+            phases = (record.results.get("training") or {}).get("phases") or []
+            seconds = [phase["seconds"] for phase in phases]
+            seen = sum(phase["examples_per_second"] * phase["seconds"] for phase in phases)
+            rows.append({"task": chain.task, "key": key, "epochs": sum(phase["epochs"] for phase in phases) or np.nan,
+                         "steps": sum(phase["steps"] for phase in phases) or np.nan,
+                         "training_seconds": sum(seconds) or np.nan,
+                         "examples_per_second": seen / sum(seconds) if sum(seconds) else np.nan,
+                         "stage_seconds": record.content.get("wall_seconds", np.nan)})
+    if not rows:
+        return pd.DataFrame(columns=["task", "model", "stage_seconds", "folder"])
+    frame = pd.DataFrame(rows).groupby(["task", "key"], sort=False).mean().reset_index()
+    return _choose(name_models(records, frame), ["task", "model", "epochs", "steps", "examples_per_second",
+                                                 "training_seconds", "stage_seconds", "folder"])
+
+
+def every_table(study: Path | StudyRecords) -> list[Table]:
+    """All tables of the report, with their titles and notes."""
+    records = as_records(study)
+    notes = table_notes(records)
+    data = f" ({data_kind(records)})" if data_kind(records) else ""
+    accuracy = ("Brackets hold 95 % intervals: Wilson's of the dev rows for one seed, Student's t over several seeds.",
+                "Difference: percentage points to the model it came from, with its paired 95 % interval; p from the "
+                "exact McNemar test (one seed) or Student's t over the seeds, not corrected for several tests.",
+                "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.")
+    size = ("Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are "
+            "10^6 bytes of the saved model; MACs are multiply-accumulates by the closed formula; memory is the peak "
+            "of a fresh process, import baseline in the csv file.",)
+    timing = (latency_note(records), *noise_note(records))
+    return [
+        Table("main_results", f"Accuracy per task and model{data}", main_results(records), (*accuracy, *notes)),
+        Table("cost", f"Size, operations, latency and memory per model{data}", cost_table(records),
+              (*size, *timing, *notes)),
+        Table("latency", f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
+              latency_table(records), (*timing, *notes)),
+        Table("factorial", f"Distilled x pruned x quantized{data}", factorial_table(records), (*timing, *notes)),
+        Table("factorial_effects", f"Main effects and interactions of the three steps{data}",
+              factorial_effects(records),
+              ("Effects on accuracy in percentage points; on size and latency as ratios (under 1: smaller, faster).",
+               *timing, *notes)),
+        Table("training_time", f"Time per stage{data}", training_time_table(records), notes),
+    ]
+
+
+def table_notes(study: Path | StudyRecords) -> tuple[str, ...]:
+    """What every table says beside it: where rows come from, seeds, processor, what is missing."""
+    records = as_records(study)
+    notes = []
+    for task in records.tasks:
+        chains = records.of_task(task)
+        seeds = ", ".join(str(chain.seed) for chain in chains)
+        notes.append(f"{task}: {data_description(chains)}; seed{'s' if len(chains) > 1 else ''} {seeds}.")
+    processors = sorted({_processor(record.content.get("environment") or {}) for record in records.records})
+    if processors:
+        notes.append(f"Processor: {'; '.join(processors)}.")
+    return (*notes, *(f"{note}." for note in records.notes))
+
+
+def data_description(chains: list) -> str:
+    """Where a task's rows come from and how many there are; synthetic rows are called synthetic."""
+    data = describe_data(chains)
+    if data is None:
+        return "data not described in the records"
+    dev = ", ".join(f"{count:,} {name}" for name, count in (data.get("dev_rows") or {}).items())
+    return f"{data.get('source', 'source not recorded')}; {data.get('train_rows', 0):,} train rows, dev rows: {dev}"
+
+
+def data_kind(records: StudyRecords) -> str:
+    """"synthetic data" if every task's rows are, "partly synthetic data" if some are, else nothing."""
+    synthetic = [is_synthetic(records.of_task(task)) for task in records.tasks]
+    return "synthetic data" if synthetic and all(synthetic) else "partly synthetic data" if any(synthetic) else ""
+
+
+def latency_note(records: StudyRecords) -> str:
+    """The latency protocol, or that nothing was timed."""
+    measured = [chain.measurement.results for chain in records.chains if chain.measurement]
+    if not measured:
+        return "Latency and memory are not measured."
+    protocols = sorted({str(item.get("protocol")) for item in measured})
+    runs = [row["runs"] for item in measured for row in item.get("latency") or [] if row.get("runs")]
+    count = f", {min(runs):,} runs or more a row" if runs else ""
+    text = f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models timed in turn, those of equal shapes and "
+            "scheme once for all of them."
+    text = " ".join([text, *sorted({item["int8_note"] for item in measured if item.get("int8_note")})])
+    return text + (" Quick protocol: a quick look, not a full measurement." if "quick" in protocols else "")
+
+
+def noise_note(records: StudyRecords) -> tuple[str, ...]:
+    noisy = any(row.get("noisy") for chain in records.chains for row in chain.measured_rows("latency"))
+    return ("* noisy: the interquartile range is over 10 % of the median.",) if noisy else ()
+
+
+def _processor(environment: dict) -> str:
+    flags = [name for name, there in (environment.get("processor_flags") or {}).items() if there]
+    text = f"{environment.get('processor', 'not recorded')}, {environment.get('available_cores', '?')} cores"
+    return f"{text} ({', '.join(flags)})" if flags else text
+
+
+def _choose(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Those columns that are there, each followed by its interval and noise mark."""
+    chosen = []
+    for name in columns:
+        chosen += [each for each in (name, f"{name}_low", f"{name}_high", f"{name}_noisy") if each in frame]
+    return frame[chosen]
+
+
+def _one_row_per_model(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.drop_duplicates(["task", "key"]).reset_index(drop=True)
+
+
+def columns_of(frame: pd.DataFrame, quantity: str) -> list[str]:
+    """Columns that hold `quantity` for fixed inputs such as 1x32, shortest first."""
+    found = [name for name in frame if name.startswith(f"{quantity}_1x") and name.rsplit("x", 1)[1].isdigit()]
+    return sorted(found, key=lambda name: int(name.rsplit("x", 1)[1]))
+
+
+def longest_input(frame: pd.DataFrame) -> str | None:
+    """The longest fixed input, preferably one that was timed: "1x128"."""
+    for quantity in ("latency", "macs"):
+        found = columns_of(frame, quantity)
+        if found:
+            return found[-1].removeprefix(f"{quantity}_")
+    return None
+
+
+def _factorial_rows(records: StudyRecords, frame: pd.DataFrame) -> pd.DataFrame:
+    students = {main_student(records.chains), "none"}
+    groups = [group.sort_values(list(FACTORS), kind="stable") for _, group in
+              frame[frame["student"].isin(students)].groupby(["task", "split"], sort=False)]
+    return pd.concat(groups, ignore_index=True) if groups else frame.iloc[:0]
+
+
+def _terms() -> list[tuple[str, ...]]:
+    return [terms for count in (1, 2, 3) for terms in itertools.combinations(FACTORS, count)]

@@ -1,0 +1,142 @@
+"""What the numbers say, in sentences that code writes from records: gains, losses, and what cannot be told apart."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from edgemin_utils.chain import TEACHER, distillation_key
+from edgemin_utils.tables.contents import factorial_effects, longest_input
+from edgemin_utils.tables.layout import p_value_text, task_label
+from edgemin_utils.tables.summary import as_records, compare, summarize
+from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student
+
+SIGNIFICANCE = 0.05
+
+
+def findings(study: Path | StudyRecords) -> list[str]:
+    """One Markdown sentence a finding, per task: what is kept, whether each step helped, what it costs and saves.
+
+    A step counts as helping or harming only where the p-value of the paired difference is under 0.05; otherwise the
+    sentence says that the rows cannot tell. The p-values are not corrected for several tests.
+    """
+    records = as_records(study)
+    frame = summarize(records)
+    sentences = []
+    for task in records.tasks:
+        rows = frame[frame["task"] == task]
+        for split in dict.fromkeys(rows["split"]):
+            label = task_label(task, split) if rows["split"].nunique() > 1 else task
+            of_split = rows[rows["split"] == split].set_index("key")
+            sentences += _on_accuracy(records, task, split, label, of_split)
+        of_task = rows.drop_duplicates("key").set_index("key")
+        sentences += _on_cost(task, of_task, longest_input(frame))
+    return sentences + _on_interaction(records) + list(records.notes)
+
+
+def effect_words(step: str, difference: float, p_value: float) -> str:
+    """Whether a step helped, harmed, or whether the rows cannot tell."""
+    clear = not math.isnan(p_value) and p_value < SIGNIFICANCE
+    if step == "distillation":
+        if clear:
+            return "helped" if difference > 0 else "did not help, accuracy fell"
+        return "did not help measurably"
+    if clear:
+        return "raised accuracy" if difference > 0 else "cost accuracy"
+    return "made no difference to accuracy that these rows can show"
+
+
+def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows: pd.DataFrame) -> list[str]:
+    sentences = []
+    chains = records.of_task(task)
+    synthetic = "(synthetic rows) " if is_synthetic(chains) else ""
+    last = _last_of_main_path(rows)
+    if TEACHER in rows.index and last is not None:
+        teacher, small = rows.loc[TEACHER], rows.loc[last]
+        sentences.append(
+            f"**{label}** {synthetic}- the teacher reaches {teacher['accuracy']:.1f} % of {teacher['rows']:,.0f} rows; "
+            f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's.")
+    main = main_student(records.chains)
+    steps = []
+    if main and main != "none":
+        steps.append(("distillation", distillation_key("none"), distillation_key(main)))
+    for key, row in rows[rows["main"]].iterrows():
+        if row["pruned"] and not row["quantized"]:
+            steps.append(("pruning with recovery", distillation_key(row["student"]), key))
+        elif row["quantized"]:
+            steps.append(("quantization", _fp32_key(rows, row), key))
+    for step, before, after in steps:
+        found = compare(chains, split, before, after) if before else None
+        if found is not None:
+            sentences.append(_step_sentence(label, step, found))
+    return sentences
+
+
+def _step_sentence(label: str, step: str, found: dict) -> str:
+    interval = "" if found["low"] is None else f", 95 % interval {found['low']:+.1f} to {found['high']:+.1f}"
+    p_value = "" if math.isnan(found["p_value"]) else f", p {p_value_text(found['p_value']).replace('<', '< ')}"
+    seeds = f"{found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
+    return (f"{label}: {step} {effect_words(step, found['difference'], found['p_value'])}: "
+            f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds}).")
+
+
+def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
+    """Savings of the smallest model of the main path against the teacher, and of quantization against its source."""
+    last = _last_of_main_path(rows)
+    if TEACHER not in rows.index or last is None:
+        return []
+    teacher, small = rows.loc[TEACHER], rows.loc[last]
+    parts = []
+    if not pd.isna(small["smaller"]):
+        parts.append(f"a file {small['smaller']:.2f} times smaller ({teacher['megabytes']:.2f} to "
+                     f"{small['megabytes']:.2f} MB)")
+    if not pd.isna(small["fewer"]):
+        parts.append(f"{small['fewer']:.2f} times fewer stored weights")
+    macs = f"macs_{longest}"
+    if macs in rows and small[macs] > 0:
+        parts.append(f"{teacher[macs] / small[macs]:.2f} times fewer MACs at {longest}")
+    sentences = [f"{task}: against the teacher, {small['model']} has {', '.join(parts)}."] if parts else []
+    column = f"speed_up_{longest}"
+    if column in rows and not pd.isna(small[column]):
+        sentences.append(_speed_sentence(task, small, column, longest))
+        before = _fp32_key(rows, small) if small["quantized"] else None
+        if before is not None and f"latency_{longest}" in rows:
+            ratio = rows.loc[before, f"latency_{longest}"] / small[f"latency_{longest}"]
+            word = "faster" if ratio > 1 else "slower"
+            sentences.append(f"{task}: quantization alone makes it {max(ratio, 1 / ratio):.2f} times {word} at "
+                             f"{longest} with one thread, while the number of MACs stays what it was.")
+    return sentences
+
+
+def _speed_sentence(task: str, small: pd.Series, column: str, longest: str) -> str:
+    ratio, low, high = (small[name] for name in (column, f"{column}_low", f"{column}_high"))
+    interval = "" if pd.isna(low) else f" (95 % interval {low:.2f} to {high:.2f})"
+    noisy = ", on noisy timings" if small.get(f"latency_{longest}_noisy") is True else ""
+    where = f"{interval} at {longest} with one thread{noisy}"
+    if ratio >= 1:
+        return f"{task}: it answers {ratio:.2f} times as fast as the teacher{where}."
+    return f"{task}: it is **slower** than the teacher: speed-up {ratio:.2f}{where}."
+
+
+def _on_interaction(records: StudyRecords) -> list[str]:
+    effects = factorial_effects(records)
+    if effects.empty or "latency_ratio" not in effects:
+        return []
+    chosen = effects[effects["effect"] == "pruned x quantized"].drop_duplicates("task")
+    # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
+    return [f"{row['task']}: pruned and quantized together, a model needs {row['latency_ratio'] ** 2:.2f} times the "
+            "latency that the two gains multiplied would give (1: no interaction; under 1: together they gain more)."
+            for row in chosen.to_dict("records") if not math.isnan(row["latency_ratio"])]
+
+
+def _last_of_main_path(rows: pd.DataFrame) -> str | None:
+    """Key of the most compressed model on the paper's path; None if there is only the teacher."""
+    path = rows[rows["main"] & (rows["student"] != "")]
+    return None if path.empty else path.index[-1]
+
+
+def _fp32_key(rows: pd.DataFrame, row: pd.Series) -> str | None:
+    """Key of the model that a quantized one was made from."""
+    same = rows[(rows["student"] == row["student"]) & (rows["pruned"] == row["pruned"]) & ~rows["quantized"]]
+    found = same.index[[row.name.split("/", 1)[1].startswith(key.split("/", 1)[1] + "+") for key in same.index]]
+    return found[0] if len(found) else None

@@ -1,0 +1,218 @@
+"""Which records belong to a study's tables, what each model is called there, and in which order the rows stand."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgemin_utils.chain import LATENCY, TEACHER, distillation_key
+from edgemin_utils.records import Record, find_records
+from edgemin_utils.tasks import TASKS
+
+STUDENT_NAMES = {
+    "none": "Student without distillation",
+    "none-pretrained": "Student from checkpoint, without distillation",
+}
+OBJECTIVE_NAMES = {"minilmv2": "MiniLMv2"}
+SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with embeddings"}
+_BASELINES_FIRST = ("none", "none-pretrained")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The current records of one (task, seed): `models` by key, and the measurement if there is one."""
+
+    task: str
+    seed: int
+    models: Mapping[str, Record]
+    measurement: Record | None = None
+    scans: Mapping[str, Record] | None = None
+
+    def measured_rows(self, name: str) -> list[Mapping]:
+        """Rows of the measurement's list `name` (latency, speed_ups, memory) that time the models on disk.
+
+        A row of a model that was made anew since it was timed is left out.
+        """
+        if self.measurement is None:
+            return []
+        timed = self.measurement.content["identity"].get("upstream", {})
+        return [row for row in self.measurement.results.get(name) or []
+                if row["key"] in self.models
+                and timed.get(row["key"]) == self.models[row["key"]].content["fingerprint"]]
+
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """All that tables and figures are drawn from."""
+
+    study: Path
+    chains: tuple[Chain, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(chain.task for chain in self.chains))
+
+    def of_task(self, task: str) -> list[Chain]:
+        return [chain for chain in self.chains if chain.task == task]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every model's record and every measurement."""
+        found = []
+        for chain in self.chains:
+            found += [*chain.models.values(), *([chain.measurement] if chain.measurement else [])]
+        return found
+
+
+def read_study(study: Path) -> StudyRecords:
+    """The records of a study, chain by chain, without those made from models that are no longer there.
+
+    `notes` names what was left out and what is missing, one sentence each.
+    """
+    study = Path(study)
+    by_chain: dict[tuple[str, int], dict[str, Record]] = {}
+    for record in find_records(study):
+        by_chain.setdefault((record.task, record.seed), {})[record.key] = record
+    chains, notes = [], []
+    for (task, seed), records in sorted(by_chain.items(), key=lambda item: (task_rank(item[0][0]), item[0])):
+        current, outdated = _split_outdated(records)
+        notes += [f"{task}, seed {seed}: {key} is left out, it was made from an earlier model; run the study again"
+                  for key in outdated]
+        models = {key: record for key, record in current.items() if "metrics" in record.results}
+        scans = {record.content["student"]: record for record in current.values()
+                 if "curves" in record.results}
+        chain = Chain(task, seed, models, current.get(LATENCY), scans)
+        notes += _missing(chain)
+        chains.append(chain)
+    return StudyRecords(study, tuple(chains), tuple(notes))
+
+
+def task_rank(task: str) -> int:
+    """A task's place in tables: the known tasks in their own order, then tasks made from files."""
+    known = list(TASKS)
+    return known.index(task) if task in known else len(known)
+
+
+def _split_outdated(records: Mapping[str, Record]) -> tuple[dict[str, Record], list[str]]:
+    """Current records, and the keys of those whose upstream on disk is another than the one they were made from.
+
+    A measurement counts as current: its rows are held against the models one by one.
+    """
+    current, outdated = dict(records), []
+    changed = True
+    while changed:
+        changed = False
+        for key, record in list(current.items()):
+            upstream = record.content["identity"].get("upstream", {})
+            wrong = [name for name, fingerprint in upstream.items() if name in outdated or
+                     (name in records and records[name].content["fingerprint"] != fingerprint)]
+            if wrong and key != LATENCY:
+                del current[key]
+                outdated.append(key)
+                changed = True
+    return current, sorted(outdated)
+
+
+def _missing(chain: Chain) -> list[str]:
+    """One sentence for each thing that leaves blanks in the tables."""
+    where, notes = f"{chain.task}, seed {chain.seed}", []
+    if TEACHER not in chain.models:
+        notes.append(f"{where}: no teacher, so nothing is compared with it")
+    if chain.measurement is None:
+        notes.append(f"{where}: latency and memory are not measured")
+    else:
+        untimed = set(chain.models) - {row["key"] for row in chain.measured_rows("latency")}
+        if untimed:
+            notes.append(f"{where}: not timed since it was made: {', '.join(sorted(untimed))}")
+    return notes
+
+
+def source_key(record: Record) -> str | None:
+    """Key of the model that this one came from: the quantized from its FP32 form, the pruned from the dense student,
+    a student from the teacher, whose task it takes over."""
+    content = record.content
+    if content["quantized"]:
+        return next(iter(content["identity"].get("upstream", {})), None)
+    if content["pruned"]:
+        return distillation_key(content["student"])
+    return TEACHER if content["student"] else None
+
+
+def main_student(chains: Iterable[Chain]) -> str | None:
+    """The student that the study is about: the one whose heads were scanned, else the first distilled one."""
+    chains = list(chains)
+    scanned = sorted({student for chain in chains for student in chain.scans or {}})
+    distilled = sorted({record.content["student"] for chain in chains for record in chain.models.values()
+                        if record.content["distilled"]})
+    return next(iter(scanned or distilled), None)
+
+
+def describe_data(chains: Iterable[Chain]) -> Mapping | None:
+    """The `data` entry of the first record that has one."""
+    return next((record.results["data"] for chain in chains for record in chain.models.values()
+                 if record.results.get("data")), None)
+
+
+def is_synthetic(chains: Iterable[Chain]) -> bool:
+    """Whether the chains' rows are synthetic, as their source says."""
+    source = str((describe_data(chains) or {}).get("source", ""))
+    return "synthetic" in source or source == "embedded"
+
+
+def model_names(chains: Iterable[Chain]) -> dict[str, str]:
+    """Key -> name of every model, in the tables' row order.
+
+    A cut, scheme or objective is spelled out only where a study has more than one of them.
+    """
+    chains = list(chains)
+    main = main_student(chains)
+    contents = {key: record.content for chain in chains for key, record in chain.models.items()}
+    several_objectives = len({content["student"] for content in contents.values() if content["distilled"]}) > 1
+    several_cuts = len({_cut(content) for content in contents.values() if content["pruned"]}) > 1
+    names = {}
+    for key in sorted(contents, key=lambda key: _order(contents[key], main, key)):
+        names[key] = _name(contents[key], several_objectives, several_cuts)
+    return names
+
+
+def is_main(content: Mapping, main: str | None) -> bool:
+    """Whether a model lies on the paper's path: teacher, student, pruned, pruned and quantized."""
+    on_way = content["pruned"] or not content["quantized"]
+    return not content["student"] or (content["student"] == main and on_way)
+
+
+def _name(content: Mapping, several_objectives: bool, several_cuts: bool) -> str:
+    student, compressed = content["student"], content["pruned"] or content["quantized"]
+    if not student:
+        name = "Teacher"
+    elif content["distilled"]:
+        objective = OBJECTIVE_NAMES.get(student, student)
+        name = f"Distilled ({objective})" if several_objectives or not compressed else "Distilled"
+    elif compressed and student == "none":
+        name = "Undistilled"
+    else:
+        name = STUDENT_NAMES.get(student, student)
+    if content["pruned"]:
+        name += f" + pruned ({_cut(content)})" if several_cuts else " + pruned"
+    if content["quantized"]:
+        scheme = content["variant"].rsplit("+", 1)[-1]
+        name += f" + {SCHEME_NAMES.get(scheme, scheme)}"
+    return name
+
+
+def _cut(content: Mapping) -> str:
+    return content["variant"].split("+")[1]
+
+
+def _order(content: Mapping, main: str | None, key: str) -> tuple:
+    student = content["student"]
+    if is_main(content, main) and (content["pruned"] or not student):
+        rank = (2 + content["quantized"]) if student else 0
+    elif not content["pruned"] and not content["quantized"]:
+        rank = 1
+    else:
+        rank = 4
+    known = _BASELINES_FIRST.index(student) if student in _BASELINES_FIRST else len(_BASELINES_FIRST)
+    if rank == 4:
+        return rank, not content["distilled"], content["pruned"], content["quantized"], key
+    return rank, student == main, known, content["quantized"], key

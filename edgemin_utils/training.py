@@ -1,0 +1,241 @@
+"""Training and predicting: one phase of gradient descent on transformers' Trainer, and batched prediction.
+
+Every loop of the study is a `Phase`: fine-tuning, relation distillation, prediction-layer distillation and recovery
+differ only in their loss. Because the loop is transformers' Trainer, `accelerate launch` spreads it over GPUs and
+machines unchanged.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from edgemin_utils.config import Settings
+from edgemin_utils.encoders import input_names
+from edgemin_utils.measurement.environment import has_native_bfloat16
+
+Batch = Mapping[str, torch.Tensor]
+# (model, batch) -> (loss to minimise, named parts of it to be logged)
+LossFunction = Callable[[nn.Module, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+LOGGED_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with one loss, its own warm-up and its own linear decay to zero.
+
+    Attributes:
+        name: as it appears in histories and figures.
+        epochs: passes over the rows; may be a fraction.
+        learning_rate: peak of the schedule.
+        loss: what is minimised.
+        evaluates: whether hold-out accuracy means something after each epoch (not while a head is untrained).
+    """
+
+    name: str
+    epochs: float
+    learning_rate: float
+    loss: LossFunction
+    evaluates: bool = True
+
+
+@dataclass
+class TrainingLog:
+    """What training left to look at; `as_dict` is the `training` entry of a record.
+
+    Attributes:
+        phases: name, epochs, steps, seconds, examples_per_second and precision of each phase.
+        history: phase, step (counted through all phases), epoch, loss and its named parts, averaged between points.
+        evaluations: phase, epoch (through all phases), loss and accuracy on the hold-out rows.
+    """
+
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"phases": self.phases, "history": self.history, "evaluations": self.evaluations}
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """The entries of a batch that the model's forward takes."""
+    names = input_names(getattr(model, "module", model))
+    return {name: batch[name] for name in names if name in batch}
+
+
+def label_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Cross-entropy between the logits (batch, labels) and the labels (batch,), mean over the batch."""
+    logits = model(**model_inputs(model, batch)).logits.float()
+    return functional.cross_entropy(logits, batch["labels"]), {}
+
+
+def training_precision(settings: Settings) -> str:
+    """"float32" or "bfloat16": what `settings.training_precision` comes to on this machine."""
+    if settings.training_precision != "auto":
+        return settings.training_precision
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_native_bfloat16()
+    return "bfloat16" if native else "float32"
+
+
+def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer: PreTrainedTokenizerBase,
+                 settings: Settings, seed: int, holdout: Dataset | None = None) -> TrainingLog:
+    """Trains `model` in place through `phases` on tokenized `rows` and returns the log.
+
+    `rows` has the columns of `tokenization.tokenize`; each row's place in it reaches the loss as
+    `batch["position"]`. Order, dropout and initial schedule depend on `seed` alone.
+    """
+    log = TrainingLog()
+    for number, phase in enumerate(phases):
+        if phase.epochs > 0 and len(rows):
+            _train_phase(model, rows, phase, tokenizer, settings, seed + 1000 * number, holdout, log)
+    return log
+
+
+def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTrainedTokenizerBase,
+                 settings: Settings, seed: int, holdout: Dataset | None, log: TrainingLog) -> None:
+    precision = training_precision(settings)
+    steps_before = sum(item["steps"] for item in log.phases)
+    epochs_before = sum(item["epochs"] for item in log.phases)
+    set_seed(seed)
+    columns = [name for name in rows.column_names if name in TRAINING_COLUMNS]
+    rows = rows.select_columns(columns).add_column("position", np.arange(len(rows)))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch, num_train_epochs=phase.epochs, learning_rate=phase.learning_rate,
+            per_device_train_batch_size=settings.batch_size, warmup_steps=settings.warmup_ratio,
+            weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=seed, data_seed=seed,
+            bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
+            save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
+            remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
+            # Relation losses do not reach the classification head.
+            ddp_find_unused_parameters=True)
+        collect = _CollectHistory(phase, log, steps_before, epochs_before, holdout, tokenizer, settings)
+        trainer = _PhaseTrainer(
+            model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[collect],
+            data_collator=DataCollatorWithPadding(tokenizer))
+        trainer.phase_loss, trainer.collect = phase.loss, collect
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started - collect.evaluation_seconds
+    steps = trainer.state.global_step
+    log.phases.append({
+        "name": phase.name, "epochs": phase.epochs, "steps": steps, "seconds": seconds, "precision": precision,
+        "learning_rate": phase.learning_rate, "examples_per_second": len(rows) * phase.epochs / seconds})
+    model.cpu().eval()
+
+
+TRAINING_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels", "length")
+
+
+class _PhaseTrainer(Trainer):
+    """Trainer whose loss is the phase's."""
+
+    phase_loss: LossFunction
+    collect: "_CollectHistory"
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, parts = self.phase_loss(model, inputs)
+        self.collect.add(loss, parts)
+        return (loss, None) if return_outputs else loss
+
+
+class _CollectHistory(TrainerCallback):
+    """Averages the loss and its parts between the points kept, and evaluates at the end of each epoch."""
+
+    def __init__(self, phase: Phase, log: TrainingLog, steps_before: int, epochs_before: float,
+                 holdout: Dataset | None, tokenizer: PreTrainedTokenizerBase, settings: Settings):
+        self.phase, self.log, self.holdout, self.tokenizer, self.settings = phase, log, holdout, tokenizer, settings
+        self.steps_before, self.epochs_before = steps_before, epochs_before
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count = 0
+        self.evaluation_seconds = 0.0
+
+    def add(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
+        for name, value in {"loss": loss, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.count += 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        every = max(1, state.max_steps // LOGGED_POINTS)
+        if self.count and (state.global_step % every == 0 or state.global_step == state.max_steps):
+            means = {name: float(value) / self.count for name, value in self.sums.items()}
+            self.log.history.append({"phase": self.phase.name, "step": self.steps_before + state.global_step,
+                                     "epoch": self.epochs_before + state.epoch, **means})
+            self.sums, self.count = {}, 0
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)):
+            return
+        started = time.perf_counter()
+        model = getattr(model, "module", model)
+        logits = predict(model, self.holdout, self.tokenizer, self.settings.evaluation_batch_size)
+        labels = torch.tensor(self.holdout["labels"])
+        self.log.evaluations.append({
+            "phase": self.phase.name, "epoch": self.epochs_before + state.epoch,
+            "loss": float(functional.cross_entropy(torch.from_numpy(logits), labels)),
+            "accuracy": float((logits.argmax(axis=1) == labels.numpy()).mean())})
+        self.evaluation_seconds += time.perf_counter() - started
+
+
+def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, device: torch.device | str = "cpu"):
+    """Yields (positions, batch) over tokenized rows, longest first, padded only to the longest of the batch.
+
+    `positions` are the rows' places in `rows`; the batch holds int64 tensors of shape (batch, tokens) and, where the
+    rows have them, labels of shape (batch,).
+    """
+    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
+               if name in rows.column_names]
+    collate = DataCollatorWithPadding(tokenizer)
+    order = np.argsort(-np.asarray(rows["length"]), kind="stable")
+    plain = rows.select_columns(columns)
+    for start in range(0, len(order), batch_size):
+        positions = order[start:start + batch_size]
+        columns_of_batch = plain[positions]
+        features = [dict(zip(columns, values, strict=True))
+                    for values in zip(*(columns_of_batch[name] for name in columns), strict=True)]
+        yield positions, {name: value.to(device) for name, value in collate(features).items()}
+
+
+def predict(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
+    """Logits (rows, labels) in float32, in the rows' order, from the model in evaluation mode."""
+    if not len(rows):
+        return np.zeros((0, model.config.num_labels), dtype=np.float32)
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else "cpu"
+    result = None
+    with evaluation_mode(model), torch.inference_mode():
+        for positions, batch in batches(rows, tokenizer, batch_size, device):
+            logits = model(**model_inputs(model, batch)).logits.float().cpu().numpy()
+            if result is None:
+                result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
+            result[positions] = logits
+    return result
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module):
+    """The model in evaluation mode, put back as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
