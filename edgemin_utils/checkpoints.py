@@ -1,10 +1,10 @@
 """Classifiers on disk: a plain transformers folder, or one whose layers were cut to unequal shapes."""
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from edgemin_utils.encoders import (
     FAMILIES,
@@ -29,6 +28,7 @@ from edgemin_utils.encoders import (
     set_labels,
 )
 from edgemin_utils.errors import ModelError
+from edgemin_utils.library_messages import quiet_transformers
 
 PRUNED_WEIGHTS_FILE = "pruned_model.safetensors"
 PRUNED_MODEL_TYPE = "pruned by EdgeMIN: load this folder with edgemin_utils.checkpoints.load_model(folder)"
@@ -43,7 +43,8 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokeni
     then prints.
     """
     folder = Path(folder)
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     if not has_equal_shapes(model):
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -81,11 +82,23 @@ def load_model(name_or_folder: str | Path, labels: Sequence[str] | None = None,
         set_labels(config, labels)
     if dropout is not None:
         set_dropout(config, dropout)
-    with _load_errors(name_or_folder), _quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
+    with _load_errors(name_or_folder), quiet_transformers():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
             str(folder) if folder.is_dir() else str(name_or_folder), config=config, dtype=torch.float32,
-            attn_implementation=attention_implementation, ignore_mismatched_sizes=labels is not None)
+            attn_implementation=attention_implementation, ignore_mismatched_sizes=True, output_loading_info=True)
+    _check_loaded(name_or_folder, config, report, new_head=labels is not None)
     return model.eval()
+
+
+def _check_loaded(name: str | Path, config: PretrainedConfig, report: Mapping[str, Any], new_head: bool) -> None:
+    """Refuses a model of which more than a new classification head would be random."""
+    absent = {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
+    encoder = f"{family_of(config).encoder}."
+    if new_head:
+        absent = {key for key in absent if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")}
+    if absent:
+        raise ModelError(f"the weights of {name} do not fit its config: {len(absent)} of them are missing or of another "
+                         f"shape, such as {min(absent)}")
 
 
 def load_config(name_or_folder: str | Path) -> PretrainedConfig:
@@ -145,8 +158,6 @@ def _load_errors(name: str | Path) -> Iterator[None]:
             f"the weights of {name} are truncated or damaged ({error}); fetch or make them anew") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         text = str(error)
-        if "size mismatch" in text or "shape" in text:
-            raise ModelError(f"the weights of {name} do not fit its config: {text.splitlines()[0]}") from error
         if "does not recognize" in text or "model type" in text.lower():
             raise ModelError(f"{name}: {text.splitlines()[0]}; supported families: {', '.join(FAMILIES)}") from error
         if Path(name).expanduser().is_dir():
@@ -155,17 +166,3 @@ def _load_errors(name: str | Path) -> Iterator[None]:
         raise ModelError(
             f"model {name!r} cannot be had: either the hub cannot be reached from here or it knows no such id. Check "
             "the spelling, or give a folder that holds config.json, model.safetensors and the tokenizer") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' load reports (a new head is what we ask for) and weight bars out of the notebooks."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

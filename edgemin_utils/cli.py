@@ -4,6 +4,7 @@ Exit status: 0 all well, 1 a notebook failed, 2 something that was asked for can
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -47,10 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
     try:
         options = _read_arguments(sys.argv[1:] if arguments is None else list(arguments))
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
     except EdgeMINError as error:
         print(f"edgemin: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe (head, less) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\nedgemin: stopped; finished stages are kept, and the same command takes the study up where it is",
               file=sys.stderr)
@@ -66,7 +72,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
     known = {}
     for name, function, text in (
         ("run", _run, "execute the notebooks of a study; what is current on disk is not run again"),
-        ("status", _status, "what is done, what is stale and why"),
+        ("status", _status, "what is done, what is stale and why; without settings, against those of the last run"),
         ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
         ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
     ):

@@ -42,7 +42,7 @@ class Settings:
     data_dir: str | None = _setting(None, "folder with one sub-folder a task: GLUE's TSV layout, named-column "
                                     "CSV/TSV/JSONL/parquet, or datasets.save_to_disk")
     task_file: str | None = _setting(None, "CSV, TSV, JSONL or parquet file that makes a task of one's own")
-    dev_file: str | None = _setting(None, "dev rows of that task; without it a share is held out by seed")
+    dev_file: str | None = _setting(None, "dev rows of that task; without it 20 % of its rows are held out")
     text_columns: list[str] = _setting([], "the one or two text columns of task_file")
     label_column: str = _setting("label", "the label column of task_file")
     corpus_seed: int = _setting(0, "seed of the embedded corpora")
@@ -56,24 +56,24 @@ class Settings:
     # ---- teacher ----------------------------------------------------------------------------------------
     teacher: str = _setting("scratch", "teacher encoder: a hub id, a folder, or scratch (random weights, the "
                             "teacher_* sizes)", stages=("teacher",))
-    vocabulary_size: int = _setting(4000, "most entries of the vocabulary made for a scratch teacher", "tokens",
+    vocabulary_size: int = _setting(3000, "most entries of the vocabulary made for a scratch teacher", "tokens",
                                     ("teacher",))
     teacher_family: str = _setting("bert", "architecture of a scratch teacher", stages=("teacher",),
                                    choices=("bert", "distilbert", "roberta", "electra"))
     teacher_layers: int = _setting(4, "layers of a scratch teacher", "layers", ("teacher",))
-    teacher_hidden_size: int = _setting(96, "hidden size of a scratch teacher", "units", ("teacher",))
-    teacher_heads: int = _setting(6, "attention heads of a scratch teacher", "heads a layer", ("teacher",))
-    teacher_intermediate_size: int = _setting(384, "feed-forward size of a scratch teacher", "units", ("teacher",))
-    teacher_epochs: float = _setting(8, "fine-tuning length", "epochs", ("teacher",))
+    teacher_hidden_size: int = _setting(64, "hidden size of a scratch teacher", "units", ("teacher",))
+    teacher_heads: int = _setting(4, "attention heads of a scratch teacher", "heads a layer", ("teacher",))
+    teacher_intermediate_size: int = _setting(256, "feed-forward size of a scratch teacher", "units", ("teacher",))
+    teacher_epochs: float = _setting(4, "fine-tuning length", "epochs", ("teacher",))
     teacher_learning_rate: float = _setting(1e-3, "peak learning rate of fine-tuning", "", ("teacher",))
 
     # ---- every training loop ----------------------------------------------------------------------------
     batch_size: int = _setting(32, "training batch", "rows", EVERY_TRAINED_STAGE)
-    warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises", "0..1",
+    warmup_ratio: float = _setting(0.05, "share of the steps over which the learning rate rises", "0..1",
                                    EVERY_TRAINED_STAGE)
     weight_decay: float = _setting(0.01, "AdamW weight decay", "", EVERY_TRAINED_STAGE)
     max_grad_norm: float = _setting(1.0, "gradient norm above which it is scaled down", "", EVERY_TRAINED_STAGE)
-    dropout: float = _setting(0.1, "dropout of every model while it trains", "0..1", EVERY_TRAINED_STAGE)
+    dropout: float = _setting(0.0, "dropout of every model while it trains", "0..1", EVERY_TRAINED_STAGE)
     length_grouping: bool = _setting(True, "batches hold rows of like length (less padding)",
                                      stages=EVERY_TRAINED_STAGE)
     training_precision: str = _setting(
@@ -85,15 +85,15 @@ class Settings:
 
     # ---- student ----------------------------------------------------------------------------------------
     student: str = _setting(
-        "teacher-layers", "student encoder: teacher-layers (layers of the fine-tuned teacher), pretrained-layers "
+        "scratch", "student encoder: teacher-layers (layers of the fine-tuned teacher), pretrained-layers "
         "(the same layers of the checkpoint the teacher came from), scratch, a hub id or a folder",
         stages=("distillation",))
     student_from_layers: list[int] = _setting([0, 2], "teacher layers a teacher-layers student takes, counted "
                                               "from 0", "layer numbers", ("distillation",))
     student_layers: int = _setting(2, "layers of a scratch student", "layers", ("distillation",))
-    student_hidden_size: int = _setting(64, "hidden size of a scratch student", "units", ("distillation",))
-    student_heads: int = _setting(4, "attention heads of a scratch student", "heads a layer", ("distillation",))
-    student_intermediate_size: int = _setting(256, "feed-forward size of a scratch student", "units",
+    student_hidden_size: int = _setting(48, "hidden size of a scratch student", "units", ("distillation",))
+    student_heads: int = _setting(6, "attention heads of a scratch student", "heads a layer", ("distillation",))
+    student_intermediate_size: int = _setting(192, "feed-forward size of a scratch student", "units",
                                               ("distillation",))
 
     # ---- distillation -----------------------------------------------------------------------------------
@@ -101,15 +101,15 @@ class Settings:
     baselines: list[str] = _setting(
         ["none"], "students trained without distillation, set beside the main one: none (from the same start as "
         "the main student), none-pretrained (from the pretrained checkpoint's layers)")
-    distillation_epochs: float = _setting(4, "relation phase", "epochs", ("distillation",))
+    distillation_epochs: float = _setting(2, "relation phase", "epochs", ("distillation",))
     distillation_learning_rate: float = _setting(1e-3, "peak learning rate of the relation phase", "",
                                                  ("distillation",))
-    prediction_epochs: float = _setting(4, "prediction phase: soft targets, or labels alone without distillation "
+    prediction_epochs: float = _setting(2, "prediction phase: soft targets, or labels alone without distillation "
                                         "(which then also gets the relation phase's epochs)", "epochs",
                                         ("distillation",))
-    prediction_learning_rate: float = _setting(5e-4, "peak learning rate of the prediction phase", "",
+    prediction_learning_rate: float = _setting(1e-3, "peak learning rate of the prediction phase", "",
                                                ("distillation",))
-    relation_heads: int = _setting(12, "relation heads A_r; divides the teacher's and the student's hidden size",
+    relation_heads: int = _setting(8, "relation heads A_r; divides the teacher's and the student's hidden size",
                                    "heads", ("distillation",))
     teacher_layer: int = _setting(-1, "teacher layer whose relations are matched; negative counts from the last",
                                   "layer number", ("distillation",))
@@ -138,7 +138,7 @@ class Settings:
     scan_rows: int = _setting(512, "hold-out rows on which heads are taken away one by one", "rows", ("pruning",))
     random_draws: int = _setting(3, "random orders that the importance orders are held against", "draws",
                                  ("pruning",))
-    recovery_epochs: float = _setting(1, "fine-tuning after the cut", "epochs", ("pruning",))
+    recovery_epochs: float = _setting(0.5, "fine-tuning after the cut", "epochs", ("pruning",))
     recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
     recovery_distillation: bool = _setting(True, "recovery of a distilled student uses the teacher's soft targets",
                                            stages=("pruning",))
@@ -164,6 +164,7 @@ class Settings:
 PROFILES: dict[str, dict[str, Any]] = {
     "demo": {},
     "laptop": {
+        "dropout": 0.1, "warmup_ratio": 0.1, "relation_heads": 12, "recovery_epochs": 1,
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
         "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
         "student": "teacher-layers", "student_from_layers": [1, 3, 5], "baselines": ["none", "none-pretrained"],
@@ -172,6 +173,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
     },
     "paper": {
+        "dropout": 0.1, "warmup_ratio": 0.1, "recovery_epochs": 1,
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
         "teacher": "distilbert-base-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
         "student": "microsoft/MiniLM-L12-H384-uncased", "student_from_layers": [],

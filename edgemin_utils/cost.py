@@ -53,7 +53,7 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     inputs = _inputs(run, models, tokenizer)
     latency, ratios, raw = [], [], {}
     threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
-    with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting") as progress:
+    with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting", leave=False) as progress:
         for number in threads:
             for name, batch_list in inputs.items():
                 result = measure_latency(timed, batch_list, number, PROTOCOLS[settings.latency_protocol])
@@ -77,7 +77,7 @@ def representatives(models: Mapping[str, nn.Module], schemes: Mapping[str, str])
 def int8_note() -> str:
     """What this processor means for INT8, one sentence."""
     environment = describe_environment()
-    name = environment.get("processor") or environment.get("cpu_model") or "this processor"
+    name = environment["processor"] or "This processor"
     if supports_int8_dot_product(environment):
         return f"{name} has INT8 dot-product instructions (VNNI or better)."
     return (f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
@@ -115,7 +115,7 @@ def _speed_up_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str
 
 def _memory(run: Run, timed_as: Mapping[str, str]) -> list[dict[str, Any]]:
     measured = {}
-    for key in tqdm(dict.fromkeys(timed_as.values()), desc="Memory", unit="model"):
+    for key in tqdm(dict.fromkeys(timed_as.values()), desc="Memory", unit="model", leave=False):
         measured[key] = peak_memory(run.stage_folder(key), loader="edgemin_utils.quantization:load_model",
                                     runs=run.settings.memory_runs)
     return [{"key": key, "timed_as": shown, **{name: value for name, value in measured[shown].items()}}

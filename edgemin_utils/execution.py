@@ -7,6 +7,7 @@ content. It is written last, so a copy with a stamp is one that ran to its end.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import textwrap
@@ -25,6 +26,8 @@ from edgemin_utils.errors import SettingError
 
 STAMP = "edgemin"
 KERNEL = "python3"
+# A kernel's own log (that it talks over local TCP, that it was interrupted) would run through the progress display.
+QUIET_KERNEL = ["--IPKernelApp.log_level=50"]
 FIRST_NOTEBOOK = "01_teacher.ipynb"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 TRACEBACK_LINES = 14
@@ -128,11 +131,12 @@ def execute_notebook(notebook: Path, executed: Path, parameters: Mapping[str, An
     import papermill
 
     executed.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say is in the failure that we return
     try:
         # papermill's own `cwd` changes the directory of the whole process, which chains side by side share.
         papermill.execute_notebook(
             notebook, executed, dict(parameters), kernel_name=KERNEL, progress_bar=False,
-            resources={"metadata": {"path": str(notebook.parent)}},
+            resources={"metadata": {"path": str(notebook.parent)}}, extra_arguments=QUIET_KERNEL,
         )
     except papermill.PapermillExecutionError as error:
         return _cell_failure(notebook, executed, error)
@@ -149,9 +153,10 @@ def _cell_failure(notebook: Path, executed: Path, error: Any) -> CellFailure:
     cell = f"cell In [{error.exec_count}]" + (f": {lines[0].strip()}" if lines else "")
     kind = getattr(errors, error.ename, None)
     says_all = isinstance(kind, type) and issubclass(kind, errors.EdgeMINError)
-    traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-    return CellFailure(notebook.name, cell, f"{error.ename}: {error.evalue}",
-                       "" if says_all else "\n".join(traceback[-TRACEBACK_LINES:]), executed)
+    reason = f"{error.ename}: {error.evalue}"
+    traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).rstrip().removesuffix(reason).rstrip()
+    end = "" if says_all else "\n".join(traceback.splitlines()[-TRACEBACK_LINES:])
+    return CellFailure(notebook.name, cell, reason, end, executed)
 
 
 @contextlib.contextmanager

@@ -109,6 +109,7 @@ class StudyProgress:
 
     def begin(self, name: str, notebook: str) -> None:
         """A line starts executing a notebook."""
+        self.poll()
         now = time.monotonic()
         with self._lock:
             line = self.lines[name]
@@ -132,8 +133,7 @@ class StudyProgress:
     def poll(self) -> None:
         """Looks on disk for stages that were finished since the last call and draws the lines anew."""
         for name, key, seconds in self._look_for_records():
-            left = self.left(self.lines[name])
-            self._event(f"{name}: {key} done in {duration(seconds)}; {left} left in this line")
+            self._event(f"{name}: {key} done in {duration(seconds)}; left: {self.left(self.lines[name])}")
         if self.console.is_terminal:
             self._live.update(self.table(), refresh=True)
 
@@ -143,7 +143,9 @@ class StudyProgress:
             return ""
         running_for = time.monotonic() - line.stage_started if line.state == "running" else 0.0
         seconds = estimate_seconds_left(line.stages_left, self._finished(), running_for)
-        return "estimating" if seconds is None else f"about {duration(seconds)}"
+        if seconds is None:
+            return "estimating"
+        return f"about {duration(seconds)}" if line.stages_left else "almost done"
 
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False)

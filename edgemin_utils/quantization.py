@@ -6,9 +6,7 @@ the paper used it.
 
 import copy
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from edgemin_utils.checkpoints import load_model as load_float_model
 from edgemin_utils.config import nearest
 from edgemin_utils.encoders import layer_shapes, model_from_shapes
 from edgemin_utils.errors import ModelError, SettingError
+from edgemin_utils.library_messages import quiet_torch_ao
 
 QUANTIZED_WEIGHTS_FILE = "quantized_model.safetensors"
 QUANTIZED_MODEL_TYPE = "quantized by EdgeMIN: load this folder with edgemin_utils.quantization.load_model(folder)"
@@ -81,7 +80,7 @@ def quantize(model: nn.Module, scheme: str) -> nn.Module:
         recipe[nn.Linear] = default_dynamic_qconfig
     if chosen.embeddings:
         recipe.update(dict.fromkeys(_word_embedding_names(model), float_qparams_weight_only_qconfig))
-    with _quiet_torch_ao():
+    with quiet_torch_ao():
         return quantize_dynamic(copy.deepcopy(model).cpu().eval(), recipe)
 
 
@@ -158,7 +157,7 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> nn
 
 def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """A quantized module's weights as plain tensors: integers, scale, zero point, bias."""
-    with _quiet_torch_ao():
+    with quiet_torch_ao():
         weight = module.weight()
         if isinstance(module, QuantizedEmbedding):
             return {"weight": weight.int_repr(), "weight_scale": weight.q_per_channel_scales(),
@@ -169,7 +168,7 @@ def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _restore(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
-    with _quiet_torch_ao():
+    with quiet_torch_ao():
         if isinstance(module, QuantizedEmbedding):
             module.set_weight(torch._make_per_channel_quantized_tensor(
                 stored["weight"], stored["weight_scale"], stored["weight_zero_point"], 0))
@@ -187,12 +186,3 @@ def _word_embedding_names(model: nn.Module) -> list[str]:
     take the expanded indices that they get."""
     word = model.get_input_embeddings()
     return [name for name, module in model.named_modules() if module is word]
-
-
-@contextmanager
-def _quiet_torch_ao() -> Iterator[None]:
-    """Keeps the deprecation notices of torch.ao, which the module's docstring repeats, out of every notebook."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-        yield

@@ -88,7 +88,7 @@ class Run:
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
-        from edgemin_utils.data import data_fingerprint  # imports datasets: only when needed
+        from edgemin_utils.data import data_fingerprint  # data builds on the settings, as records do
 
         return data_fingerprint(self.settings, self.task)
 

@@ -7,11 +7,10 @@ task's id order) and `row` (int, position in the source split, counted from 0 an
 import contextlib
 import functools
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgemin_utils.config import Settings, nearest
 from edgemin_utils.errors import DataError
@@ -336,19 +335,17 @@ def _read_saved(folder: Path, task: Task) -> RowFile:
 
 
 def _content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a saved data set's rows and column types."""
+    """SHA-256 of a file's bytes, or of those of a saved data set's row files."""
     if path.is_file():
         try:
             stat = path.stat()
             return _file_hash(path.absolute(), stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    parts = [_content_hash(part) for part in sorted(path.glob("*.arrow"))]
-    try:
-        features: Any = json.loads((path / "dataset_info.json").read_text(encoding="utf-8")).get("features")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a data set saved with save_to_disk, or is incomplete ({error})") from error
-    return hashlib.sha256("\n".join([*parts, json.dumps(features, sort_keys=True)]).encode()).hexdigest()
+    parts = [_content_hash(part) for part in sorted(path.glob("*.arrow"))]  # each holds its column types too
+    if not parts:
+        raise DataError(f"{path} is not a data set saved with save_to_disk, or is incomplete (no .arrow file)")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

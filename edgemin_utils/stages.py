@@ -173,7 +173,8 @@ def _train_student(run: Run, name: str, folder: Path) -> dict[str, Any]:
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
-    return {**results, "objective": name, "source": objective.source, "relations": looked_at}
+    return {**results, "objective": name, "source": objective.source,
+            **({"relations": looked_at} if relations else {})}
 
 
 def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,

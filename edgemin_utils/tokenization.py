@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgemin_utils.errors import ModelError, SettingError
+from edgemin_utils.library_messages import quiet_transformers
 from edgemin_utils.sources import reach_hub
 from edgemin_utils.tasks import Task
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                   "mask_token": "[MASK]"}
 ASCII_CHARACTERS = tuple(sorted({chr(code).lower() for code in range(33, 127)}))
-"""Always in a trained vocabulary, alone and inside a word, so that any text in plain Latin letters tokenizes."""
+"""First in line for a trained vocabulary, so that any text in plain Latin letters tokenizes."""
 
 MODEL_MAX_LENGTH = 512
 """Longest input, in tokens, that a trained tokenizer names; as BERT."""
@@ -35,9 +36,10 @@ _tokenized: "dict[str, tuple[datasets.Dataset, int]]" = {}
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, token_types: bool = True) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer in BERT's manner, with the most frequent words of `texts` as whole tokens.
 
-    The vocabulary holds the special tokens, then single characters (also as `##` continuations; at most half of the
-    vocabulary beyond ASCII), then words by falling count. Ties are broken alphabetically, so the same texts give the
-    same vocabulary in every process. A word that is not in it is cut greedily, longest piece first (Wu et al. 2016).
+    The vocabulary holds the special tokens; then characters, alone and as `##` continuations, ASCII before others and
+    frequent before rare, in at most half of its entries; then words by falling count. Ties are broken alphabetically,
+    so the same texts give the same vocabulary in every process. A word that is not in it is cut greedily, longest
+    piece first (Wu et al. 2016). From 282 entries on, all of ASCII is in it.
 
     Args:
         texts: training texts.
@@ -48,12 +50,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, token_types: boo
         A tokenizer that `AutoTokenizer` reloads unchanged from `save_pretrained`.
 
     Raises:
-        SettingError: `vocabulary_size` does not hold the special tokens and the ASCII characters.
+        SettingError: `vocabulary_size` leaves no room beside the special tokens.
     """
-    least = len(SPECIAL_TOKENS) + 2 * len(ASCII_CHARACTERS)
+    least = 2 * (len(SPECIAL_TOKENS) + 2)
     if vocabulary_size < least:
-        raise SettingError(f"vocabulary_size is {vocabulary_size}; it must be at least {least} (special tokens and "
-                           "single characters)")
+        raise SettingError(f"vocabulary_size is {vocabulary_size}; it must be at least {least} (special tokens, some "
+                           "characters and words)")
     backend = tokenizers.Tokenizer(models.WordPiece(vocab={}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -81,8 +83,9 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerFast:
         raise ModelError(f"no folder {name_or_folder}")
     reachable = not local and _reachable(name_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if local else name_or_folder,
-                                                  local_files_only=not reachable)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder) if local else name_or_folder,
+                                                      local_files_only=not reachable)
     except Exception as error:  # each layer beneath (HTTP, JSON, tokenizers, transformers) raises its own
         if local:
             raise ModelError(_without_vocabulary(name_or_folder) + f" ({type(error).__name__})") from error
@@ -176,14 +179,12 @@ def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> Counter
 
 
 def _vocabulary(words: Counter[str], size: int) -> dict[str, int]:
-    characters: Counter[str] = Counter()
+    characters: Counter[str] = Counter(dict.fromkeys(ASCII_CHARACTERS, 0))
     for word, count in words.items():
         for character in word:
             characters[character] += count
-    further = [character for character in _by_count(characters) if character not in ASCII_CHARACTERS]
-    least = len(SPECIAL_TOKENS) + 2 * len(ASCII_CHARACTERS)
-    further = further[:max(0, size // 2 - least) // 2]
-    alphabet = sorted({*ASCII_CHARACTERS, *further})
+    ranked = sorted(_by_count(characters), key=lambda character: character not in ASCII_CHARACTERS)
+    alphabet = sorted(ranked[:(size // 2 - len(SPECIAL_TOKENS)) // 2])
     entries = [*SPECIAL_TOKENS.values(), *alphabet, *(f"##{character}" for character in alphabet)]
     entries += [word for word in _by_count(words) if len(word) > 1][:size - len(entries)]
     return {entry: index for index, entry in enumerate(entries)}

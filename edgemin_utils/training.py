@@ -17,9 +17,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -123,7 +125,7 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
             weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=seed, data_seed=seed,
             bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(),
             train_sampling_strategy="group_by_length" if settings.length_grouping else "random",
-            save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none",
+            save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
             remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
             # Relation losses do not reach the classification head.
             ddp_find_unused_parameters=True)
@@ -131,6 +133,7 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
         trainer = _PhaseTrainer(
             model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[collect],
             data_collator=DataCollatorWithPadding(tokenizer))
+        trainer.remove_callback(PrinterCallback)  # it would print the run's totals, which the log has
         trainer.phase_loss, trainer.collect = phase.loss, collect
         started = time.perf_counter()
         trainer.train()
@@ -158,7 +161,7 @@ class _PhaseTrainer(Trainer):
 
 
 class _CollectHistory(TrainerCallback):
-    """Averages the loss and its parts between the points kept, and evaluates at the end of each epoch."""
+    """Averages the loss and its parts between the points kept, evaluates after each epoch, and shows progress."""
 
     def __init__(self, phase: Phase, log: TrainingLog, steps_before: int, epochs_before: float,
                  holdout: Dataset | None, tokenizer: PreTrainedTokenizerBase, settings: Settings):
@@ -167,13 +170,21 @@ class _CollectHistory(TrainerCallback):
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
         self.evaluation_seconds = 0.0
+        self.bar: tqdm | None = None
 
     def add(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
         for name, value in {"loss": loss, **parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, desc=self.phase.name, unit="step", leave=False, mininterval=0.5)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
     def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
         every = max(1, state.max_steps // LOGGED_POINTS)
         if self.count and (state.global_step % every == 0 or state.global_step == state.max_steps):
             means = {name: float(value) / self.count for name, value in self.sums.items()}

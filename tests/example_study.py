@@ -67,7 +67,8 @@ def model_results(key: str, folder: Path, splits: tuple[str, ...], wrong: dict[s
     macs = 10 * weights_of(key)
     parts = {"embeddings": 0.4, "attention": 0.2, "feed_forward": 0.35, "norms": 0.02, "head": 0.03}
     results = {
-        "data": {"source": "synthetic corpus in the schema of Sentiment_2 & co", "notes": [], "train_rows": 6000, "holdout_rows": 300,
+        "data": {"source": "synthetic corpus in the schema of Sentiment_2 & co",
+                 "notes": [], "train_rows": 6000, "holdout_rows": 300,
                  "dev_rows": dict.fromkeys(splits, rows), "labels": ["negative", "positive"],
                  "title": "Sentiment_2 & co", "text_columns": ["sentence"]},
         "metrics": metrics, "confusion": confusion,
@@ -106,14 +107,15 @@ def training(relations: bool) -> dict:
     for position, phase in enumerate(phases):
         for number in range(20):
             step += 10
-            row = {"phase": phase, "step": step, "epoch": 4 * position + (number + 1) / 5, "loss": 1.5 / (1 + number)}
+            row = {"phase": phase, "step": step, "epoch": 4 * position + (number + 1) / 5,
+                   "loss": 1.5 / (1 + number)}
             if phase == "relations":
                 row |= {"query-query": 0.5 / (1 + number), "key-key": 0.6 / (1 + number),
                         "value-value": 0.4 / (1 + number)}
             history.append(row)
         if phase != "relations":
-            evaluations += [{"phase": phase, "epoch": 4 * position + epoch, "loss": 0.7 / epoch, "accuracy": 1 - 0.4 / epoch}
-                            for epoch in (1, 2, 3, 4)]
+            evaluations += [{"phase": phase, "epoch": 4 * position + epoch, "loss": 0.7 / epoch,
+                             "accuracy": 1 - 0.4 / epoch} for epoch in (1, 2, 3, 4)]
     return {"phases": [{"name": phase, "epochs": 4, "steps": 200, "seconds": 20.0, "examples_per_second": 1000.0,
                         "precision": "float32"} for phase in phases],
             "history": history, "evaluations": evaluations}
@@ -149,7 +151,7 @@ def cost_results(latency: dict[str, float] = LATENCY_MS) -> dict:
                              "iqr_ms": 0.1, "p90_ms": base * factor / threads + 0.2, "runs": 30,
                              "noisy": key == NONE and name == "1x128" and threads == 1})
                 if key != TEACHER:
-                    ratio = latency[TEACHER] / base
+                    ratio = LATENCY_MS[TEACHER] / base
                     ratios.append({"key": key, "baseline_key": TEACHER, "input": name, "threads": threads,
                                    "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.2})
     memory = [{"key": key, "baseline_bytes": 150_000_000, "peak_bytes": 150_000_000 + 10 * bytes_of(key), "runs": 1}

@@ -1,7 +1,10 @@
 """The console command: its options, its refusals, its exit status."""
 
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,13 @@ def test_status_under_other_settings_says_what_is_stale_and_why(project, capsys)
     assert cli.main(["status", "--set", "teacher_epochs=3"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"sst2 +0 +teacher/fine-tuned +stale +teacher_epochs was 2.*, now 3", text)
+
+
+def test_a_reader_that_stops_reading_is_no_fault(project):
+    for arguments in ("settings", "status", "run --help"):
+        command = f"{shlex.quote(sys.executable)} -m edgemin_utils {arguments} | true"
+        shown = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        assert shown.stderr == "", arguments
 
 
 def test_status_of_a_study_that_was_never_run(project, capsys):

@@ -63,6 +63,12 @@ def test_metric_adds_up_over_batches_as_evaluate_does():
     assert metric.compute(num_labels=3) == pytest.approx(classification_metrics(predictions, references, 3))
 
 
+def test_metric_leaves_no_file(tmp_path):
+    metric = ClassificationMetrics(cache_dir=str(tmp_path))
+    metric.compute(predictions=[0, 1], references=[0, 1], num_labels=2)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("predictions,references,labels,message", [
     ([0, 1], [0], 2, "for the same rows"),
     ([], [], 2, "at least one"),

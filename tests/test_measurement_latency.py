@@ -79,7 +79,7 @@ def test_full_protocol_lasts_for_its_seconds_and_its_runs(clock):
     assert (full.warm_up, full.runs, full.seconds) == (10, 100, 10.0)
     fast = {"fast": clock.variant("fast", 40e6), "slow": clock.variant("slow", 100e6)}
     result = measure_latency(fast, ["x"], 1, full)
-    assert len(result.raw_ns) == 250  # the fast one fills 10 s in 250 calls of 40 ms
+    assert len(result.raw_ns) == 143  # 2 x 10 s are full after 143 rounds of 40 + 100 ms
     result = measure_latency({"slow": clock.variant("slow", 1e9)}, ["x"], 1, full)
     assert len(result.raw_ns) == 100
 
@@ -187,10 +187,11 @@ def test_progress_runs_to_1_outside_the_timed_calls(clock):
 
 
 def test_real_clock():
-    variants = {"slow": lambda batch: time.sleep(0.004), "fast": lambda batch: time.sleep(0.002)}
-    result = measure_latency(variants, [0], 1, Protocol("own", warm_up=2, runs=25, seconds=0))
-    assert 4.0 <= result.summary()["slow"]["median_ms"] < 8.0
-    assert 1.3 < latency.speed_ups(result, "slow")["fast"].value < 2.2
+    variants = {"slow": lambda batch: time.sleep(0.015), "fast": lambda batch: time.sleep(0.005)}
+    result = measure_latency(variants, [0], 1, Protocol("own", warm_up=1, runs=15, seconds=0))
+    assert np.all(result.of("slow") >= 15e6) and np.all(result.of("fast") >= 5e6)
+    # A busy machine wakes both too late, which brings the ratio of 3 nearer to 1.
+    assert 1.3 < latency.speed_ups(result, "slow")["fast"].value < 3.2
 
 
 def test_fixed_inputs_hold_ordinary_tokens_and_follow_the_seed():

@@ -117,8 +117,9 @@ def test_a_folder_without_a_vocabulary_size_is_refused(loaders, tmp_path):
 def test_wrong_requests_are_refused():
     with pytest.raises(SettingError, match="module:function"):
         memory.peak_memory("some-model", loader="edgemin_utils.checkpoints")
-    with pytest.raises(SettingError, match="at least one process"):
-        memory.peak_memory("some-model", runs=0)
+    for wrong in ({"runs": 0}, {"forwards": 0}, {"threads": 0}):
+        with pytest.raises(SettingError, match=f"got .*{next(iter(wrong))} 0"):
+            memory.peak_memory("some-model", **wrong)
 
 
 def test_peak_is_never_under_what_is_resident():

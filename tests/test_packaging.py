@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -70,8 +71,7 @@ def imported_names() -> Iterator[tuple[str, str]]:
     for path in (PROJECT / "notebooks").glob("*.ipynb"):
         cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
                  if cell["cell_type"] == "code"]
-        sources[path] = "\n".join(line for cell in cells for line in cell.splitlines()
-                                  if not line.lstrip().startswith(("%", "!")))
+        sources[path] = "\n".join(TransformerManager().transform_cell(cell) for cell in cells)  # %pip is not Python
     for path, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):

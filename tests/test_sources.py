@@ -199,7 +199,6 @@ def test_a_damaged_saved_data_set(tmp_path):
     next((tmp_path / "sst2" / "train").glob("*.arrow")).unlink()
     with pytest.raises(DataError, match="is incomplete"):
         read_folder(SST2, tmp_path)
-    (tmp_path / "sst2" / "train" / "dataset_info.json").unlink()
     with pytest.raises(DataError, match="is incomplete"):
         source_identity(load_settings("demo", {"data_dir": str(tmp_path)}), SST2)
 
@@ -354,3 +353,15 @@ def test_embedded_rows_are_called_synthetic():
     assert "synthetic" in source.description
     assert set(source.splits) == {"train", "dev"}
     assert source.splits["dev"]["row"].tolist() == list(range(len(source.splits["dev"])))
+
+
+def test_the_identity_of_a_saved_data_set_is_its_rows_and_label_names(tmp_path):
+    def save(folder, names):
+        features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        table = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}, features=features)
+        datasets.DatasetDict({"train": table, "validation": table}).save_to_disk(tmp_path / folder / "sst2")
+        return source_identity(load_settings("demo", {"data_dir": str(tmp_path / folder)}), SST2)
+
+    first = save("first", ["negative", "positive"])
+    assert save("second", ["negative", "positive"]) == first
+    assert save("third", ["positive", "negative"]) != first

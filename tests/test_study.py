@@ -94,7 +94,7 @@ def test_events_are_plain_lines_without_a_terminal(finished):
     lines = finished.output.splitlines()
     assert "sst2, seed 0: 01_teacher started" in lines
     assert any(line.startswith("mnli, seed 0: done after") for line in lines)
-    assert any("teacher/fine-tuned done in" in line and "left in this line" in line for line in lines)
+    assert any("teacher/fine-tuned done in" in line and "; left: about " in line for line in lines)
     assert "\x1b" not in finished.output
 
 
@@ -172,7 +172,7 @@ def test_a_failing_cell_ends_its_chain_only_and_the_next_run_resumes(project):
     assert statuses(result, "analysis") == ["executed"] and not result.complete
     failure, = result.failures
     assert failure.notebook == "02_distillation.ipynb" and failure.cell == "cell In [3]: import os"
-    assert "ValueError: relation heads" in failure.error and "do not divide" in failure.traceback
+    assert failure.error == "ValueError: relation heads\ndo not divide" and "exec(fault" in failure.traceback
     assert "sst2, seed 0: 02_distillation.ipynb failed in cell In [3]" in output
     assert "not complete: sst2, seed 0" in output
     assert "relation heads" in failure.executed.read_text() and execution.read_stamp(failure.executed) is None

@@ -17,7 +17,6 @@ from edgemin_utils.tokenization import ASCII_CHARACTERS, load_tokenizer, tokeniz
 
 SST2, MNLI = find_task("sst2"), find_task("mnli")
 TEXTS = ["The film is good , the plot is not .", "the zoo", "An apple, a pear!", "Zoë liked it", "good plot"]
-LEAST = 5 + 2 * len(ASCII_CHARACTERS)
 
 
 def rows(*texts):
@@ -35,18 +34,21 @@ def pairs(*texts):
 
 
 def test_vocabulary_by_count_then_alphabet():
-    vocabulary = train_tokenizer(TEXTS, LEAST + 5).get_vocab()
+    words = [f"w{number:02}" for number in range(40)]
+    vocabulary = train_tokenizer([" ".join(words), "w39 w39 w39 w10 w10 w05 w05"], 60).get_vocab()
     order = sorted(vocabulary, key=vocabulary.get)
+    assert len(order) == 60
     assert order[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    # the: 3 times; good, is, plot: twice; then "an", the first of those that occur once.
-    assert order[LEAST:] == ["the", "good", "is", "plot", "an"]
-    assert len(order) == len(vocabulary) == LEAST + 5
+    # 12 characters, twice, fit into half of 60 entries beside 5 special tokens: w and 0 to 9 are all in them.
+    assert {*"w0123456789"} < set(order[5:17])
+    assert order[17:29] == [f"##{character}" for character in order[5:17]]
+    others = [word for word in words if word not in ("w39", "w05", "w10")]
+    assert order[29:] == ["w39", "w05", "w10", *others[:28]]
 
 
-def test_vocabulary_does_not_outgrow_its_size_nor_its_texts():
-    assert len(train_tokenizer(TEXTS, LEAST)) == LEAST
+def test_vocabulary_does_not_outgrow_its_texts():
     words = {"the", "film", "is", "good", "plot", "not", "zoo", "an", "apple", "pear", "zoe", "liked", "it"}
-    assert len(train_tokenizer(TEXTS, 10_000)) == LEAST + len(words)
+    assert len(train_tokenizer(TEXTS, 10_000)) == 5 + 2 * len(ASCII_CHARACTERS) + len(words)
 
 
 def test_words_are_lower_cased_and_unknown_words_cut_into_pieces():
@@ -56,7 +58,7 @@ def test_words_are_lower_cased_and_unknown_words_cut_into_pieces():
 
 
 def test_any_latin_text_tokenizes_without_unknown_tokens():
-    tokenizer = train_tokenizer(["a"], LEAST)
+    tokenizer = train_tokenizer(["a"], 282)
     printable = "".join(chr(code) for code in range(32, 127))
     for text in (printable, printable.replace(" ", "")[::-1], "Ünïcödé wörds"):
         assert tokenizer.unk_token not in tokenizer.tokenize(text)
@@ -94,8 +96,9 @@ def test_the_vocabulary_is_the_same_in_every_process():
 
 
 def test_too_small_a_vocabulary():
-    with pytest.raises(SettingError, match=f"vocabulary_size is 50; it must be at least {LEAST}"):
-        train_tokenizer(TEXTS, 50)
+    with pytest.raises(SettingError, match="vocabulary_size is 13; it must be at least 14"):
+        train_tokenizer(TEXTS, 13)
+    assert len(train_tokenizer(TEXTS, 14)) == 14
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ EMBEDDED_TASKS = ("sst2", "mnli", "qqp")
 LABEL_NOISE = 0.02
 """Fraction of the rows of every split that carry a wrong label, so that no model can reach 100 %."""
 
-DEFAULT_TRAIN_ROWS = 12_000
+DEFAULT_TRAIN_ROWS = 20_000
 DEFAULT_DEV_ROWS = 500
 
 
@@ -48,7 +48,7 @@ def embedded_corpus(
           1 neutral, 2 contradiction), idx. The topics of `dev_mismatched` are in no other split.
         - qqp: `train`, `dev`; question1, question2, label (0 not_duplicate, 1 duplicate), idx
 
-        No text occurs twice, within or across the splits.
+        No text of a dev split occurs twice, or in another split; a training text may come again.
 
     Raises:
         DataError: the task is unknown, a number is out of range, or the grammar has fewer distinct rows.
@@ -81,6 +81,7 @@ def embedded_corpus(
             grammar.SHARES,
             LABEL_NOISE,
             seen,
+            repeats=split == "train",
         )
         for stream, (split, draw) in enumerate(draws.items())
     }

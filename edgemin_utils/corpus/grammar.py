@@ -105,8 +105,9 @@ def draw_split(
     shares: Sequence[float],
     noise: float,
     seen: set[tuple[str, ...]],
+    repeats: bool = False,
 ) -> pd.DataFrame:
-    """Draw one split of distinct rows, then give a small share of them a wrong label.
+    """Draw one split, then give a small share of them a wrong label.
 
     Args:
         rng: source of every draw.
@@ -115,8 +116,9 @@ def draw_split(
         rows: number of rows, at least 1.
         shares: fraction of each label.
         noise: fraction of the rows whose label is replaced by another one.
-        seen: texts that must not come again (sorted, so that a pair and its mirror count as one); extended in
-            place with the rows drawn here, which keeps later splits apart from this one.
+        seen: texts that must not come (sorted, so that a pair and its mirror count as one).
+        repeats: False draws distinct rows and adds them to `seen`, which keeps later splits apart from this one. True
+            lets a row come again, so that constructions with few sentences keep their share in a long split.
 
     Returns:
         A frame with the text columns, `label` (int64) and `idx` (int64, 0 .. rows - 1).
@@ -137,7 +139,8 @@ def draw_split(
                 f"the grammar has no more than about {len(seen)} distinct rows, and {rows} were asked for in one "
                 "split: ask for fewer train_rows or dev_rows"
             )
-        seen.add(key)
+        if not repeats:
+            seen.add(key)
         texts.append(text)
     frame = pd.DataFrame(texts, columns=list(columns))
     frame["label"] = with_label_noise(rng, labels, len(shares), noise)

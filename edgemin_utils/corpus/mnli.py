@@ -44,7 +44,9 @@ def actions(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
     passive = chance(rng, 0.4)
     if label == NEUTRAL:
         return premise, transitive(object_, verb, subject, passive, chance(rng, 0.5))
-    return premise, transitive(subject, verb, object_, passive, negated if label == ENTAILMENT else not negated)
+    return premise, transitive(
+        subject, verb, object_, passive, negated if label == ENTAILMENT else not negated
+    )
 
 
 def converses(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
@@ -81,7 +83,9 @@ FOLLOWS = {
     "not all": {"all": 2, "most": 1, "some": 1, "none": 1, "not all": 0},
 }
 QUANTIFIER_PAIRS = tuple(
-    tuple((left, right) for left, row in FOLLOWS.items() for right, follows in row.items() if follows == label)
+    tuple(
+        (left, right) for left, row in FOLLOWS.items() for right, follows in row.items() if follows == label
+    )
     for label in range(3)
 )
 
@@ -93,7 +97,10 @@ def quantifiers(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
     predicate = f"were {choose(rng, choose(rng, OPPOSITES))}" if chance(rng, 0.5) else choose(rng, DEEDS)[1]
     first = f"{choose(rng, QUANTIFIERS[left])} {group} {predicate}"
     if label == NEUTRAL and chance(rng, 0.25):
-        return first, f"{choose(rng, QUANTIFIERS[right])} {choose_other(rng, topic.people, group[:-1])}s {predicate}"
+        return (
+            first,
+            f"{choose(rng, QUANTIFIERS[right])} {choose_other(rng, topic.people, group[:-1])}s {predicate}",
+        )
     return first, f"{choose(rng, QUANTIFIERS[right])} {group} {predicate}"
 
 
@@ -183,9 +190,11 @@ def modifiers(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
     return full, choose(
         rng,
         (
-            f"the {person} was {opposite}", f"the {person} was not {quality}", f"the {opposite} {person} {deed} {where}",
+            f"the {person} was {opposite}",
+            f"the {person} was not {quality}",
+            f"the {opposite} {person} {deed} {where}",
             f"the {person} did not {dict((past, base) for base, past in DEEDS)[deed]} {where}",
-        ),  # fmt: skip
+        ),
     )
 
 

@@ -11,7 +11,8 @@ PLACES = words("""lisbon oslo cairo lima delhi tokyo madrid athens dublin prague
     warsaw geneva berlin sydney toronto milan quito accra tunis norway peru kenya vietnam iceland portugal bolivia
     jordan nepal estonia ghana malta chile cuba fiji laos""")
 
-GROUPS = words("""cats dogs horses rabbits babies teenagers toddlers engineers athletes pigeons dolphins owls bees snakes
+GROUPS = words("""cats dogs horses rabbits babies teenagers toddlers engineers athletes pigeons dolphins owls bees
+    snakes
     parrots vegans tourists gamers lawyers introverts grandparents beginners nurses pilots""")
 
 PLEASURES = words("""milk rain music noise water sugar cheese honey fish sunlight winter mirrors cucumbers mondays
@@ -27,22 +28,17 @@ TRAITS = words("bark lie swim bite dream gamble fly snore hibernate vote migrate
 # Each row is one meaning; {x} is the entity. Different rows share their frames on purpose.
 THING_MEANINGS = (
     ("how much does a {x} cost", "what is the price of a {x}", "how expensive is a {x}"),
-    ("how much does a {x} weigh", "what is the weight of a {x}", "how heavy is a {x}"),
     ("how long does a {x} last", "what is the lifetime of a {x}", "how durable is a {x}"),
-    ("why does a {x} exist", "what is the purpose of a {x}", "how useful is a {x}"),
 )
 PLACE_MEANINGS = (
-    ("how many people live in {x}", "what is the population of {x}", "how crowded is {x}"),
     ("how is the weather in {x}", "what is the climate of {x}", "how warm is {x}"),
     ("how many crimes happen in {x}", "what is the crime rate of {x}", "how safe is {x}"),
-    ("how far away is {x}", "what is the distance to {x}", "how remote is {x}"),
 )
-ACTIONS = (words("buy purchase"), words("sell auction"), words("repair fix"), words("clean wash"))
+ACTIONS = (words("buy purchase"), words("sell auction"), words("repair fix"))
 ASKING = (
     ("how do i", "what is the best way to"),
     ("where do i", "what is the best place to"),
     ("when do i", "what is the best time to"),
-    ("why do i", "what is the best reason to"),
 )
 LIKING = (
     ("why do {x} like {y}", "for what reason do {x} love {y}", "why do {x} not dislike {y}"),
@@ -68,15 +64,26 @@ RIVALS = pairs("""tea/juice python/java gold/silver cycling/walking netflix/tele
     rice/pasta poker/chess solar/coal""")
 CAUSES = pairs("""stress/insomnia anxiety/obesity depression/fatigue poverty/crime inflation/unemployment
     pollution/drought fever/headaches acne/allergies""")
-ROUTINES = pairs("""eat/run shower/shave study/sleep stretch/swim pray/read brush/drink meditate/work pay/order""")
+ROUTINES = pairs(
+    """eat/run shower/shave study/sleep stretch/swim pray/read brush/drink meditate/work pay/order"""
+)
 QUALITIES = pairs("better/worse safer/riskier cheaper/dearer easier/harder healthier/unhealthier")
 
 # Wordings of `from x to y`, `x is more than y`, `x brings y` and `x comes before y`.
 DIRECTIONS = (
     (UNITS, ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} if i have {x}")),
-    (LANGUAGES, ("how do i translate {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} text from {x}")),
-    (FORMATS, ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get a {y} file from {x}")),
-    (JOURNEYS, ("how do i travel from {x} to {y}", "how can i go from {x} to {y}", "how do i get to {y} from {x}")),
+    (
+        LANGUAGES,
+        ("how do i translate {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} text from {x}"),
+    ),
+    (
+        FORMATS,
+        ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get a {y} file from {x}"),
+    ),
+    (
+        JOURNEYS,
+        ("how do i travel from {x} to {y}", "how can i go from {x} to {y}", "how do i get to {y} from {x}"),
+    ),
 )
 COMPARING = ("is {x} {more} than {y}", "do people find {x} {more} than {y}", "is {y} {less} than {x}")
 CAUSING = ("does {x} cause {y}", "can {x} lead to {y}", "is {y} caused by {x}")
@@ -85,4 +92,6 @@ ORDERING = ("should i {x} before i {y}", "is it better to {x} before i {y}", "sh
 # Where or for whom; the same phrase ends both questions and leaves the answer alone.
 CONTEXTS = words("""for_a_student for_a_beginner for_a_family for_a_small_office on_a_budget in_summer in_practice
     in_general on_holiday these_days in_the_countryside for_an_expert at_school at_home in_a_hurry in_old_age
-    with_a_child on_weekdays without_help after_retirement""")
+    with_a_child with_small_hands
+    in_cold_weather after_midnight before_breakfast
+    during_an_exam on_weekdays without_help after_retirement""")

@@ -38,25 +38,57 @@ FILM_NOUNS = words("""film movie comedy drama thriller sequel documentary romanc
     biography mystery""")
 FILM_ASPECTS = words("""plot script acting dialogue ending pacing soundtrack camerawork humour editing cast story
     premise direction finale narration""")
-FILM_PARTS = words("jokes scenes songs characters twists stunts gags chases battles speeches flashbacks duets")
+FILM_PARTS = words(
+    "jokes scenes songs characters twists stunts gags chases battles speeches flashbacks duets"
+)
 PRODUCT_NOUNS = words("""phone kettle blender camera laptop backpack jacket heater vacuum keyboard headset toaster
     tent bicycle lamp printer""")
 PRODUCT_ASPECTS = words("""battery screen handle lid strap zip cable motor speaker lens packaging design finish
     charger manual hinge""")
-PRODUCT_PARTS = words("buttons seams wheels hinges switches pockets filters sockets screws stitches sensors menus")
+PRODUCT_PARTS = words(
+    "buttons seams wheels hinges switches pockets filters sockets screws stitches sensors menus"
+)
 
 # Plural verbs, third-person singular, and the infinitive after "manages to" or "fails to".
 FILM_VERBS = (
-    (("drag", "drags"), ("bore", "bores"), ("disappoint", "disappoints"), ("grate", "grates"), ("flop", "flops"),
-     ("stumble", "stumbles"), ("fizzle", "fizzles")),
-    (("sparkle", "sparkles"), ("charm", "charms"), ("delight", "delights"), ("shine", "shines"),
-     ("soar", "soars"), ("enchant", "enchants"), ("amuse", "amuses")),
+    (
+        ("drag", "drags"),
+        ("bore", "bores"),
+        ("disappoint", "disappoints"),
+        ("grate", "grates"),
+        ("flop", "flops"),
+        ("stumble", "stumbles"),
+        ("fizzle", "fizzles"),
+    ),
+    (
+        ("sparkle", "sparkles"),
+        ("charm", "charms"),
+        ("delight", "delights"),
+        ("shine", "shines"),
+        ("soar", "soars"),
+        ("enchant", "enchants"),
+        ("amuse", "amuses"),
+    ),
 )
 PRODUCT_VERBS = (
-    (("break", "breaks"), ("rattle", "rattles"), ("jam", "jams"), ("crack", "cracks"), ("overheat", "overheats"),
-     ("disappoint", "disappoints"), ("malfunction", "malfunctions")),
-    (("last", "lasts"), ("work", "works"), ("endure", "endures"), ("excel", "excels"), ("impress", "impresses"),
-     ("satisfy", "satisfies"), ("perform", "performs")),
+    (
+        ("break", "breaks"),
+        ("rattle", "rattles"),
+        ("jam", "jams"),
+        ("crack", "cracks"),
+        ("overheat", "overheats"),
+        ("disappoint", "disappoints"),
+        ("malfunction", "malfunctions"),
+    ),
+    (
+        ("last", "lasts"),
+        ("work", "works"),
+        ("endure", "endures"),
+        ("excel", "excels"),
+        ("impress", "impresses"),
+        ("satisfy", "satisfies"),
+        ("perform", "performs"),
+    ),
 )
 DOMAINS = (
     (FILM_NOUNS, FILM_ASPECTS, FILM_PARTS, FILM_ADJECTIVES, FILM_VERBS),
@@ -139,7 +171,13 @@ class Review:
     def manages(self, polarity: int) -> str:
         verb_phrase, reverses = choose(
             self.rng,
-            (("manages to", False), ("always", False), ("fails to", True), ("never", True), ("never fails to", False)),
+            (
+                ("manages to", False),
+                ("always", False),
+                ("fails to", True),
+                ("never", True),
+                ("never fails to", False),
+            ),
         )
         base, singular = choose(self.rng, self.verbs[1 - polarity if reverses else polarity])
         return f"{self.subject()} {verb_phrase} {base if verb_phrase.endswith('to') else singular}"
@@ -176,7 +214,9 @@ class Review:
     def opinion(self, polarity: int) -> str:
         """A judgement about a judgement."""
         right = chance(self.rng, 0.6)
-        verdict = choose(self.rng, words("right fair true honest") if right else words("wrong unfair false absurd"))
+        verdict = choose(
+            self.rng, words("right fair true honest") if right else words("wrong unfair false absurd")
+        )
         wanted = polarity if right else 1 - polarity
         if chance(self.rng, 0.5):
             return f"it is {verdict} to call {self.subject()} {self.adjective(wanted)}"

@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from edgemin_utils.figures.study import panel_labels
 from edgemin_utils.figures.style import (
     PALETTE,
     STAGE_COLOURS,
@@ -13,7 +14,6 @@ from edgemin_utils.figures.style import (
     note_figure,
     styled,
 )
-from edgemin_utils.figures.study import panel_labels
 from edgemin_utils.tables.contents import longest_input
 
 BOX_WIDTH, BOX_HEIGHT = 1.5, 1.0
@@ -49,7 +49,7 @@ def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigur
         place = (COLUMN_STEP, -ROW_STEP * number)
         _draw_box(axes, row, place, longest, STUDENT_COLOURS.get(row["student"], PALETTE["purple"]))
         if 0 in places:
-            _draw_arrow(axes, places[0], place, "labels only" if number == 1 else "")
+            _draw_arrow(axes, places[0], place, "distil" if row["distilled"] else "labels only")
     order = sorted(places)
     for before, after in zip(order, order[1:], strict=False):
         _draw_arrow(axes, places[before], places[after], _step(path, after))

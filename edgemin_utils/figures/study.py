@@ -95,11 +95,13 @@ def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
         return note_figure("no model has been made yet")
     rows = frame[frame["task"] == frame["task"].iloc[0]].drop_duplicates("key").reset_index(drop=True)
     longest = longest_input(rows)
-    quantities = [("parameters", "stored weights\n(millions)", 1e-6), ("megabytes", "file (MB)", 1),
+    quantities = [("parameters", "stored weights\n(millions)", 1e-6),
+                  ("megabytes", "file (MB)", 1),
                   (f"macs_{longest}", f"MACs at {longest}\n(millions)", 1e-6),
                   (f"latency_{longest}", f"latency at {longest}\none thread (ms)", 1),
                   ("peak_memory", "peak memory (MB)", 1)]
-    figure = new_figure(2 * (0.3 * len(rows) + 1.05) + 0.4, title=f"{panel_labels(rows.head(1))[0]}: cost of each stage")
+    title = f"{panel_labels(rows.head(1))[0]}: cost of each stage"
+    figure = new_figure(2 * (0.3 * len(rows) + 1.05) + 0.4, title=title)
     grid = figure.subplots(2, 3, sharey=True)
     colours = [STAGE_COLOURS[number % len(STAGE_COLOURS)] for number in range(len(rows))]
     for axes, (column, label, scale) in zip(grid.flat, quantities, strict=False):

@@ -42,11 +42,18 @@ STYLE = {
 
 
 class StudyFigure(Figure):
-    """A figure that Jupyter shows by itself. It never passes through pyplot, so nothing stays open behind it."""
+    """A figure that Jupyter shows by itself. It never passes through pyplot, so nothing stays open behind it.
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    Attributes:
+        description: one sentence on what is drawn; screen readers read it in place of the picture.
+    """
+
+    description: str = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         width, height = self.get_size_inches()
-        return _bytes(self, "png"), {"width": round(width * 100), "height": round(height * 100)}
+        return _bytes(self, "png"), {"width": round(width * 100), "height": round(height * 100),
+                                     "alt": self.description}
 
 
 def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
@@ -56,7 +63,10 @@ def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
-            return draw(*arguments, **named)
+            figure = draw(*arguments, **named)
+        # The innermost function that drew it knows best: a note stays a note.
+        figure.description = figure.description or " ".join((draw.__doc__ or "").split("\n\n")[0].split())
+        return figure
     return drawn
 
 

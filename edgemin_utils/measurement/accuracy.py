@@ -1,5 +1,6 @@
 """How well predicted classes match the labels: accuracy, F1 and the Matthews correlation coefficient."""
 
+import tempfile
 from typing import Any
 
 import datasets
@@ -20,8 +21,9 @@ class ClassificationMetrics(evaluate.Metric):
     """
 
     def __init__(self, **options: Any):
-        # Values stay in memory: nothing is written, so processes side by side cannot meet at a cache file.
-        super().__init__(**{"keep_in_memory": True, **options})
+        # Values stay in memory: processes side by side cannot meet at a cache file. The folder that evaluate
+        # makes all the same stays empty, and lies where it can be made even if the home folder is read-only.
+        super().__init__(**{"keep_in_memory": True, "cache_dir": tempfile.gettempdir(), **options})
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

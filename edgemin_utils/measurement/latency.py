@@ -33,7 +33,8 @@ _PROGRESS_INTERVAL_NS = 500_000_000
 @dataclass(frozen=True)
 class Protocol:
     """When a measurement is long enough: `warm_up` untimed calls a variant, then at least `runs` rounds, and
-    rounds until each variant has been timed for `seconds` in sum."""
+    rounds until the variants have been timed for `seconds` each on average. (Every variant is in every round, so a
+    slow one is timed for longer and a fast one for less; waiting for the fastest would only repeat the slow ones.)"""
 
     name: str
     warm_up: int = 10
@@ -210,9 +211,9 @@ def _timed_rounds(calls: Sequence[Callable[[Any], Any]], inputs: Sequence[Any], 
     in."""
     clock = time.perf_counter_ns
     spent = [0] * len(calls)
-    needed_ns = protocol.seconds * 1e9
+    needed_ns = protocol.seconds * 1e9 * len(calls)
     done, reported = 0, clock()
-    while done < protocol.runs or min(spent) < needed_ns:
+    while done < protocol.runs or sum(spent) < needed_ns:
         batch = inputs[done % len(inputs)]
         times = [0] * len(calls)
         for place in range(len(calls)):
@@ -224,7 +225,7 @@ def _timed_rounds(calls: Sequence[Callable[[Any], Any]], inputs: Sequence[Any], 
         done += 1
         yield times
         if progress is not None and clock() - reported > _PROGRESS_INTERVAL_NS:
-            progress(min(1.0, done / protocol.runs, min(spent) / needed_ns if needed_ns else 1.0))
+            progress(min(1.0, done / protocol.runs, sum(spent) / needed_ns if needed_ns else 1.0))
             reported = clock()
     if progress is not None:
         progress(1.0)

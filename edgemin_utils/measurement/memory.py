@@ -47,13 +47,14 @@ def peak_memory(
         all threads), runs, and processes: a list with one dict of the same numbers a process.
 
     Raises:
-        SettingError: a loader not of the form module:function, or runs under 1.
+        SettingError: a loader not of the form module:function; runs, forwards or threads under 1.
         ModelError: the process failed, was killed, or ran longer than `timeout_seconds`.
     """
     if ":" not in loader:
         raise SettingError(f"loader {loader!r} must have the form module:function, as in {DEFAULT_LOADER!r}")
-    if runs < 1:
-        raise SettingError(f"memory needs at least one process a variant, not {runs}")
+    if min(runs, forwards, threads) < 1:
+        raise SettingError(f"peak memory needs at least one process, one forward and one thread; got "
+                           f"runs {runs}, forwards {forwards}, threads {threads}")
     command = [sys.executable, "-m", "edgemin_utils.measurement.memory", "--model", os.fspath(folder),
                "--loader", loader, "--batch", str(batch), "--length", str(length),
                "--forwards", str(forwards), "--threads", str(threads)]

@@ -91,10 +91,11 @@ def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
     for (task, split), group in frame.groupby(["task", "split"], sort=False):
         if len(group) == 8 and len(group[list(FACTORS)].drop_duplicates()) == 8:
             for terms in _terms():
-                rows.append({"task": task, "split": split, "effect": " x ".join(terms)} | {
+                rows.append({"task": task, "split": split, "synthetic": group["synthetic"].iloc[0],
+                             "effect": " x ".join(terms)} | {
                     name: factorial_effect(group, terms, column, ratio)
                     for name, (column, ratio) in outcomes.items()})
-    return pd.DataFrame(rows, columns=["task", "split", "effect", *outcomes])
+    return pd.DataFrame(rows, columns=["task", "split", "synthetic", "effect", *outcomes])
 
 
 def factorial_effect(eight: pd.DataFrame, terms: tuple[str, ...], outcome: str, ratio: bool = False) -> float:
@@ -131,21 +132,42 @@ def training_time_table(study: Path | StudyRecords) -> pd.DataFrame:
                                                  "training_seconds", "stage_seconds", "folder"])
 
 
-def every_table(study: Path | StudyRecords) -> list[Table]:
-    """All tables of the report, with their titles and notes."""
+def chains_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """One row per chain: what its records hold, and how long it took to compute them."""
+    rows = []
+    for chain in as_records(study).chains:
+        records = [*chain.models.values(), *(chain.scans or {}).values(),
+                   *([chain.measurement] if chain.measurement else [])]
+        finished = max((record.content.get("finished", "") for record in records), default="")
+        rows.append({"task": chain.task, "seed": chain.seed, "models": len(chain.models),
+                     "head_scans": len(chain.scans or {}), "measured": chain.measurement is not None,
+                     "stage_seconds": sum(record.content.get("wall_seconds", 0.0) for record in records),
+                     "finished": finished, "folder": f"{chain.task}/seed-{chain.seed}"})
+    return pd.DataFrame(rows, columns=["task", "seed", "models", "head_scans", "measured", "stage_seconds", "finished",
+                                       "folder"])
+
+
+def main_table(study: Path | StudyRecords) -> Table:
+    """`main_results` with its title and notes."""
     records = as_records(study)
-    notes = table_notes(records)
-    data = f" ({data_kind(records)})" if data_kind(records) else ""
     accuracy = ("Brackets hold 95 % intervals: Wilson's of the dev rows for one seed, Student's t over several seeds.",
                 "Difference: percentage points to the model it came from, with its paired 95 % interval; p from the "
                 "exact McNemar test (one seed) or Student's t over the seeds, not corrected for several tests.",
                 "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.")
+    return Table("main_results", f"Accuracy per task and model{data_kind(records)}", main_results(records),
+                 (*accuracy, *table_notes(records)))
+
+
+def every_table(study: Path | StudyRecords) -> list[Table]:
+    """All tables of the report, with their titles and notes."""
+    records = as_records(study)
+    notes, data = table_notes(records), data_kind(records)
     size = ("Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are "
             "10^6 bytes of the saved model; MACs are multiply-accumulates by the closed formula; memory is the peak "
             "of a fresh process, import baseline in the csv file.",)
     timing = (latency_note(records), *noise_note(records))
     return [
-        Table("main_results", f"Accuracy per task and model{data}", main_results(records), (*accuracy, *notes)),
+        main_table(records),
         Table("cost", f"Size, operations, latency and memory per model{data}", cost_table(records),
               (*size, *timing, *notes)),
         Table("latency", f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
@@ -183,9 +205,12 @@ def data_description(chains: list) -> str:
 
 
 def data_kind(records: StudyRecords) -> str:
-    """"synthetic data" if every task's rows are, "partly synthetic data" if some are, else nothing."""
+    """What a title says of the data: " (synthetic data)" if every task's rows are, " (partly synthetic data)" if some
+    are, else nothing."""
     synthetic = [is_synthetic(records.of_task(task)) for task in records.tasks]
-    return "synthetic data" if synthetic and all(synthetic) else "partly synthetic data" if any(synthetic) else ""
+    if synthetic and all(synthetic):
+        return " (synthetic data)"
+    return " (partly synthetic data)" if any(synthetic) else ""
 
 
 def latency_note(records: StudyRecords) -> str:
@@ -196,10 +221,11 @@ def latency_note(records: StudyRecords) -> str:
     protocols = sorted({str(item.get("protocol")) for item in measured})
     runs = [row["runs"] for item in measured for row in item.get("latency") or [] if row.get("runs")]
     count = f", {min(runs):,} runs or more a row" if runs else ""
-    text = f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models timed in turn, those of equal shapes and "
-            "scheme once for all of them."
-    text = " ".join([text, *sorted({item["int8_note"] for item in measured if item.get("int8_note")})])
-    return text + (" Quick protocol: a quick look, not a full measurement." if "quick" in protocols else "")
+    parts = [f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models are timed in turn, those of "
+             "equal shapes and scheme once for all of them."]
+    if "quick" in protocols:
+        parts.append("Quick protocol: a quick look, not a full measurement.")
+    return " ".join([*parts, *sorted({item["int8_note"] for item in measured if item.get("int8_note")})])
 
 
 def noise_note(records: StudyRecords) -> tuple[str, ...]:

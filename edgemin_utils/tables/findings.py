@@ -111,8 +111,10 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
 def _speed_sentence(task: str, small: pd.Series, column: str, longest: str) -> str:
     ratio, low, high = (small[name] for name in (column, f"{column}_low", f"{column}_high"))
     interval = "" if pd.isna(low) else f" (95 % interval {low:.2f} to {high:.2f})"
-    noisy = ", on noisy timings" if small.get(f"latency_{longest}_noisy") is True else ""
+    noisy = ", on noisy timings" if bool(small.get(f"latency_{longest}_noisy", False)) else ""
     where = f"{interval} at {longest} with one thread{noisy}"
+    if low <= 1 <= high:
+        return f"{task}: its speed cannot be told from the teacher's: speed-up {ratio:.2f}{where}."
     if ratio >= 1:
         return f"{task}: it answers {ratio:.2f} times as fast as the teacher{where}."
     return f"{task}: it is **slower** than the teacher: speed-up {ratio:.2f}{where}."

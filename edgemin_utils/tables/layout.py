@@ -1,5 +1,6 @@
 """Tables as a reader sees them: plain text for terminals, Markdown, LaTeX, and csv with the full numbers."""
 
+import hashlib
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 from tabulate import SEPARATING_LINE, tabulate
 
 from edgemin_utils.tables.contents import Table, every_table
@@ -29,19 +31,22 @@ class Column:
 
 
 COLUMNS = {
-    "model": Column("Model"), "accuracy": Column("Accuracy (%)"), "f1": Column("F1 (%)"),
-    "matthews_correlation": Column("MCC", 3), "kept": Column("Kept (%)"),
+    "model": Column("Model"), "accuracy": Column("Accuracy %"), "f1": Column("F1 %"),
+    "matthews_correlation": Column("MCC", 3), "kept": Column("Kept %"),
     "difference": Column("Difference", 1, signed=True), "p_value": Column("p", 3), "threads": Column("Threads", 0),
     "parameters": Column("Weights", 0), "megabytes": Column("MB", 2), "smaller": Column("Smaller", 2, suffix="x"),
     "peak_memory": Column("Memory (MB)", 0), "folder": Column("Folder"), "effect": Column("Effect"),
     "accuracy_effect": Column("Accuracy (points)", 2, signed=True), "size_ratio": Column("Size (ratio)", 3),
     "latency_ratio": Column("Latency (ratio)", 3), "epochs": Column("Epochs", 1), "steps": Column("Steps", 0),
     "examples_per_second": Column("Rows/s", 0), "training_seconds": Column("Training (s)"),
-    "stage_seconds": Column("Whole stage (s)"), "distilled": Column("Distilled"), "pruned": Column("Pruned"),
+    "stage_seconds": Column("In all (s)"),
+    "seed": Column("Seed", 0), "models": Column("Models", 0),
+    "head_scans": Column("Head scans", 0), "finished": Column("Finished"), "distilled": Column("Distilled"),
+    "pruned": Column("Pruned"),
     "quantized": Column("Quantized"),
 }
 # In the csv files only: how a number came about, and what a second column or a note already says.
-_CSV_ONLY = {"test", "compared_with", "rows", "seeds", "listed_parameters", "fewer", "memory_baseline"}
+_CSV_ONLY = {"test", "compared_with", "rows", "seeds", "synthetic", "listed_parameters", "fewer", "memory_baseline"}
 
 
 def readable(frame: pd.DataFrame, trace: bool = False) -> pd.DataFrame:
@@ -98,6 +103,16 @@ def as_text(table: pd.DataFrame | Table, width: int = TEXT_WIDTH) -> str:
         blocks.append(_text_block(cells[labels + rest[:count]]))
         rest = rest[count:]
     return "\n\n".join(blocks or [_text_block(cells)])
+
+
+def as_html(frame: pd.DataFrame, trace: bool = False) -> Styler:
+    """A table for a notebook: `readable`'s cells without a row index."""
+    cells = readable(frame, trace)
+    # Styles are tied to cells by this name: two tables on one page must not share it, the same table must keep it.
+    name = hashlib.sha256(cells.to_csv().encode()).hexdigest()[:10]
+    sides = {header: [{"selector": "", "props": f"text-align: {side}; white-space: nowrap"}]
+             for header, side in zip(cells, _alignment(cells), strict=True)}
+    return cells.style.hide(axis="index").format(escape="html").set_uuid(name).set_table_styles(sides)
 
 
 def as_markdown(table: Table) -> str:
@@ -202,7 +217,7 @@ def _number(value: float, column: Column, suffix: bool = True) -> str:
 
 
 def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
-    left = {"Task", "Model", "Folder", "Effect", "Distilled", "Pruned", "Quantized"}
+    left = {"Task", "Model", "Folder", "Effect", "Distilled", "Pruned", "Quantized", "Finished", "Measured", "State"}
     return tuple("left" if name in left else "right" for name in cells)
 
 

@@ -4,6 +4,7 @@ Columns hold numbers, not text: accuracies and F1 in %, sizes and memory in MB (
 `x` may have `x_low` and `x_high` beside it, the ends of its 95 % interval. What was not measured is blank (NaN).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -43,7 +44,11 @@ def summarize(study: Path | StudyRecords) -> pd.DataFrame:
     smaller (teacher's bytes over its own), macs_<input>, latency_<input> and speed_up_<input> with one thread,
     latency_<input>_noisy, peak_memory, memory_baseline, synthetic (whether its rows are), folder.
     """
-    records = as_records(study)
+    return _summarize(as_records(study)).copy()
+
+
+@functools.lru_cache(maxsize=4)  # every table and figure of a report starts from it
+def _summarize(records: StudyRecords) -> pd.DataFrame:
     per_seed = pd.DataFrame([row for chain in records.chains for row in _accuracy_rows(chain)])
     if per_seed.empty:
         return _empty()

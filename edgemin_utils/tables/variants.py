@@ -10,14 +10,14 @@ from edgemin_utils.tasks import TASKS
 
 STUDENT_NAMES = {
     "none": "Student without distillation",
-    "none-pretrained": "Student from checkpoint, without distillation",
+    "none-pretrained": "Undistilled from checkpoint",
 }
 OBJECTIVE_NAMES = {"minilmv2": "MiniLMv2"}
 SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with embeddings"}
 _BASELINES_FIRST = ("none", "none-pretrained")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
     """The current records of one (task, seed): `models` by key, and the measurement if there is one."""
 
@@ -40,9 +40,9 @@ class Chain:
                 and timed.get(row["key"]) == self.models[row["key"]].content["fingerprint"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StudyRecords:
-    """All that tables and figures are drawn from."""
+    """All that tables and figures are drawn from, as it was read."""
 
     study: Path
     chains: tuple[Chain, ...]

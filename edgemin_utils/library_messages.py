@@ -1,0 +1,31 @@
+"""Keeps messages of the libraries out of notebooks where the reader can do nothing about them."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging as transformers_logging
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without load reports (a new head is what we ask for), notes on model types, and bars over weight files."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_torch_ao() -> Iterator[None]:
+    """Without the deprecation notices of torch.ao, which `quantization` repeats where it matters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+        yield

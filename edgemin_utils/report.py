@@ -1,0 +1,81 @@
+"""The study's report: tables, figures and one HTML file that stands alone, all drawn again from records on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from edgemin_utils import figures, tables
+from edgemin_utils.chain import ANALYSIS_NOTEBOOK
+from edgemin_utils.tables import StudyRecords, read_study
+
+REPORT_FILE = "report.html"
+
+
+def report_folder(study: Path) -> Path:
+    return Path(study) / "report"
+
+
+def executed_analysis(study: Path) -> Path:
+    """Where the runner keeps the executed analysis notebook."""
+    return Path(study) / "notebooks" / f"{ANALYSIS_NOTEBOOK}.ipynb"
+
+
+def write_report(study: Path) -> Path:
+    """Tables and figures of a study into its folder `report`, and the executed analysis notebook as HTML.
+
+    Running it again on the same records and notebook writes the same bytes.
+
+    Returns:
+        the HTML file; the folder where the analysis has not been executed yet.
+    """
+    folder = report_folder(study)
+    records = read_study(study)
+    tables.write_tables(records, folder / "tables")
+    write_figures(records, folder / "figures")
+    if executed_analysis(study).is_file():
+        return html_report(study)
+    return folder
+
+
+def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
+    """Every figure of the report as svg and png into `folder`; returns the paths."""
+    return [path for name, draw in study_figures(study).items()
+            for path in figures.save_figure(draw(), folder, name)]
+
+
+def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]:
+    """Name -> function that draws it, of every figure that the records of a study allow."""
+    records = study if isinstance(study, StudyRecords) else read_study(study)
+    frame = tables.summarize(records)
+    effects = tables.factorial_effects(records)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "accuracy_over_latency": lambda: figures.accuracy_over_latency(frame),
+        "accuracy_by_stage": lambda: figures.accuracy_by_stage(frame),
+        "factorial_effects": lambda: figures.factorial_effects_figure(effects),
+    }
+    for task in records.tasks:
+        rows = frame[frame["task"] == task]
+        drawings[f"pipeline_{task}"] = lambda rows=rows: figures.pipeline_picture(rows)
+        drawings[f"cost_by_stage_{task}"] = lambda rows=rows: figures.cost_by_stage(rows)
+    return drawings
+
+
+def html_report(study: Path, notebook: Path | None = None) -> Path:
+    """The executed analysis notebook as one HTML file that needs no network.
+
+    Args:
+        notebook: an executed notebook; without it the one that the runner left.
+
+    Raises:
+        StageError: the analysis has not been executed yet.
+    """
+    from edgemin_utils.page import notebook_page  # nbconvert: only when a page is written
+
+    path = report_folder(study) / REPORT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = notebook_page(notebook or executed_analysis(study), title="EdgeMIN study")
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,231 @@
+"""What a single stage's numbers say, in Markdown sentences that code writes from its record.
+
+They hold for any task and profile: whether a step helped is decided from the numbers, and what the rows cannot tell is
+said to be so.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from edgemin_utils.tables.findings import effect_words
+from edgemin_utils.tables.layout import p_value_text
+from edgemin_utils.tables.stage_tables import MB, MIB, percent
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Sentences as a Markdown list."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+# ---- teacher ---------------------------------------------------------------------------------------------------
+
+
+def data_sentences(data: Mapping[str, Any]) -> list[str]:
+    """Where the rows come from, and what was left out of them.
+
+    Args:
+        data: the teacher's `results["data"]`.
+    """
+    cut, rows = sum(data["truncated_rows"].values()), sum(each["rows"] for each in data["statistics"].values())
+    longest = "No row had to be cut." if not cut else f"{cut:,} of {rows:,} rows were longer than the model takes and were cut."
+    return [f"Rows: {data['source']}.", longest, *(f"{note}." for note in data["notes"])]
+
+
+def teacher_sentences(results: Mapping[str, Any]) -> list[str]:
+    """The teacher's accuracy beside that of always giving the most frequent label, and its most frequent error."""
+    sentences, labels = [], results["data"]["labels"]
+    for split, metrics in results["metrics"].items():
+        counts = results["data"]["statistics"][split]["labels"]
+        common = max(counts, key=counts.get)
+        share = counts[common] / sum(counts.values())
+        word = "more than" if metrics["accuracy_low"] > share else "which is not clearly more than"
+        sentences.append(
+            f"**{split}**: {100 * metrics['accuracy']:.1f} % of {metrics['rows']:,} rows are right (95 % interval "
+            f"{100 * metrics['accuracy_low']:.1f} to {100 * metrics['accuracy_high']:.1f}), {word} the "
+            f"{100 * share:.1f} % of always answering \"{common}\".")
+        sentences.append(_most_frequent_error(split, results["confusion"][split], labels))
+    return sentences
+
+
+def _most_frequent_error(split: str, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    counts = np.array(matrix)
+    wrong = counts - np.diag(np.diag(counts))
+    if not wrong.any():
+        return f"**{split}**: no row is wrong."
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    return (f"**{split}**: the most frequent error is \"{labels[true]}\" taken for \"{labels[predicted]}\", "
+            f"{wrong[true, predicted]:,} of {counts[true].sum():,} such rows.")
+
+
+# ---- every comparison ------------------------------------------------------------------------------------------
+
+
+def comparison_sentences(step: str, tests: pd.DataFrame) -> list[str]:
+    """Whether a step helped, harmed or made no difference that the rows can show, split by split.
+
+    Args:
+        step: "distillation", "pruning with recovery", "quantization", ... as the sentence's subject.
+        tests: `stage_tables.paired_tests` of the model without and the one with the step.
+    """
+    return [
+        f"**{row['split']}**: {step} {effect_words(step, row['difference'], row['p_value'])}: "
+        f"{row['difference']:+.1f} points (95 % interval {row['low']:+.1f} to {row['high']:+.1f}, "
+        f"p {p_value_text(row['p_value']).replace('<', '< ')}, McNemar, {row['rows']:,} rows, one seed)."
+        for row in tests.to_dict("records")]
+
+
+def kept_sentences(name: str, teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> list[str]:
+    """What share of the teacher's accuracy a model keeps.
+
+    Args:
+        teacher, student: split -> metrics.
+    """
+    return [f"**{split}**: {name} keeps {100 * metrics['accuracy'] / teacher[split]['accuracy']:.1f} % of the "
+            f"teacher's accuracy ({percent(metrics['accuracy'])} % of {percent(teacher[split]['accuracy'])} %)."
+            for split, metrics in student.items() if teacher[split]["accuracy"] > 0]
+
+
+# ---- distillation ----------------------------------------------------------------------------------------------
+
+
+def relation_sentences(relations: Mapping[str, Any]) -> list[str]:
+    """How far the student's relation matrices of the drawn sentence are from the teacher's, before and after.
+
+    The distance is the mean over the tokens of half the summed absolute difference of two rows (total variation, 0 to
+    1), taken after averaging over relation heads.
+
+    Args:
+        relations: `results["relations"]`; empty for an objective without relations.
+    """
+    if not relations:
+        return ["This student was trained without a relation objective, so there are no relations to compare."]
+    models, sentences = relations["models"], []
+    for pair in models["teacher"]:
+        before, after = (_total_variation(models["teacher"][pair], models[name][pair])
+                         for name in ("student before", "student after"))
+        word = "nearer to" if after < before else "further from" if after > before else "as far from"
+        sentences.append(f"{pair}: after training the student is {word} the teacher than before "
+                         f"(distance {before:.3f} before, {after:.3f} after).")
+    return sentences
+
+
+def _total_variation(first: Any, second: Any) -> float:
+    return float(np.abs(np.asarray(first) - np.asarray(second)).sum(axis=1).mean() / 2)
+
+
+# ---- pruning ---------------------------------------------------------------------------------------------------
+
+
+def importance_sentences(scan: Mapping[str, Any]) -> list[str]:
+    """Whether the two criteria rank the heads alike, and what is left when half the heads are gone.
+
+    Args:
+        scan: results of a head scan.
+    """
+    from scipy.stats import spearmanr
+
+    gradient, magnitude = (np.concatenate([np.asarray(layer) for layer in scan["importance"][name]])
+                           for name in ("gradient", "magnitude"))
+    agreement = float(spearmanr(gradient, magnitude).statistic)
+    sentences = [f"Rank correlation (Spearman) of the two criteria over all {len(gradient)} heads: {agreement:+.2f} "
+                 "(1: the same order, 0: unrelated)."]
+    half = scan["total_heads"] // 2
+    left = {name: _accuracy_near(curve, half) for name, curve in scan["curves"].items()}
+    random = [value for name, value in left.items() if name.startswith("random")]
+    whole = scan["curves"]["gradient"][0]["accuracy"]
+    shown = ", ".join(f"{percent(value)} % by {name}" for name, value in left.items() if not name.startswith("random"))
+    chance = f", {percent(float(np.mean(random)))} % in a random order (mean of {len(random)})" if random else ""
+    sentences.append(f"With about half of the heads masked ({half} of {scan['total_heads']}) and no training in between, "
+                     f"accuracy goes from {percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} "
+                     "rows.")
+    return sentences
+
+
+def _accuracy_near(curve: Sequence[Mapping[str, float]], removed: int) -> float:
+    return min(curve, key=lambda point: abs(point["removed"] - removed))["accuracy"]
+
+
+def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[str]:
+    """What the cut really removed: heads, parameters by formula and by count, bytes.
+
+    Args:
+        dense, pruned: results of the student's record before and after pruning.
+    """
+    before, after = dense["size"], pruned["size"]
+    heads, gone = sum(dense["model"]["heads"]), sum(map(len, pruned["removed_heads"]))
+    neurons, neurons_gone = sum(dense["model"]["intermediate_sizes"]), sum(pruned["removed_neurons"])
+    counted = before["stored_weights"] - after["stored_weights"]
+    same = "the same" if counted == pruned["parameters_removed"] else "**not** the same"
+    sentences = [
+        f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
+        f"{100 * pruned['ratio']:g} %.",
+        f"Parameters removed: {pruned['parameters_removed']:,} by the formula, {counted:,} by counting before and after "
+        f"({same}). That is {100 * counted / before['stored_weights']:.1f} % of the model: heads hold a small part of "
+        "it.",
+        f"The saved file goes from {before['model_bytes'] / MB:.2f} MB to {after['model_bytes'] / MB:.2f} MB "
+        f"({before['model_bytes'] / after['model_bytes']:.2f} times smaller)."]
+    if neurons_gone:
+        sentences.insert(1, f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone "
+                            f"({100 * neurons_gone / neurons:.1f} %).")
+    return sentences
+
+
+# ---- quantization ----------------------------------------------------------------------------------------------
+
+
+def size_sentences(results: Mapping[str, Any]) -> list[str]:
+    """How much smaller the file is, and which part of the model takes most of it now.
+
+    Args:
+        results: of a quantization record.
+    """
+    before, after = results["size_before"]["model_bytes"], results["size"]["model_bytes"]
+    parts = results["size"]["bytes_per_part"]
+    largest = max(parts, key=parts.get)
+    changed = [layer for layer in results["layers"] if layer["quantized"]]
+    covered = sum(layer["parameters"] for layer in changed) / sum(layer["parameters"] for layer in results["layers"])
+    return [
+        f"{len(changed)} of {len(results['layers'])} modules that own weights became INT8; they hold "
+        f"{100 * covered:.1f} % of the weights. Nothing was removed from any of them.",
+        f"The saved file goes from {before / MB:.2f} MB ({before / MIB:.2f} MiB) to {after / MB:.2f} MB "
+        f"({after / MIB:.2f} MiB): {before / after:.2f} times smaller.",
+        f"The largest part is now {largest.replace('_', ' ')}: {100 * parts[largest] / sum(parts.values()):.1f} % of the "
+        "bytes."]
+
+
+def counting_sentences(results: Mapping[str, Any]) -> list[str]:
+    """The counting artefact: what the framework lists after quantization beside the weights that are stored.
+
+    Args:
+        results: of a quantization record.
+    """
+    size, parts = results["size"], results["size"]["parts"]
+    listed, stored = size["framework_parameters"], size["stored_weights"]
+    sentences = [
+        f"`model.parameters()` lists {listed:,} parameters after quantization, {stored / max(listed, 1):.1f} times fewer "
+        f"than before ({results['size_before']['framework_parameters']:,}). Yet {stored:,} weights are stored, "
+        f"{100 * stored / results['size_before']['stored_weights']:.0f} % of those before: the rest lies in packed INT8 "
+        "buffers that the list leaves out."]
+    if listed == parts["embeddings"] + parts["norms"]:
+        sentences.append(f"What it still lists is the embeddings and the norms alone ({parts['embeddings']:,} + "
+                         f"{parts['norms']:,} = {listed:,}). A count taken there looks like pruning and is none.")
+    return sentences
+
+
+def quick_latency_sentence(results: Mapping[str, Any]) -> str:
+    """The quick look in one sentence, labelled as such.
+
+    Args:
+        results: of a quantization record.
+    """
+    frame = pd.DataFrame(results["quick_latency"])
+    medians = frame.pivot(index="input", columns="model", values="median_ms").loc[frame["input"].unique()]
+    ratios = medians["fp32"] / medians["int8"]
+    shown = ", ".join(f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
+                      for name, ratio in ratios.items())
+    noisy = " At least one of the times is noisy." if frame["noisy"].any() else ""
+    return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): INT8 "
+            f"is {shown}.{noisy} The analysis notebook measures all models in turn.")

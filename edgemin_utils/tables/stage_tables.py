@@ -1,0 +1,335 @@
+"""Tables of single stages, as notebooks 01 to 04 show them: data frames made from what records hold.
+
+`show` draws any of them. Headers carry the unit; accuracies are in percent with their interval in brackets.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from edgemin_utils.config import Settings, load_settings, setting_fields
+from edgemin_utils.errors import DataError
+from edgemin_utils.records import Record, Run
+from edgemin_utils.statistics import compare_predictions
+from edgemin_utils.tables.layout import p_value_text
+
+MB = 1e6
+MIB = 2**20
+
+
+# ---- how a table is shown --------------------------------------------------------------------------------------
+
+
+def show(frame: pd.DataFrame, digits: int = 2) -> Styler:
+    """A small table for a notebook: numbers to the right with thousands separators, text to the left, no row index.
+
+    Args:
+        digits: decimals of columns that hold fractions.
+    """
+    cells = pd.DataFrame({name: [_cell(value, digits) for value in frame[name]] for name in frame}, dtype=object)
+    # Styles are tied to cells by this name: two tables on one page must not share it, the same table must keep it.
+    name = hashlib.sha256(cells.to_csv().encode()).hexdigest()[:10]
+    sides = {header: [{"selector": "", "props": f"text-align: {_side(cells[header])}"}] for header in cells}
+    return cells.style.hide(axis="index").format(escape="html").set_uuid(name).set_table_styles(sides)
+
+
+def percent(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A fraction in percent with its interval behind it: "86.1 [83.7, 88.3]"."""
+    text = f"{100 * value:.1f}"
+    return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Sequence):
+        return ", ".join(map(str, value)) or "none"
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:,}" if isinstance(value, int) or hasattr(value, "bit_count") else f"{value:,.{digits}f}"
+
+
+def _side(texts: pd.Series) -> str:
+    return "right" if all(text[:1] in "+-<0123456789" for text in texts) else "left"
+
+
+# ---- settings and data -----------------------------------------------------------------------------------------
+
+
+def settings_table(run: Run, key: str) -> pd.DataFrame:
+    """The settings that change what the stage `key` computes: value, unit, meaning; `*` behind a value that is not the
+    profile's."""
+    default, known = load_settings(run.settings.profile), setting_fields()
+    rows = []
+    for name, value in run.stage(key).settings(run.settings).items():
+        changed = "" if value == getattr(default, name) else " *"
+        rows.append({"Setting": name, "Value": _setting_text(value) + changed, "Unit": known[name].metadata["unit"],
+                     "Meaning": known[name].metadata["meaning"]})
+    return pd.DataFrame(rows)
+
+
+def _setting_text(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else f"{value:g}" \
+        if isinstance(value, float) else str(value)
+
+
+def data_table(data: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows, rows cut at the longest input and words a row of every split.
+
+    Args:
+        data: the teacher's `results["data"]`.
+    """
+    rows = []
+    for split, numbers in data["statistics"].items():
+        words = numbers["words"]
+        rows.append({"Split": split, "Rows": numbers["rows"], "Rows cut": data["truncated_rows"].get(split, 0),
+                     "Words (median)": words["median"], "Words (90 % quantile)": words["p90"],
+                     "Words (longest)": words["longest"]})
+    return pd.DataFrame(rows)
+
+
+def example_rows(rows: pd.DataFrame, labels: Sequence[str], each: int = 2) -> pd.DataFrame:
+    """The first `each` rows of every label, the label by its name.
+
+    Args:
+        rows: text columns, `label` (int) and `row`.
+        labels: names in id order.
+    """
+    chosen = rows.groupby("label", sort=True).head(each).sort_values(["label", "row"], kind="stable")
+    texts = {name.capitalize(): chosen[name].tolist() for name in rows if name not in ("label", "row")}
+    return pd.DataFrame(texts | {"Label": [labels[number] for number in chosen["label"]]})
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
+    """Metrics of several models on every dev split, accuracy with its 95 % interval.
+
+    Args:
+        metrics: model's name -> split -> a record's metrics.
+    """
+    rows = []
+    for name, by_split in metrics.items():
+        for split, numbers in by_split.items():
+            rows.append({
+                "Model": name, "Split": split, "Rows": numbers["rows"],
+                "Accuracy % [95 % interval]": percent(numbers["accuracy"], numbers["accuracy_low"],
+                                                      numbers["accuracy_high"]),
+                "F1 %": percent(numbers["f1"]), "Matthews correlation": f"{numbers['matthews_correlation']:.3f}"})
+    return pd.DataFrame(rows)
+
+
+def paired_tests(first: Mapping[str, pd.DataFrame], second: Mapping[str, pd.DataFrame],
+                 samples: int = 2000) -> pd.DataFrame:
+    """How the second model's accuracy differs from the first's on the same rows, split by split.
+
+    Args:
+        first, second: split -> predictions as `stages.read_predictions` reads them (row, label, prediction).
+        samples: bootstrap resamples behind the interval.
+
+    Returns:
+        split, rows, difference, low, high (percentage points), only_first, only_second (rows that one model alone
+        gets right), p_value (exact McNemar test).
+
+    Raises:
+        DataError: the two were not made on the same rows.
+    """
+    rows = []
+    for split, before in first.items():
+        after = second[split]
+        if before["row"].tolist() != after["row"].tolist() or before["label"].tolist() != after["label"].tolist():
+            raise DataError(f"{split}: the two models did not answer the same rows; run both stages again")
+        found = compare_predictions(before["prediction"], after["prediction"], before["label"], samples=samples)
+        rows.append({"split": split, "rows": found["rows"],
+                     **{name: 100 * found[name] for name in ("difference", "low", "high")},
+                     **{name: found[name] for name in ("only_first", "only_second", "p_value")}})
+    return pd.DataFrame(rows)
+
+
+def paired_tests_table(tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`paired_tests` of several comparisons (name -> frame), as text."""
+    rows = []
+    for name, frame in tests.items():
+        for row in frame.to_dict("records"):
+            rows.append({
+                "Comparison": name, "Split": row["split"],
+                "Difference (points) [95 % interval]":
+                    f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+                "Only first right": row["only_first"], "Only second right": row["only_second"],
+                "p (McNemar)": p_value_text(row["p_value"])})
+    return pd.DataFrame(rows)
+
+
+# ---- training and models ---------------------------------------------------------------------------------------
+
+
+def training_table(records: Mapping[str, Record]) -> pd.DataFrame:
+    """Every training phase of several models: epochs, steps, seconds and rows a second."""
+    rows = []
+    for name, record in records.items():
+        for phase in record.results["training"]["phases"]:
+            rows.append({"Model": name, "Phase": phase["name"], "Epochs": f"{phase['epochs']:g}",
+                         "Steps": phase["steps"], "Seconds": f"{phase['seconds']:,.1f}",
+                         "Rows a second": round(phase["examples_per_second"]), "Precision": phase["precision"]})
+    return pd.DataFrame(rows)
+
+
+def models_table(records: Mapping[str, Record]) -> pd.DataFrame:
+    """Shape and size of several models: layers, heads, weights wherever they are stored, bytes of the saved file."""
+    rows = []
+    for name, record in records.items():
+        model, size = record.results["model"], record.results["size"]
+        rows.append({"Model": name, "Layers": model["layers"], "Hidden size": model["hidden_size"],
+                     "Heads a layer": _run_lengths(model["heads"]),
+                     "Feed-forward size": _run_lengths(model["intermediate_sizes"]), "Weights": size["stored_weights"],
+                     "MB": f"{size['model_bytes'] / MB:,.2f}", "MiB": f"{size['model_bytes'] / MIB:,.2f}"})
+    return pd.DataFrame(rows)
+
+
+def _run_lengths(numbers: Sequence[int]) -> str:
+    """Equal numbers once, unequal ones in full: "6" or "6, 5, 6"."""
+    return f"{numbers[0]:,}" if len(set(numbers)) == 1 else ", ".join(f"{number:,}" for number in numbers)
+
+
+def relation_heads_table(settings: Settings, records: Mapping[str, Record]) -> pd.DataFrame:
+    """Attention heads beside relation heads: what the relations are made from in each model."""
+    rows = []
+    for name, record in records.items():
+        model = record.results["model"]
+        heads = model["heads"][0]
+        rows.append({"Model": name, "Hidden size": model["hidden_size"], "Attention heads": heads,
+                     "Size of an attention head": model["hidden_size"] // heads,
+                     "Relation heads": settings.relation_heads,
+                     "Size of a relation head": model["hidden_size"] // settings.relation_heads})
+    return pd.DataFrame(rows)
+
+
+# ---- pruning ---------------------------------------------------------------------------------------------------
+
+
+def planned_cut_table(heads: Sequence[int], ratio: float) -> pd.DataFrame:
+    """What int(ratio x heads) removes in each layer, and what share that is.
+
+    Args:
+        heads: heads of each layer before the cut.
+        ratio: share asked for.
+    """
+    rows = [{"Layer": str(number), "Heads": count, "Ratio x heads": f"{ratio * count:.2f}", "Removed": int(ratio * count),
+             "Share removed %": f"{100 * int(ratio * count) / count:.1f}"} for number, count in enumerate(heads)]
+    total, gone = sum(heads), sum(row["Removed"] for row in rows)
+    rows.append({"Layer": "all", "Heads": total, "Ratio x heads": f"{ratio * total:.2f}", "Removed": gone,
+                 "Share removed %": f"{100 * gone / total:.1f}"})
+    return pd.DataFrame(rows)
+
+
+def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> pd.DataFrame:
+    """Which heads went, layer by layer.
+
+    Args:
+        dense, pruned: results of the student's record before and after pruning.
+    """
+    rows = []
+    for number, (before, after, removed) in enumerate(
+            zip(dense["model"]["heads"], pruned["model"]["heads"], pruned["removed_heads"], strict=True)):
+        rows.append({"Layer": str(number), "Heads before": before, "Removed heads": removed, "Heads after": after,
+                     "Neurons before": dense["model"]["intermediate_sizes"][number],
+                     "Neurons after": pruned["model"]["intermediate_sizes"][number]})
+    return pd.DataFrame(rows)
+
+
+def matrix_shapes_table(dense: Sequence[Any], pruned: Sequence[Any]) -> pd.DataFrame:
+    """Shapes (rows x columns) of the weight matrices of every layer, before and after the cut.
+
+    Args:
+        dense, pruned: layers as `encoders.encoder_layers` gives them.
+    """
+    names = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
+    rows = []
+    for number, (before, after) in enumerate(zip(dense, pruned, strict=True)):
+        row = {"Layer": str(number)}
+        for name in names:
+            old, new = (tuple(getattr(layer, name).weight.shape) for layer in (before, after))
+            text = " x ".join(map(str, old))
+            row[name.replace("_", " ")] = text if old == new else f"{text} → {' x '.join(map(str, new))}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---- quantization ----------------------------------------------------------------------------------------------
+
+
+def quantized_parts_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """Weights and bytes of each part before and after quantization, and the share of the file each part takes.
+
+    Args:
+        results: of a quantization record.
+    """
+    before, after = results["size_before"]["bytes_per_part"], results["size"]["bytes_per_part"]
+    weights = results["size"]["parts"]
+    rows = [_part_row(part, weights[part], before[part], after[part], sum(before.values()), sum(after.values()))
+            for part in before]
+    rows.append(_part_row("all", sum(weights.values()), *(sum(each.values()) for each in (before, after)) * 2))
+    return pd.DataFrame(rows)
+
+
+def _part_row(part: str, weights: int, before: int, after: int, all_before: int, all_after: int) -> dict[str, Any]:
+    return {"Part": part.replace("_", " "), "Weights": weights, "MB before": f"{before / MB:.3f}",
+            "Share before %": f"{100 * before / all_before:.1f}", "MB after": f"{after / MB:.3f}",
+            "Share after %": f"{100 * after / all_after:.1f}", "Smaller": f"{before / max(after, 1):.2f}x"}
+
+
+def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Every module that owns weights: whether it became INT8, and its bytes before and after.
+
+    Args:
+        layers: `results["layers"]` of a quantization record.
+    """
+    return pd.DataFrame([
+        {"Module": layer["name"], "Kind": layer["kind"], "INT8": "yes" if layer["quantized"] else "no",
+         "Weights": layer["parameters"], "Bytes before": layer["bytes_before"], "Bytes after": layer["bytes_after"]}
+        for layer in layers])
+
+
+def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str, Record]) -> pd.DataFrame:
+    """Size and answers of several models in FP32 and INT8.
+
+    Args:
+        sources, quantized: name -> the FP32 model's record, and that of its quantized form.
+    """
+    rows = []
+    for name, record in quantized.items():
+        before, after = sources[name].results, record.results
+        sizes = before["size"]["model_bytes"], after["size"]["model_bytes"]
+        for split, metrics in after["metrics"].items():
+            rows.append({
+                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}", "INT8 MB": f"{sizes[1] / MB:,.2f}",
+                "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
+                "FP32 accuracy %": percent(before["metrics"][split]["accuracy"]),
+                "INT8 accuracy %": percent(metrics["accuracy"]),
+                "Same answer %": percent(after["agreement"][split])})
+    return pd.DataFrame(rows)
+
+
+def quick_latency_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A quick look at latency: median and interquartile range of both forms, and the ratio of the medians.
+
+    Args:
+        rows: `results["quick_latency"]` of a quantization record.
+    """
+    frame = pd.DataFrame(rows)
+    shown = []
+    for name, group in frame.groupby("input", sort=False):
+        by_model = group.set_index("model")
+        medians, spread = by_model["median_ms"], by_model["iqr_ms"]
+        shown.append({"Input (quick look)": name, "Threads": int(group["threads"].iloc[0]),
+                      "Runs": int(group["runs"].iloc[0]),
+                      **{f"{model.upper()} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
+                         for model in ("fp32", "int8")},
+                      "FP32 / INT8": f"{medians['fp32'] / medians['int8']:.2f}x"})
+    return pd.DataFrame(shown)

@@ -1,0 +1,60 @@
+"""Small random models and rows that several tests share."""
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edgemin_utils.encoders import FAMILIES, scratch_model
+from edgemin_utils.tasks import find_task
+from edgemin_utils.tokenization import tokenize, train_tokenizer
+
+FAMILY_NAMES = tuple(FAMILIES)
+LABELS = ("negative", "positive")
+POSITIVE, NEGATIVE = ("good", "great", "warm", "bright"), ("bad", "dull", "cold", "grim")
+
+
+def small_model(family: str = "bert", layers: int = 3, hidden_size: int = 48, heads: int = 4,
+                intermediate_size: int = 96, vocabulary_size: int = 60, seed: int = 0,
+                dropout: float = 0.1) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = scratch_model(family, layers, hidden_size, heads, intermediate_size, vocabulary_size, LABELS, 64,
+                          pad_token_id=1 if family == "roberta" else 0, dropout=dropout)
+    # Weights larger than at initialization, so that layers matter to the output and tests can see an error.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+def small_batch(rows: int = 3, tokens: int = 9, vocabulary_size: int = 60, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random tokens; row r has `tokens - r` real ones, the rest is padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, vocabulary_size, (rows, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, tokens - row:] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask,
+            "labels": torch.randint(0, 2, (rows,), generator=generator)}
+
+
+def sentences(count: int, seed: int = 0) -> datasets.Dataset:
+    """Sentences whose label is told by one word: what any model learns within a few epochs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(options):
+        return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+    rows = []
+    for number in range(count):
+        label = number % 2
+        filler = [draw(("the", "film", "was", "a", "very", "story")) for _ in range(3 + number % 5)]
+        rows.append({"sentence": " ".join([*filler, draw((NEGATIVE, POSITIVE)[label])]), "label": label,
+                     "row": number})
+    return datasets.Dataset.from_list(rows)
+
+
+def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, PreTrainedTokenizerBase]:
+    rows = sentences(count, seed)
+    tokenizer = train_tokenizer(rows["sentence"], 60)
+    return tokenize(rows, tokenizer, find_task("sst2"), 32)[0], tokenizer

@@ -1,0 +1,291 @@
+import itertools
+import json
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from example_study import (
+    COST,
+    NONE_PRUNED_INT8,
+    TEACHER,
+    importance,
+    quantized_layers,
+    relations,
+    scan_results,
+    training,
+    write_chain,
+)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
+
+from edgemin_utils import figures, tables
+from edgemin_utils.figures.study import LARGEST_BUBBLE, _area
+from edgemin_utils.figures.style import CYCLE, STAGE_COLOURS, STEP_MARKERS, STUDENT_COLOURS, model_style, three_digits
+
+BEFORE = {"embeddings": 1.6e6, "attention": 0.6e6, "feed_forward": 1.2e6, "norms": 1e4, "head": 2e4}
+AFTER = BEFORE | {"attention": 0.15e6, "feed_forward": 0.3e6}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_chain(folder, "sst2")
+    write_chain(folder, "mnli", splits=("dev_matched", "dev_mismatched"), leave_out=(NONE_PRUNED_INT8,))
+    write_chain(folder, "qqp")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(study):
+    return tables.summarize(study)
+
+
+@pytest.fixture(scope="module")
+def drawn(study, summary):
+    return {
+        "label_balance": figures.label_balance({"train": {"negative": 2600, "positive": 3400},
+                                                "dev": {"negative": 500, "positive": 480}}),
+        "lengths": figures.token_length_histogram(np.random.default_rng(0).poisson(18, 2000).tolist(), 48),
+        "curves": figures.training_curves(training(False)),
+        "curves of two phases": figures.training_curves(training(True)),
+        "confusion": figures.confusion_matrix([[300, 20, 10], [30, 280, 15], [9, 11, 325]],
+                                              ["entailment", "neutral", "contradiction"]),
+        "relations": figures.relation_matrices(relations()),
+        "relation losses": figures.relation_loss_curves(training(True)),
+        "importance": figures.importance_heatmaps(importance()),
+        "importance of many heads": figures.importance_heatmaps(
+            {"gradient": np.random.default_rng(0).random((12, 12)), "magnitude": np.ones((12, 12))}),
+        "removal": figures.head_removal_curves(scan_results()),
+        "bytes": figures.bytes_by_part(BEFORE, AFTER),
+        "quantized layers": figures.quantized_layers(quantized_layers()),
+        "trade": figures.accuracy_over_latency(summary),
+        "accuracy": figures.accuracy_by_stage(summary),
+        "cost": figures.cost_by_stage(summary),
+        "effects": figures.factorial_effects_figure(tables.factorial_effects(study)),
+        "pipeline": figures.pipeline_picture(summary),
+    }
+
+
+NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "relation losses",
+         "importance", "importance of many heads", "removal", "bytes", "quantized layers", "trade", "accuracy", "cost",
+         "effects", "pipeline")
+
+
+def texts_of(figure):
+    """Every visible text with its extent in pixels, after layout."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    found = []
+    for text in figure.findobj(matplotlib.text.Text):
+        if text.get_visible() and text.get_text().strip():
+            box = text.get_window_extent(renderer)
+            if box.width > 0 and box.height > 0:
+                found.append((text, box))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_cut_off(drawn, name):
+    figure = drawn[name]
+    inside = figure.bbox.padded(1.0)
+    shown = [(text, box) for text, box in texts_of(figure) if not is_hidden_tick(text, figure)]
+    assert shown
+    for text, box in shown:
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, \
+            (text.get_text(), box)
+
+
+def is_hidden_tick(text, figure):
+    """Tick labels outside an axis' limits and those of shared inner axes exist but are not drawn."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [tick.label1 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())] + \
+                [tick.label2 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+            if text in labels:
+                low, high = sorted(axis.get_view_interval())
+                place = next(tick.get_loc() for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                             if text in (tick.label1, tick.label2))
+                return not low - 1e-9 <= place <= high + 1e-9 or not axes.axison
+    return False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_axis_labels_do_not_run_into_each_other(drawn, name):
+    figure = drawn[name]
+    boxes = dict((id(text), box) for text, box in texts_of(figure))
+    labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label, axes.title)
+              if id(label) in boxes]
+    for first, second in itertools.combinations(labels, 2):
+        assert not boxes[id(first)].padded(-1).overlaps(boxes[id(second)].padded(-1)), (first, second)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pipeline"])
+def test_every_axis_is_named(drawn, name):
+    figure = drawn[name]
+    outer = [axes for axes in figure.axes if axes.axison and axes.get_label() != "<colorbar>"]
+    assert outer
+    for axes in outer:
+        sharing = [other for other in outer if other in axes.get_shared_y_axes().get_siblings(axes)]
+        assert axes.get_ylabel() or any(other.get_ylabel() for other in sharing)
+        sharing = [other for other in outer if other in axes.get_shared_x_axes().get_siblings(axes)]
+        assert axes.get_xlabel() or any(other.get_xlabel() for other in sharing)
+
+
+@pytest.mark.parametrize(("name", "units"), [
+    ("trade", ("(ms)", "(%)")), ("accuracy", ("(%)",)), ("cost", ("(MB)", "(ms)", "(millions)")), ("bytes", ("MB",)),
+    ("lengths", ("(tokens)",)), ("curves", ("(%)", "epochs")), ("removal", ("(%)", "of 12")),
+    ("effects", ("percentage points", "ratio")), ("relation losses", ("nats",))])
+def test_units_stand_on_the_axes(drawn, name, units):
+    labels = " ".join(label for axes in drawn[name].axes for label in (axes.get_xlabel(), axes.get_ylabel()))
+    for unit in units:
+        assert unit in labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_can_be_read_at_column_width(drawn, name):
+    assert min(text.get_fontsize() for text, _ in texts_of(drawn[name])) >= 5
+    assert drawn[name].get_size_inches()[0] <= 9
+
+
+def test_synthetic_data_is_called_synthetic(drawn):
+    for name in ("trade", "accuracy", "cost", "effects", "pipeline"):
+        assert any("synthetic" in text.get_text() for text, _ in texts_of(drawn[name])), name
+
+
+def test_palette_is_distinct_also_without_colour_vision():
+    # Machado et al. 2009, severity 1.0: protanopia, deuteranopia, tritanopia, on linear RGB
+    views = [np.eye(3),
+             np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                       [-0.003882, -0.048116, 1.051998]]),
+             np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                       [-0.011820, 0.042940, 0.968881]]),
+             np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                       [0.004733, 0.691367, 0.303900]])]
+    linear = {colour: np.array([part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+                                for part in to_rgb(colour)]) for colour in figures.PALETTE.values()}
+    for view in views:
+        seen = {colour: np.clip(view @ value, 0, 1) ** (1 / 2.2) for colour, value in linear.items()}
+        for first, second in itertools.combinations(seen, 2):
+            assert np.linalg.norm(seen[first] - seen[second]) > 0.09, (first, second)
+    assert len(set(STUDENT_COLOURS.values())) == len(STUDENT_COLOURS)
+    assert len(set(STEP_MARKERS.values())) == 4 and len(set(STAGE_COLOURS)) == 4 and len(set(CYCLE)) == len(CYCLE)
+
+
+def test_every_model_has_a_look_of_its_own(summary):
+    looks = {row["model"]: tuple(model_style(row).values()) for row in summary.to_dict("records")}
+    assert len(set(looks.values())) == len(looks) == 9
+
+
+def test_bubble_area_is_proportional_to_the_file():
+    assert _area(4.0, 4.0) == LARGEST_BUBBLE
+    assert _area(1.0, 4.0) == pytest.approx(LARGEST_BUBBLE / 4)
+
+
+def test_points_stand_where_the_numbers_are(drawn, summary):
+    axes = drawn["trade"].axes[0]
+    rows = summary[summary["task"] == "sst2"]
+    bubbles = [item for item in axes.collections if isinstance(item, PathCollection)]
+    places = sorted(tuple(bubble.get_offsets()[0]) for bubble in bubbles)
+    wanted = sorted(zip(rows["latency_1x128"], rows["accuracy"], strict=True))
+    np.testing.assert_allclose(places, wanted)
+
+
+def test_stacked_bars_add_up(drawn):
+    texts = {text.get_text() for text, _ in texts_of(drawn["bytes"])}
+    assert "3.43 MB" in texts and "2.08 MB" in texts  # the sums of BEFORE and AFTER
+
+
+def test_pipeline_holds_the_numbers_of_the_records(drawn):
+    texts = "\n".join(text.get_text() for text, _ in texts_of(drawn["pipeline"]))
+    for wanted in ("90.0 % accuracy", "0.40 M weights, 0.4 MB", "2.00 ms at 1x128", "65.0 % accuracy", "quantize"):
+        assert wanted in texts
+
+
+def test_missing_pieces_leave_a_note(tmp_path):
+    write_chain(tmp_path, leave_out=(COST,))
+    frame = tables.summarize(tmp_path)
+    shown = [text.get_text() for text, _ in texts_of(figures.accuracy_over_latency(frame))]
+    assert len(shown) == 1 and "not measured" in shown[0]
+    texts = [text.get_text() for text, _ in texts_of(figures.cost_by_stage(frame))]
+    assert texts.count("not measured") == 8  # latency and memory of four models
+    texts_of(figures.pipeline_picture(frame))
+    empty = tables.summarize(tmp_path / "nothing")
+    for draw in (figures.accuracy_over_latency, figures.accuracy_by_stage, figures.cost_by_stage,
+                 figures.pipeline_picture):
+        assert len(texts_of(draw(empty))) == 1
+    for figure in (figures.factorial_effects_figure(tables.factorial_effects(tmp_path / "nothing")),
+                   figures.relation_matrices({}), figures.relation_loss_curves(training(False)),
+                   figures.head_removal_curves({"curves": {}}), figures.token_length_histogram([], 8),
+                   figures.training_curves({"phases": [], "history": [], "evaluations": []})):
+        assert len(texts_of(figure)) == 1
+
+
+def test_teacher_alone_can_be_drawn(tmp_path):
+    write_chain(tmp_path, leave_out=tuple(key for key in tables.summarize(write_chain(tmp_path / "whole"))["key"]
+                                          if key != TEACHER))
+    frame = tables.summarize(tmp_path)
+    for draw in (figures.accuracy_over_latency, figures.accuracy_by_stage, figures.cost_by_stage,
+                 figures.pipeline_picture):
+        assert texts_of(draw(frame))
+
+
+def test_saved_files_have_the_same_bytes_each_time(tmp_path, summary):
+    first = [path.read_bytes() for path in figures.save_figure(figures.cost_by_stage(summary), tmp_path / "a", "cost")]
+    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other"}):
+        again = figures.save_figure(figures.cost_by_stage(summary), tmp_path / "b", "cost")
+    assert [path.name for path in again] == ["cost.svg", "cost.png"]
+    assert [path.read_bytes() for path in again] == first
+    assert b"<dc:date>" not in first[0]
+
+
+def test_figures_leave_pyplot_and_settings_alone(summary):
+    from matplotlib import pyplot
+
+    before, settings = pyplot.get_fignums(), json.dumps({name: str(value) for name, value in
+                                                         matplotlib.rcParams.items()})
+    figure = figures.accuracy_by_stage(summary)
+    assert pyplot.get_fignums() == before
+    assert json.dumps({name: str(value) for name, value in matplotlib.rcParams.items()}) == settings
+    picture, size = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG") and size["width"] == 700
+    assert size["alt"].startswith("Every model's accuracy with its 95 % interval")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.4, "0.400"), (12.0, "12.0"), (190.4, "190"), (1280.0, "1,280"),
+                                             (0.0475, "0.0475")])
+def test_three_digits(value, text):
+    assert three_digits(value) == text
+
+
+def test_layers_that_differ_in_number_only_are_one_bar():
+    layers = [{"name": f"bert.encoder.layer.{number}.attention.self.query", "kind": "Linear", "quantized": True,
+               "parameters": 100, "bytes_before": 400, "bytes_after": 100} for number in range(12)]
+    figure = figures.quantized_layers(layers)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["layer.*.attention.self.query (12x)"]
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert widths == pytest.approx([4.8, 1.2])
+
+
+def test_confusion_matrix_shows_counts_and_shares():
+    texts = {text.get_text() for text, _ in texts_of(figures.confusion_matrix([[3, 1], [0, 4]], ["no", "yes"]))}
+    assert {"3\n75.0 %", "1\n25.0 %", "0\n0.0 %", "4\n100.0 %"} <= texts
+
+
+def test_many_labels_and_long_sentences_stay_inside():
+    wide = figures.relation_matrices({"tokens": [f"token{number}" for number in range(40)], "models": {
+        name: {pair: np.eye(40).tolist() for pair in ("query-query", "key-key", "value-value")}
+        for name in ("teacher", "student before", "student after")}})
+    many = figures.label_balance({"train": {f"label {number}": 10 + number for number in range(7)}})
+    for figure in (wide, many):
+        inside = figure.bbox.padded(1.0)
+        for text, box in texts_of(figure):
+            if not is_hidden_tick(text, figure):
+                assert inside.x0 <= box.x0 and box.x1 <= inside.x1, text.get_text()
+
+
+def test_uneven_heads_after_a_cut_can_be_drawn():
+    figure = figures.importance_heatmaps({"gradient": [[0.1, 0.4, 0.2], [0.3, 0.1]]})
+    assert pd.notna(figure.axes[0].get_title())
+    assert texts_of(figure)
