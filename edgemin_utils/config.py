@@ -64,7 +64,7 @@ class Settings:
     teacher_hidden_size: int = _setting(64, "hidden size of a scratch teacher", "units", ("teacher",))
     teacher_heads: int = _setting(4, "attention heads of a scratch teacher", "heads a layer", ("teacher",))
     teacher_intermediate_size: int = _setting(256, "feed-forward size of a scratch teacher", "units", ("teacher",))
-    teacher_epochs: float = _setting(4, "fine-tuning length", "epochs", ("teacher",))
+    teacher_epochs: float = _setting(5, "fine-tuning length", "epochs", ("teacher",))
     teacher_learning_rate: float = _setting(1e-3, "peak learning rate of fine-tuning", "", ("teacher",))
 
     # ---- every training loop ----------------------------------------------------------------------------
@@ -209,13 +209,17 @@ def load_settings(profile: str = "demo", overrides: Mapping[str, Any] | None = N
     if profile not in PROFILES:
         raise SettingError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     known = setting_fields()
-    values = {"profile": profile, **PROFILES[profile]}
+    types_of = typing.get_type_hints(Settings)
+    # Defaults are read like overrides, so that 4 and 4.0 are the same epochs in a fingerprint.
+    values = {name: _read(name, getattr(Settings(), name), types_of[name]) for name in known}
+    values |= {name: _read(name, value, types_of[name]) for name, value in PROFILES[profile].items()}
+    values["profile"] = profile
     for name, value in (overrides or {}).items():
         if name not in known:
             raise SettingError(f"unknown setting {name!r}; {nearest(name, known)}")
         if name == "profile" and value != profile:
             raise SettingError("the profile is a parameter of its own, not an override")
-        values[name] = _read(name, value, typing.get_type_hints(Settings)[name])
+        values[name] = _read(name, value, types_of[name])
     _choose_data_source(values, overrides or {})
     settings = Settings(**values)
     _check(settings)

@@ -18,7 +18,8 @@ from conftest import write_notebook
 from rich.console import Console
 
 from edgemin_utils import execution, study
-from edgemin_utils.chain import CHAIN_NOTEBOOKS
+from edgemin_utils.chain import CHAIN_NOTEBOOKS, pruning_key
+from edgemin_utils.config import load_settings
 from edgemin_utils.errors import DataError, SettingError, StorageError
 from edgemin_utils.execution import check_parameters, execute_notebook, source_digest, threads_per_chain
 from edgemin_utils.progress import Line, StudyProgress, duration, estimate_seconds_left
@@ -120,7 +121,7 @@ def test_a_changed_setting_reaches_its_notebooks_only(project):
     result, _ = run_quietly(project, tasks=["sst2"], overrides={"recovery_epochs": "3"})
     assert statuses(result, "sst2, seed 0") == ["skipped", "skipped", "executed", "executed"]
     assert statuses(result, "analysis") == ["executed"]
-    record = project / "study/sst2/seed-0/pruning/minilmv2+gradient-heads-0.2/record.json"
+    record = project / "study/sst2/seed-0" / pruning_key(load_settings(), "minilmv2") / "record.json"
     assert json.loads(record.read_text())["identity"]["settings"]["recovery_epochs"] == 3
 
 
@@ -311,8 +312,8 @@ def test_status_says_what_is_stale_and_why(project):
     rows = {(row.task, row.key): row for row in study_status(runs)}
     assert rows["sst2", "teacher/fine-tuned"].status == "done"
     assert rows["sst2", "teacher/fine-tuned"].wall_seconds >= 0
-    stale = rows["sst2", "pruning/minilmv2+gradient-heads-0.2"]
-    assert stale.status == "stale" and "recovery_epochs was 1.0, now 9.0" in stale.reason.replace("was 1,", "was 1.0,")
+    stale = rows["sst2", pruning_key(load_settings(), "minilmv2")]
+    assert stale.status == "stale" and f"recovery_epochs was {load_settings().recovery_epochs}, now 9.0" in stale.reason
     assert rows["qqp", "teacher/fine-tuned"].status == "missing"
     assert rows["qqp", "measurement/cost"].notebook == "05_analysis"
 

@@ -5,6 +5,7 @@ from small_models import small_batch, small_model, tokenized_sentences
 
 from edgemin_utils.config import load_settings
 from edgemin_utils.training import (
+    GroupedByLength,
     Phase,
     batches,
     label_loss,
@@ -123,3 +124,20 @@ def test_precision_is_what_is_asked_for():
     assert training_precision(load_settings("demo", {"training_precision": "auto"})) in ("float32", "bfloat16")
     _, log, _, _ = train(0, training_precision="bfloat16")
     assert log.phases[0]["precision"] == "bfloat16" and log.evaluations[-1]["accuracy"] > 0.9
+
+
+def test_length_grouped_order_is_a_fresh_permutation_each_epoch_of_alike_batches():
+    lengths = np.random.default_rng(0).integers(3, 60, size=1003)
+    orders = [list(order) for order in [GroupedByLength(lengths, 8, seed=5)] for _ in range(2)]
+    again, other = list(GroupedByLength(lengths, 8, seed=5)), list(GroupedByLength(lengths, 8, seed=6))
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(1003))
+    assert orders[0] == again and orders[0] != orders[1] and orders[0] != other
+
+    def padding(order):
+        batches_of = [lengths[order[start:start + 8]] for start in range(0, len(order), 8)]
+        return sum(int((batch.max() - batch).sum()) for batch in batches_of), [batch.mean() for batch in batches_of]
+
+    grouped, means = padding(orders[0])
+    assert grouped < 0.2 * padding(np.random.default_rng(1).permutation(1003))[0]
+    # Batches come in no order of length: neighbours are as unlike as any two.
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3

@@ -9,13 +9,15 @@ import seaborn
 
 from edgemin_utils.figures.style import CYCLE, WIDTH, StudyFigure, new_figure, note_figure, styled
 
+COLOUR_QUANTILE = 0.98
+
 
 @styled
 def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
     """Relation matrices of one sentence: a row for each model, a column for each pair of projections.
 
     Each row of a matrix is a distribution over the tokens, averaged over the relation heads. All panels share one
-    colour scale.
+    colour scale, which ends at the 98th percentile: one strong relation would leave all others dark.
 
     Args:
         relations: `results["relations"]` of a record: tokens, and models -> pair -> float (tokens, tokens).
@@ -24,7 +26,8 @@ def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
         return note_figure("this student was trained without a relation objective")
     tokens, models = relations["tokens"], relations["models"]
     pairs = list(next(iter(models.values())))
-    highest = max(np.max(matrix) for each in models.values() for matrix in each.values())
+    values = np.concatenate([np.ravel(matrix) for each in models.values() for matrix in each.values()])
+    highest = np.quantile(values, COLOUR_QUANTILE)
     cell = min(0.30, (WIDTH / len(pairs) - 0.5) / len(tokens))
     side = max(1.7, cell * len(tokens))
     figure = new_figure(len(models) * (side + 0.35) + 0.9, max(WIDTH, len(pairs) * (side + 0.35) + 1.4))
@@ -42,7 +45,8 @@ def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
         axes.set_xlabel("token attended to")
     for axes in grid[:, 0]:
         axes.set_ylabel("token")
-    figure.colorbar(image.collections[0], ax=grid, label="relation (probability)", shrink=0.6)
+    figure.colorbar(image.collections[0], ax=grid, label="relation (probability)", shrink=0.6,
+                    extend="max" if values.max() > highest else "neither")
     return figure
 
 

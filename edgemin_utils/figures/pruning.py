@@ -26,7 +26,7 @@ def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> 
         for number, row in enumerate(scores):
             table[number, :len(row)] = row
         share = table / max(np.nanmax(table), 1e-30)
-        seaborn.heatmap(share, ax=axes, cmap="viridis", vmin=0, vmax=1, annot=layers * heads <= 36, fmt=".2f",
+        seaborn.heatmap(share, ax=axes, cmap="viridis", vmin=0, vmax=1, annot=heads <= 8 and layers <= 12, fmt=".2f",
                         annot_kws={"fontsize": 7}, cbar_kws={"label": "relative to highest"},
                         linewidths=0.3)
         axes.set(xlabel="head", ylabel="layer", title=f"{criterion} importance")

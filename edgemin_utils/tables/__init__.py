@@ -26,6 +26,6 @@ from edgemin_utils.tables.variants import StudyRecords, read_study
 __all__ = [
     "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "chains_table", "compare", "cost_table",
     "every_table", "factorial_effects", "factorial_table", "findings", "latency_note", "latency_table",
-    "main_results", "main_table", "read_study", "readable", "summarize", "table_notes", "task_label", "training_time_table",
-    "write_tables",
+    "main_results", "main_table", "read_study", "readable", "summarize", "table_notes", "task_label",
+    "training_time_table", "write_tables",
 ]

@@ -30,7 +30,8 @@ def data_sentences(data: Mapping[str, Any]) -> list[str]:
         data: the teacher's `results["data"]`.
     """
     cut, rows = sum(data["truncated_rows"].values()), sum(each["rows"] for each in data["statistics"].values())
-    longest = "No row had to be cut." if not cut else f"{cut:,} of {rows:,} rows were longer than the model takes and were cut."
+    longest = f"{cut:,} of {rows:,} rows were longer than the model takes and were cut." if cut else \
+        "No row had to be cut."
     return [f"Rows: {data['source']}.", longest, *(f"{note}." for note in data["notes"])]
 
 
@@ -78,12 +79,12 @@ def comparison_sentences(step: str, tests: pd.DataFrame) -> list[str]:
 
 
 def kept_sentences(name: str, teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> list[str]:
-    """What share of the teacher's accuracy a model keeps.
+    """What share of the teacher's accuracy a model reaches.
 
     Args:
         teacher, student: split -> metrics.
     """
-    return [f"**{split}**: {name} keeps {100 * metrics['accuracy'] / teacher[split]['accuracy']:.1f} % of the "
+    return [f"**{split}**: {name} reaches {100 * metrics['accuracy'] / teacher[split]['accuracy']:.1f} % of the "
             f"teacher's accuracy ({percent(metrics['accuracy'])} % of {percent(teacher[split]['accuracy'])} %)."
             for split, metrics in student.items() if teacher[split]["accuracy"] > 0]
 
@@ -108,7 +109,7 @@ def relation_sentences(relations: Mapping[str, Any]) -> list[str]:
                          for name in ("student before", "student after"))
         word = "nearer to" if after < before else "further from" if after > before else "as far from"
         sentences.append(f"{pair}: after training the student is {word} the teacher than before "
-                         f"(distance {before:.3f} before, {after:.3f} after).")
+                         f"(distance {before:.3g} before, {after:.3g} after).")
     return sentences
 
 
@@ -138,9 +139,9 @@ def importance_sentences(scan: Mapping[str, Any]) -> list[str]:
     whole = scan["curves"]["gradient"][0]["accuracy"]
     shown = ", ".join(f"{percent(value)} % by {name}" for name, value in left.items() if not name.startswith("random"))
     chance = f", {percent(float(np.mean(random)))} % in a random order (mean of {len(random)})" if random else ""
-    sentences.append(f"With about half of the heads masked ({half} of {scan['total_heads']}) and no training in between, "
-                     f"accuracy goes from {percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} "
-                     "rows.")
+    sentences.append(
+        f"With half of the heads masked ({half} of {scan['total_heads']}) and no training in between, accuracy goes "
+        f"from {percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} rows.")
     return sentences
 
 
@@ -162,14 +163,28 @@ def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[s
     sentences = [
         f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
         f"{100 * pruned['ratio']:g} %.",
-        f"Parameters removed: {pruned['parameters_removed']:,} by the formula, {counted:,} by counting before and after "
-        f"({same}). That is {100 * counted / before['stored_weights']:.1f} % of the model: heads hold a small part of "
-        "it.",
+        f"Parameters removed: {pruned['parameters_removed']:,} by the formula, {counted:,} by counting before and "
+        f"after ({same}). That is {100 * counted / before['stored_weights']:.1f} % of the model.",
         f"The saved file goes from {before['model_bytes'] / MB:.2f} MB to {after['model_bytes'] / MB:.2f} MB "
         f"({before['model_bytes'] / after['model_bytes']:.2f} times smaller)."]
     if neurons_gone:
         sentences.insert(1, f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone "
                             f"({100 * neurons_gone / neurons:.1f} %).")
+    return sentences
+
+
+def recovery_sentences(pruned: Mapping[str, Any]) -> list[str]:
+    """Accuracy before the cut, right after it and after recovery, in points.
+
+    Args:
+        pruned: results of the student's record after pruning.
+    """
+    sentences = []
+    for split, metrics in pruned["metrics"].items():
+        before, cut, after = (100 * each["accuracy"] for each in
+                              (pruned["metrics_before"][split], pruned["metrics_after_cut"][split], metrics))
+        sentences.append(f"**{split}**: {before:.1f} % before the cut, {cut:.1f} % right after it ({cut - before:+.1f} "
+                         f"points), {after:.1f} % after recovery ({after - cut:+.1f}; {after - before:+.1f} in all).")
     return sentences
 
 
@@ -192,8 +207,23 @@ def size_sentences(results: Mapping[str, Any]) -> list[str]:
         f"{100 * covered:.1f} % of the weights. Nothing was removed from any of them.",
         f"The saved file goes from {before / MB:.2f} MB ({before / MIB:.2f} MiB) to {after / MB:.2f} MB "
         f"({after / MIB:.2f} MiB): {before / after:.2f} times smaller.",
-        f"The largest part is now {largest.replace('_', ' ')}: {100 * parts[largest] / sum(parts.values()):.1f} % of the "
-        "bytes."]
+        f"The largest part is now {largest.replace('_', ' ')}, with "
+        f"{100 * parts[largest] / sum(parts.values()):.1f} % of the bytes."]
+
+
+def agreement_sentences(results: Mapping[str, Any]) -> list[str]:
+    """On how many dev rows the quantized model gives another answer than the one that it was made from.
+
+    Args:
+        results: of a quantization record.
+    """
+    sentences = []
+    for split, share in results["agreement"].items():
+        rows = results["metrics"][split]["rows"]
+        other = round((1 - share) * rows)
+        sentences.append(f"**{split}**: INT8 gives another answer than FP32 on {other:,} of {rows:,} rows "
+                         f"({100 * (1 - share):.1f} %).")
+    return sentences
 
 
 def counting_sentences(results: Mapping[str, Any]) -> list[str]:
@@ -202,13 +232,13 @@ def counting_sentences(results: Mapping[str, Any]) -> list[str]:
     Args:
         results: of a quantization record.
     """
-    size, parts = results["size"], results["size"]["parts"]
+    size, before, parts = results["size"], results["size_before"], results["size"]["parts"]
     listed, stored = size["framework_parameters"], size["stored_weights"]
     sentences = [
-        f"`model.parameters()` lists {listed:,} parameters after quantization, {stored / max(listed, 1):.1f} times fewer "
-        f"than before ({results['size_before']['framework_parameters']:,}). Yet {stored:,} weights are stored, "
-        f"{100 * stored / results['size_before']['stored_weights']:.0f} % of those before: the rest lies in packed INT8 "
-        "buffers that the list leaves out."]
+        f"`model.parameters()` lists {before['framework_parameters']:,} parameters before quantization and {listed:,} "
+        f"after it, {before['framework_parameters'] / max(listed, 1):.2f} times fewer.",
+        f"Yet {before['stored_weights']:,} weights are stored before and {stored:,} after: the {stored - listed:,} "
+        "that the list leaves out lie in packed INT8 buffers."]
     if listed == parts["embeddings"] + parts["norms"]:
         sentences.append(f"What it still lists is the embeddings and the norms alone ({parts['embeddings']:,} + "
                          f"{parts['norms']:,} = {listed:,}). A count taken there looks like pruning and is none.")
@@ -227,5 +257,5 @@ def quick_latency_sentence(results: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
                       for name, ratio in ratios.items())
     noisy = " At least one of the times is noisy." if frame["noisy"].any() else ""
-    return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): INT8 "
-            f"is {shown}.{noisy} The analysis notebook measures all models in turn.")
+    return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): "
+            f"INT8 is {shown}.{noisy} The analysis notebook measures all models in turn.")

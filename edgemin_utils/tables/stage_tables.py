@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -63,10 +64,12 @@ def _side(texts: pd.Series) -> str:
 
 def settings_table(run: Run, key: str) -> pd.DataFrame:
     """The settings that change what the stage `key` computes: value, unit, meaning; `*` behind a value that is not the
-    profile's."""
-    default, known = load_settings(run.settings.profile), setting_fields()
+    profile's. Sizes of a model from scratch are left out where the model comes from elsewhere."""
+    default, known, idle = load_settings(run.settings.profile), setting_fields(), _without_effect(run.settings)
     rows = []
     for name, value in run.stage(key).settings(run.settings).items():
+        if name in idle:
+            continue
         changed = "" if value == getattr(default, name) else " *"
         rows.append({"Setting": name, "Value": _setting_text(value) + changed, "Unit": known[name].metadata["unit"],
                      "Meaning": known[name].metadata["meaning"]})
@@ -74,8 +77,25 @@ def settings_table(run: Run, key: str) -> pd.DataFrame:
 
 
 def _setting_text(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else f"{value:g}" \
-        if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_setting_text, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    # Of a checkpoint's folder the name says enough; where it lies is the reader's own affair.
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
+
+
+def _without_effect(settings: Settings) -> set[str]:
+    """Settings that describe a kind of model which the chain does not have."""
+    idle = set()
+    if settings.teacher != "scratch":
+        idle |= {"vocabulary_size", "teacher_family", "teacher_layers", "teacher_hidden_size", "teacher_heads",
+                 "teacher_intermediate_size"}
+    if settings.student != "scratch":
+        idle |= {"student_layers", "student_hidden_size", "student_heads", "student_intermediate_size"}
+    if settings.student not in ("teacher-layers", "pretrained-layers"):
+        idle |= {"student_from_layers"}
+    return idle
 
 
 def data_table(data: Mapping[str, Any]) -> pd.DataFrame:
@@ -213,19 +233,24 @@ def relation_heads_table(settings: Settings, records: Mapping[str, Record]) -> p
 # ---- pruning ---------------------------------------------------------------------------------------------------
 
 
-def planned_cut_table(heads: Sequence[int], ratio: float) -> pd.DataFrame:
-    """What int(ratio x heads) removes in each layer, and what share that is.
+def planned_cut_table(heads: Sequence[int], ratio: float, scope: str) -> pd.DataFrame:
+    """What int(ratio x heads) removes, and what share that really is: layer by layer, or of all heads at once.
 
     Args:
         heads: heads of each layer before the cut.
         ratio: share asked for.
+        scope: "layer" or "global", as `pruning.plan_removal`.
     """
-    rows = [{"Layer": str(number), "Heads": count, "Ratio x heads": f"{ratio * count:.2f}", "Removed": int(ratio * count),
-             "Share removed %": f"{100 * int(ratio * count) / count:.1f}"} for number, count in enumerate(heads)]
-    total, gone = sum(heads), sum(row["Removed"] for row in rows)
-    rows.append({"Layer": "all", "Heads": total, "Ratio x heads": f"{ratio * total:.2f}", "Removed": gone,
-                 "Share removed %": f"{100 * gone / total:.1f}"})
-    return pd.DataFrame(rows)
+    groups = [(f"layer {number}", count) for number, count in enumerate(heads)] if scope == "layer" else []
+    rows = [_planned_row(name, count, ratio, int(ratio * count)) for name, count in groups]
+    total = sum(heads)
+    gone = sum(row["Removed"] for row in rows) if scope == "layer" else int(ratio * total)
+    return pd.DataFrame([*rows, _planned_row("all layers", total, ratio, gone)])
+
+
+def _planned_row(name: str, count: int, ratio: float, removed: int) -> dict[str, Any]:
+    return {"Where": name, "Heads": count, "Ratio x heads": f"{ratio * count:.2f}", "Removed": removed,
+            "Share removed %": f"{100 * removed / count:.1f}"}
 
 
 def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> pd.DataFrame:
@@ -272,16 +297,15 @@ def quantized_parts_table(results: Mapping[str, Any]) -> pd.DataFrame:
     """
     before, after = results["size_before"]["bytes_per_part"], results["size"]["bytes_per_part"]
     weights = results["size"]["parts"]
-    rows = [_part_row(part, weights[part], before[part], after[part], sum(before.values()), sum(after.values()))
-            for part in before]
-    rows.append(_part_row("all", sum(weights.values()), *(sum(each.values()) for each in (before, after)) * 2))
-    return pd.DataFrame(rows)
+    whole = sum(before.values()), sum(after.values())
+    rows = [_part_row(part, weights[part], before[part], after[part], whole) for part in before]
+    return pd.DataFrame([*rows, _part_row("all", sum(weights.values()), *whole, whole)])
 
 
-def _part_row(part: str, weights: int, before: int, after: int, all_before: int, all_after: int) -> dict[str, Any]:
+def _part_row(part: str, weights: int, before: int, after: int, whole: tuple[int, int]) -> dict[str, Any]:
     return {"Part": part.replace("_", " "), "Weights": weights, "MB before": f"{before / MB:.3f}",
-            "Share before %": f"{100 * before / all_before:.1f}", "MB after": f"{after / MB:.3f}",
-            "Share after %": f"{100 * after / all_after:.1f}", "Smaller": f"{before / max(after, 1):.2f}x"}
+            "Share before %": f"{100 * before / whole[0]:.1f}", "MB after": f"{after / MB:.3f}",
+            "Share after %": f"{100 * after / whole[1]:.1f}", "Smaller": f"{before / max(after, 1):.2f}x"}
 
 
 def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
