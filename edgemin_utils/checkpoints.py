@@ -97,8 +97,8 @@ def _check_loaded(name: str | Path, config: PretrainedConfig, report: Mapping[st
     if new_head:
         absent = {key for key in absent if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")}
     if absent:
-        raise ModelError(f"the weights of {name} do not fit its config: {len(absent)} of them are missing or of another "
-                         f"shape, such as {min(absent)}")
+        raise ModelError(f"the weights of {name} do not fit its config: {len(absent)} of them are missing or of "
+                         f"another shape, such as {min(absent)}")
 
 
 def load_config(name_or_folder: str | Path) -> PretrainedConfig:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgemin_utils import __version__
-from edgemin_utils.config import PROFILES, load_settings, nearest, setting_fields, study_folder
+from edgemin_utils.config import PROFILES, load_settings, nearest, project_folder, setting_fields, study_folder
 from edgemin_utils.errors import EdgeMINError, SettingError, StageError
 from edgemin_utils.progress import duration
 from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
@@ -74,6 +74,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         ("run", _run, "execute the notebooks of a study; what is current on disk is not run again"),
         ("status", _status, "what is done, what is stale and why; without settings, against those of the last run"),
         ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
+        ("publish", _publish, "a finished study without its weights into outputs/reference, and its numbers into the "
+         "README's marked place"),
         ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
     ):
         known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
@@ -83,10 +85,11 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         _add_study_options(known[name], last_run=name == "status")
     known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
                               "side; they share the processor's cores (default: 1)")
-    for name in ("report", "settings"):
+    for name in ("report", "publish", "settings"):
         known[name].add_argument("--profile", default="demo", metavar="P",
                                  help=f"one of {', '.join(PROFILES)} (default: demo)")
     _add_output_option(known["report"])
+    _add_output_option(known["publish"])
     return parser, known
 
 
@@ -233,6 +236,18 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(options: argparse.Namespace) -> int:
+    from edgemin_utils.reference import publish_study, write_readme
+
+    profile = _known_profile(options.profile)
+    study = study_folder(options.output_dir, profile)
+    destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name,
+                                read_study_file(study).get("command", ""))
+    print(f"reference results: {destination}")
+    print(f"numbers written into {write_readme(project_folder() / 'README.md', destination)}")
+    return 0
+
+
 def _settings(options: argparse.Namespace) -> int:
     settings = load_settings(options.profile)
     table = Table(box=None, pad_edge=False)
@@ -263,6 +278,6 @@ def _write_report(study: Path) -> Path:
 
 
 def _print_main_table(study: Path) -> None:
-    from edgemin_utils.tables import as_text, main_results  # imports pandas
+    from edgemin_utils.tables import as_text, main_table  # imports pandas
 
-    print(as_text(main_results(study)))
+    print(as_text(main_table(study)))

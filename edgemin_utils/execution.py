@@ -163,11 +163,15 @@ def _cell_failure(notebook: Path, executed: Path, error: Any) -> CellFailure:
 def threads_per_chain(jobs: int) -> Iterator[int]:
     """Divides the processor's cores among `jobs` chains for as long as the context lasts; gives the threads of each.
 
-    Kernels take the limits over from this process's environment when they start. With one job nothing is changed. A
-    limit that the user has set counts as the number of cores.
+    Kernels take the limits over from this process's environment when they start. With one job their number of threads
+    is left alone. A limit that the user has set counts as the number of cores.
+
+    Threads that wait are told to sleep (`OMP_WAIT_POLICY=PASSIVE`, unless it is set): spinning ones make training
+    crawl as soon as anything else uses a core. Not so for the analysis notebook, which times models.
     """
     names = THREAD_VARIABLES if jobs > 1 else ()
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ.get(name) for name in (*names, "OMP_WAIT_POLICY")}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(given) if given.isdigit() and int(given) else joblib.cpu_count()
     threads = max(1, cores // jobs)

@@ -65,8 +65,9 @@ def find_scheme(name: str) -> Scheme:
 def quantize(model: nn.Module, scheme: str) -> nn.Module:
     """A quantized copy of a float model, for the CPU.
 
-    Weights become signed 8-bit integers with one scale a matrix; activations are quantized row by row as they come
-    ("dynamic"). Norms, position and token-type embeddings stay in float32.
+    Weights become signed 8-bit integers with one scale a matrix; activations are quantized as they come ("dynamic"),
+    with one scale for the whole batch, so that a row's logits depend a little on the rows beside it. Norms, position
+    and token-type embeddings stay in float32.
 
     Raises:
         SettingError: unknown scheme.

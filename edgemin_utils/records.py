@@ -11,10 +11,12 @@ import datetime
 import errno
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -186,7 +188,17 @@ def open_run(task: str = "sst2", profile: str = "demo", seed: int = 0, output_di
     from edgemin_utils.tasks import resolve_task
 
     settings = load_settings(profile, overrides)
-    return Run(settings, resolve_task(settings, task).name, int(seed), study_folder(output_dir, profile))
+    folder = study_folder(output_dir, profile)
+    _mount_drive(folder)
+    return Run(settings, resolve_task(settings, task).name, int(seed), folder)
+
+
+def _mount_drive(folder: Path) -> None:
+    """On Colab, a study folder on Google Drive has the Drive mounted first (Colab asks for permission)."""
+    colab = sys.modules.get("google.colab")
+    mount = Path("/content/drive")
+    if colab is not None and folder.is_relative_to(mount) and not (mount / "MyDrive").is_dir():
+        importlib.import_module("google.colab.drive").mount(str(mount))
 
 
 def read_record(folder: Path) -> Record:

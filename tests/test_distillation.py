@@ -58,8 +58,8 @@ def test_hand_worked_two_tokens():
     """One head of size 1, teacher tokens (1, 0), student tokens (0, 0).
 
     Teacher scores [[1, 0], [0, 0]]: rows (e/(e+1), 1/(e+1)) and (1/2, 1/2); student rows are (1/2, 1/2).
-    KL of row 1: p ln(2p) + q ln(2q) with p = 0.7310586, q = 0.2689414 = 0.5553627 - 0.4444056 -> 0.1109570... = 0.110944;
-    row 2: 0. Mean over two tokens: half of it.
+    KL of row 1: p ln(2p) + q ln(2q) with p = 0.7310586 and q = 0.2689414, that is 0.11094; of row 2: 0. The mean over
+    two tokens is half of it.
     """
     p = np.e / (np.e + 1)
     by_hand = (p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))) / 2
@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_zero_when_student_equals_teacher():
     loss = relation_divergence(relation_scores(states, states, 3), relation_scores(student, student, 3),
                                torch.ones(2, 5))
     loss.backward()
-    assert abs(float(loss)) < 1e-7 and float(student.grad.abs().max()) < 1e-7
+    assert abs(loss.item()) < 1e-7 and float(student.grad.abs().max()) < 1e-7
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     assert float(soft_target_divergence(logits, logits, 2.0)) == pytest.approx(0, abs=1e-7)
 
@@ -114,7 +114,8 @@ def test_soft_targets_follow_hinton():
     """T² KL by hand for one row; its gradient tends to (student - teacher) / labels as T grows (section 2.1)."""
     teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]], requires_grad=True)
     p, q = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum(), np.exp([0.0, 0.5]) / np.exp([0.0, 0.5]).sum()
-    assert float(soft_target_divergence(teacher, student, 2.0)) == pytest.approx(4 * (p * np.log(p / q)).sum(), rel=1e-6)
+    by_hand = 4 * (p * np.log(p / q)).sum()
+    assert soft_target_divergence(teacher, student, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
     centred = (student - student.mean()) - (teacher - teacher.mean())
     soft_target_divergence(teacher, student, 1000.0).backward()
     torch.testing.assert_close(student.grad, centred.detach() / 2, atol=1e-2, rtol=1e-2)

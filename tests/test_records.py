@@ -231,3 +231,20 @@ def test_method_versions_make_old_records_stale(tmp_path, monkeypatch):
     make_all(run_at(tmp_path), TEACHER)
     monkeypatch.setitem(records.METHOD_VERSIONS, "teacher", 2)
     assert "computes this stage differently" in run_at(tmp_path).state(TEACHER).reason
+
+
+def test_drive_is_mounted_on_colab_only_and_only_for_a_folder_on_it(tmp_path, monkeypatch):
+    import types
+
+    mounted = []
+    drive = types.ModuleType("google.colab.drive")
+    drive.mount = mounted.append
+    run_at("/content/drive/MyDrive/edgemin")
+    assert mounted == []
+    for name, module in (("google", types.ModuleType("google")), ("google.colab", types.ModuleType("google.colab")),
+                         ("google.colab.drive", drive)):
+        monkeypatch.setitem(sys.modules, name, module)
+    run_at(tmp_path)
+    assert mounted == []
+    run_at("/content/drive/MyDrive/edgemin")
+    assert mounted == ["/content/drive"]

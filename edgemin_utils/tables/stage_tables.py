@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from edgemin_utils.config import Settings, load_settings, setting_fields
+from edgemin_utils.config import EVERY_TRAINED_STAGE, Settings, load_settings, setting_fields
 from edgemin_utils.errors import DataError
 from edgemin_utils.records import Record, Run
 from edgemin_utils.statistics import compare_predictions
@@ -62,13 +62,18 @@ def _side(texts: pd.Series) -> str:
 # ---- settings and data -----------------------------------------------------------------------------------------
 
 
-def settings_table(run: Run, key: str) -> pd.DataFrame:
+def settings_table(run: Run, key: str, training_loop: bool = True) -> pd.DataFrame:
     """The settings that change what the stage `key` computes: value, unit, meaning; `*` behind a value that is not the
-    profile's. Sizes of a model from scratch are left out where the model comes from elsewhere."""
+    profile's. Sizes of a model from scratch are left out where the model comes from elsewhere.
+
+    Args:
+        training_loop: whether the settings that every training loop shares are among them.
+    """
     default, known, idle = load_settings(run.settings.profile), setting_fields(), _without_effect(run.settings)
     rows = []
     for name, value in run.stage(key).settings(run.settings).items():
-        if name in idle:
+        shared = set(known[name].metadata["stages"]) >= set(EVERY_TRAINED_STAGE)
+        if name in idle or (shared and not training_loop):
             continue
         changed = "" if value == getattr(default, name) else " *"
         rows.append({"Setting": name, "Value": _setting_text(value) + changed, "Unit": known[name].metadata["unit"],

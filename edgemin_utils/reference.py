@@ -1,0 +1,118 @@
+"""Reference results: a finished study without its weights, small enough to live in the repository.
+
+What is kept has the study's own layout, so that `edgemin report --output-dir outputs/reference/<name>` draws the same
+tables and figures again. The README's numbers are written from it into marked places.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from edgemin_utils import tables
+from edgemin_utils.errors import StageError
+from edgemin_utils.progress import duration
+from edgemin_utils.records import RECORD_FILE, Record, find_records
+from edgemin_utils.report import report_folder, write_report
+
+# Of a record's folder; predictions are kept too, without their logits.
+KEPT_FILES = (RECORD_FILE, "latency.npz")
+PREDICTION_COLUMNS = ["row", "label", "prediction"]
+KEPT_REPORT = ("tables", "figures")
+OWN_FOLDERS = {"--data-dir": "DATA_DIR", "--teacher": "TEACHER_DIR", "--student": "STUDENT_DIR",
+               "--output-dir": "OUTPUT_DIR"}
+
+
+def publish_study(study: Path, destination: Path, command: str) -> Path:
+    """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
+
+    Args:
+        command: what made the study; it is written into the destination's README.md, folders that are someone's own
+            replaced by their kind, with the machine and the time of every stage.
+
+    Raises:
+        StageError: the study holds no record.
+    """
+    study, destination = Path(study), Path(destination)
+    records = find_records(study)
+    if not records:
+        raise StageError(f"{study} holds no records; run the study first")
+    write_report(study)
+    shutil.rmtree(destination, ignore_errors=True)
+    for record in records:
+        _copy_record(record, destination / record.folder.relative_to(study))
+    for name in KEPT_REPORT:
+        shutil.copytree(report_folder(study) / name, destination / "report" / name)
+    (destination / "README.md").write_text(_describe(study, records, without_own_folders(command)), encoding="utf-8")
+    return destination
+
+
+def without_own_folders(command: str) -> str:
+    """`command` with the folders of data and models replaced by DATA_DIR, TEACHER_DIR and STUDENT_DIR."""
+    words = shlex.split(command)
+    for place, word in enumerate(words[:-1]):
+        if word in OWN_FOLDERS and (word == "--data-dir" or Path(words[place + 1]).is_dir()):
+            words[place + 1] = OWN_FOLDERS[word]
+    return shlex.join(words)
+
+
+def _copy_record(record: Record, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in KEPT_FILES:
+        if (record.folder / name).is_file():
+            shutil.copyfile(record.folder / name, folder / name)
+    for path in sorted(record.folder.glob("predictions-*.csv")):
+        pd.read_csv(path, usecols=PREDICTION_COLUMNS).to_csv(folder / path.name, index=False)
+
+
+def _describe(study: Path, records: list[Record], command: str) -> str:
+    environment = records[0].content["environment"]
+    flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
+    rows = pd.DataFrame([{
+        "task": record.task, "seed": record.seed, "stage": record.key,
+        "took": duration(record.content["wall_seconds"]), "finished": record.content["finished"]}
+        for record in records])
+    total = duration(sum(record.content["wall_seconds"] for record in records))
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    return "\n\n".join([
+        f"# Reference results: {study.name}",
+        "Made by", f"```\n{command}\n```",
+        f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
+        f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
+        f"Python {environment['python']}; {versions}.",
+        "Records, predictions without logits, raw latencies, tables and figures; no weights. "
+        f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
+        f"All stages together took {total}.",
+        rows.to_markdown(index=False)]) + "\n"
+
+
+def write_readme(readme: Path, reference: Path) -> Path:
+    """Writes the reference study's main table and findings into the README's place `<!-- <name> results -->`.
+
+    Raises:
+        StageError: the README has no such place.
+    """
+    text = fill_marked_place(readme.read_text(encoding="utf-8"), f"{reference.name} results",
+                             results_section(reference))
+    readme.write_text(text, encoding="utf-8")
+    return readme
+
+
+def results_section(study: Path) -> str:
+    """The main table and the findings of a study as Markdown, for the README."""
+    table = tables.main_table(study)
+    return "\n\n".join([tables.as_markdown(table), *(f"- {sentence}" for sentence in tables.findings(study))]) + "\n"
+
+
+def fill_marked_place(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the lines `<!-- name -->` and `<!-- end of name -->`.
+
+    Raises:
+        StageError: the text has no such place.
+    """
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end of {re.escape(name)} -->)", re.DOTALL)
+    if not place.search(text):
+        raise StageError(f"there is no place marked <!-- {name} --> ... <!-- end of {name} -->")
+    return place.sub(lambda match: f"{match[1]}{content.rstrip()}\n{match[2]}", text)

@@ -1,0 +1,73 @@
+
+
+import pandas as pd
+import pytest
+from example_study import COST, TEACHER, write_chain
+
+from edgemin_utils.errors import StageError
+from edgemin_utils.records import find_records
+from edgemin_utils.reference import fill_marked_place, publish_study, results_section, without_own_folders, write_readme
+from edgemin_utils.report import write_report
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "laptop"
+    write_chain(folder)
+    return folder
+
+
+def test_published_study_has_the_records_and_no_weights(study, tmp_path):
+    weights = next(study.rglob("record.json")).parent / "model.safetensors"
+    weights.write_bytes(b"weights")
+    published = publish_study(study, tmp_path / "reference" / "laptop", "edgemin run --profile laptop")
+    assert [record.content for record in find_records(published)] == [record.content for record in find_records(study)]
+    assert not list(published.rglob("*.safetensors"))
+    text = (published / "README.md").read_text()
+    assert "edgemin run --profile laptop" in text and TEACHER in text and COST in text
+    predictions = pd.read_csv(next(published.rglob("predictions-*.csv")))
+    assert list(predictions) == ["row", "label", "prediction"]
+
+
+def test_the_report_drawn_again_from_published_records_is_the_same(study, tmp_path):
+    published = publish_study(study, tmp_path / "laptop-reference", "edgemin run")
+    before = {path.relative_to(published): path.read_bytes() for path in (published / "report").rglob("*.*")}
+    write_report(published)
+    after = {path.relative_to(published): path.read_bytes() for path in (published / "report").rglob("*.*")}
+    assert before == after and any(path.suffix == ".svg" for path in before)
+
+
+def test_publishing_again_leaves_nothing_old(study, tmp_path):
+    destination = tmp_path / "reference"
+    publish_study(study, destination, "")
+    (destination / "old.txt").write_text("old")
+    publish_study(study, destination, "")
+    assert not (destination / "old.txt").exists()
+
+
+def test_a_study_without_records_is_refused(tmp_path):
+    with pytest.raises(StageError, match="holds no records"):
+        publish_study(tmp_path, tmp_path / "reference", "")
+
+
+def test_folders_of_ones_own_are_replaced_by_their_kind(tmp_path):
+    command = f"edgemin run --data-dir {tmp_path} --teacher {tmp_path} --student prajjwal1/bert-tiny --set x=1"
+    assert without_own_folders(command) == \
+        "edgemin run --data-dir DATA_DIR --teacher TEACHER_DIR --student prajjwal1/bert-tiny --set x=1"
+
+
+def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- laptop results -->\nstale numbers\n<!-- end of laptop results -->\nafter\n")
+    write_readme(readme, study)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale numbers" not in text
+    assert results_section(study).rstrip() in text
+    write_readme(readme, study)
+    assert readme.read_text() == text
+    accuracy = next(record for record in find_records(study) if record.key == TEACHER)
+    split = next(iter(accuracy.results["metrics"].values()))
+    assert f"{100 * split['accuracy']:.1f}" in text
+    with pytest.raises(StageError, match="no place marked <!-- demo results -->"):
+        fill_marked_place(text, "demo results", "x")
+
