@@ -19,9 +19,10 @@ from rich.console import Console
 from edgemin_utils.config import Settings, load_settings
 from edgemin_utils.data import load_task_data
 from edgemin_utils.distillation import find_objective
+from edgemin_utils.evaluation import TokenizedTask, tokenized_task
 from edgemin_utils.measurement.environment import available_cores, describe_environment
 from edgemin_utils.records import Run, open_run
-from edgemin_utils.stages import TokenizedTask, make_student, make_teacher, tokenized_task
+from edgemin_utils.stages import make_student, make_teacher
 from edgemin_utils.teacher_signals import signal_source
 from edgemin_utils.training import Phase, label_loss, train_phases, training_precision
 

@@ -14,7 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.data import load_task_data
 from edgemin_utils.encoders import describe_model
+from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
 from edgemin_utils.measurement.environment import describe_environment, supports_int8_dot_product
 from edgemin_utils.measurement.latency import (
     PROTOCOLS,
@@ -27,7 +29,6 @@ from edgemin_utils.measurement.latency import (
 )
 from edgemin_utils.measurement.memory import peak_memory
 from edgemin_utils.records import Record, Run
-from edgemin_utils.stages import load_stage_model, predictor, tokenized_task
 from edgemin_utils.training import batches
 
 DEV_ROWS_TIMED = 100
@@ -124,8 +125,6 @@ def _memory(run: Run, timed_as: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _time_tokenizer(run: Run, tokenizer: Any) -> dict[str, Any]:
     """Time to tokenize one dev row, which the model-only latencies leave out."""
-    from edgemin_utils.data import load_task_data
-
     data = load_task_data(run.settings, run.task, run.seed)
     split = next(iter(data.dev.values()))
     texts = [tuple(row[column] for column in data.task.text_columns)

@@ -5,41 +5,34 @@ This is where data, models and records meet; how things are computed is in the m
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from edgemin_utils import quantization
 from edgemin_utils.chain import TEACHER, distillation_key, scan_key
 from edgemin_utils.checkpoints import load_model, save_model
+from edgemin_utils.cost import measure_chain
 from edgemin_utils.data import TaskData, load_task_data, task_statistics
 from edgemin_utils.distillation import find_objective, relation_matrices, soft_target_loss
-from edgemin_utils.encoders import (
-    describe_model,
-    encoder_layers,
-    input_names,
-    longest_input,
-    model_with_layers,
-    scratch_model,
-)
+from edgemin_utils.encoders import encoder_layers, model_with_layers, scratch_model
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.accuracy import classification_metrics, confusion_matrix
-from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
-from edgemin_utils.measurement.operations import count_operations
-from edgemin_utils.measurement.parameters import (
-    bytes_by_part,
-    framework_parameters,
-    saved_bytes,
-    stored_weights,
-    weights_by_part,
+from edgemin_utils.evaluation import (
+    OPERATION_LENGTHS,
+    TokenizedTask,
+    describe_trained,
+    evaluate,
+    load_stage_model,
+    predictor,
+    read_predictions,
+    tokenized_task,
 )
+from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
+from edgemin_utils.measurement.parameters import framework_parameters
 from edgemin_utils.pruning import (
     accuracy_as_heads_go,
     find_criterion,
@@ -49,55 +42,13 @@ from edgemin_utils.pruning import (
     remove_units,
 )
 from edgemin_utils.records import Record, Run
-from edgemin_utils.statistics import accuracy_interval
 from edgemin_utils.teacher_signals import signal_source
-from edgemin_utils.tokenization import load_tokenizer, tokenize, train_tokenizer
-from edgemin_utils.training import Phase, TrainingLog, batches, label_loss, predict, train_phases
+from edgemin_utils.tokenization import load_tokenizer, train_tokenizer
+from edgemin_utils.training import Phase, batches, label_loss, train_phases
 
 # Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
 FEWEST_POSITIONS = 128
-OPERATION_LENGTHS = (32, 128)
 TOKEN_LENGTH_SAMPLE = 5000
-
-
-@dataclass(frozen=True)
-class TokenizedTask:
-    """A chain's rows as the models see them: `data` as read, and train, holdout and dev tokenized.
-
-    `truncated` maps split -> rows longer than the model takes, which were cut.
-    """
-
-    data: TaskData
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    holdout: Dataset
-    dev: dict[str, Dataset]
-    truncated: dict[str, int]
-
-    def describe(self) -> dict[str, Any]:
-        """The `data` entry of a record."""
-        task = self.data.task
-        return {
-            "title": task.title, "text_columns": task.text_columns, "labels": task.labels, "source": self.data.source,
-            "notes": self.data.notes, "train_rows": len(self.train), "holdout_rows": len(self.holdout),
-            "dev_rows": {split: len(rows) for split, rows in self.dev.items()}, "truncated_rows": self.truncated,
-            "fingerprint": self.data.fingerprint}
-
-
-def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequence[nn.Module],
-                   data: TaskData | None = None) -> TokenizedTask:
-    """The chain's rows tokenized for `models`, cut to the shortest of their longest inputs."""
-    data = data or load_task_data(run.settings, run.task, run.seed)
-    if any("token_type_ids" in input_names(model) for model in models) \
-            and "token_type_ids" not in tokenizer.model_input_names:
-        # A DistilBERT tokenizer leaves them out; a BERT student of a DistilBERT teacher needs them.
-        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
-    limit = min(run.settings.max_length, *(longest_input(model) for model in models))
-    splits = {"train": data.train, "holdout": data.holdout, **data.dev}
-    tokenized = {name: tokenize(rows, tokenizer, data.task, limit) for name, rows in splits.items()}
-    return TokenizedTask(data, tokenizer, tokenized["train"][0], tokenized["holdout"][0],
-                         {name: tokenized[name][0] for name in data.dev},
-                         {name: cut for name, (_, cut) in tokenized.items()})
 
 
 # ---- teacher ---------------------------------------------------------------------------------------------------
@@ -291,7 +242,7 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     if before - framework_parameters(model) != by_formula:
         raise ModelError(f"{key}: the cut removed {before - framework_parameters(model)} parameters where the formula "
                          f"says {by_formula}")
-    after_cut, _ = _evaluate(model, rows, settings.evaluation_batch_size, None)
+    after_cut, _ = evaluate(model, rows, settings.evaluation_batch_size, None)
     loss = label_loss
     if teacher is not None:
         signals = signal_source(teacher, rows.train, tokenizer, ("logits",), settings.evaluation_batch_size,
@@ -347,67 +298,7 @@ def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     return rows
 
 
-def predictor(model: nn.Module):
-    """A function from a batch to logits, as the latency protocol times it."""
-    names = input_names(model)
-    return lambda batch: model(**{name: batch[name] for name in names if name in batch}).logits
-
-
-# ---- what every stage shares -----------------------------------------------------------------------------------
-
-
-def load_stage_model(run: Run, key: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
-    """The tokenizer and model that a finished stage left; raises StageError when it is not there."""
-    folder = run.read(key).folder
-    return load_tokenizer(str(folder)), quantization.load_model(folder, run.settings.attention_implementation)
-
-
-def describe_trained(model: nn.Module, folder: Path, rows: TokenizedTask, batch_size: int,
-                     log: TrainingLog | None) -> dict[str, Any]:
-    """The entries that every stage with a model shares; writes `predictions-<split>.csv` into `folder`."""
-    started = time.perf_counter()
-    metrics, confusion = _evaluate(model, rows, batch_size, folder)
-    results = {
-        "data": rows.describe(), "metrics": metrics, "confusion": confusion, "model": describe_model(model),
-        "size": {"framework_parameters": framework_parameters(model), "stored_weights": stored_weights(model),
-                 "parts": weights_by_part(model), "bytes_per_part": bytes_by_part(model),
-                 "fp32_bytes": 4 * stored_weights(model), **saved_bytes(folder)},
-        "operations": {f"1x{length}": count_operations(model, 1, length) for length in OPERATION_LENGTHS},
-        "seconds_by_part": {"evaluation": time.perf_counter() - started}}
-    if log is not None:
-        results["training"] = log.as_dict()
-        results["seconds_by_part"] |= {phase["name"]: phase["seconds"] for phase in log.phases}
-    return results
-
-
-def _evaluate(model: nn.Module, rows: TokenizedTask, batch_size: int,
-              folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics with 95 % intervals and the confusion matrix of every dev split."""
-    count = len(rows.data.task.labels)
-    metrics, confusion = {}, {}
-    for split, tokenized in rows.dev.items():
-        logits = predict(model, tokenized, rows.tokenizer, batch_size)
-        labels, predictions = np.asarray(tokenized["labels"]), logits.argmax(axis=1)
-        interval = accuracy_interval(int((predictions == labels).sum()), len(labels))
-        metrics[split] = {**classification_metrics(predictions, labels, count), "rows": len(labels),
-                          "accuracy_low": interval.low, "accuracy_high": interval.high}
-        confusion[split] = confusion_matrix(predictions, labels, count)
-        if folder is not None:
-            write_predictions(folder, split, tokenized["row"], labels, logits)
-    return metrics, confusion
-
-
-def write_predictions(folder: Path, split: str, rows: Sequence[int], labels: np.ndarray, logits: np.ndarray) -> None:
-    """`predictions-<split>.csv`: row, label, prediction and one logit column a class, in the split's order."""
-    frame = pd.DataFrame({"row": list(rows), "label": labels, "prediction": logits.argmax(axis=1)})
-    for number in range(logits.shape[1]):
-        frame[f"logit_{number}"] = logits[:, number]
-    frame.to_csv(folder / f"predictions-{split}.csv", index=False, float_format="%.6g")
-
-
-def read_predictions(folder: Path, split: str) -> pd.DataFrame:
-    """What `write_predictions` wrote."""
-    return pd.read_csv(folder / f"predictions-{split}.csv")
+# ---- running them ----------------------------------------------------------------------------------------------
 
 
 def run_stage_kind(run: Run, kind: str) -> list[Record]:
@@ -426,6 +317,4 @@ def run_stage(run: Run, key: str) -> Record:
         return prune_student(run, key) if stage.pruned else scan_heads(run)
     if stage.stage == "quantization":
         return quantize_model(run, key)
-    from edgemin_utils.cost import measure_chain
-
     return measure_chain(run)

@@ -168,7 +168,8 @@ def write_record(study: Path, task: str, seed: int, key: str, results, upstream:
                "identity": {"upstream": upstream}, **flags(key), "finished": "2026-01-01T00:00:00+00:00",
                "wall_seconds": 30.0, "results": results(folder) if callable(results) else results,
                "environment": {"processor": "Test CPU 100%", "available_cores": 2,
-                               "processor_flags": {"avx2": True, "avx512_vnni": False}}}
+                               "processor_flags": {"avx2": True, "avx512_vnni": False}, "memory_bytes": 8_000_000_000,
+                               "operating_system": "Test OS", "python": "3.11.7", "packages": {"torch": "2.13.0"}}}
     (folder / "record.json").write_text(json.dumps(content, indent=1))
 
 

@@ -15,6 +15,7 @@ from edgemin_utils.chain import LATENCY, TEACHER, main_path
 from edgemin_utils.encoders import describe_model
 from edgemin_utils.errors import ModelError, StageError
 from edgemin_utils.records import open_run
+from edgemin_utils.training import predict
 
 TINY = {"train_rows": 120, "dev_rows": 60, "teacher_layers": 2, "teacher_hidden_size": 24, "teacher_heads": 4,
         "teacher_intermediate_size": 48, "student": "teacher-layers", "student_from_layers": [0],
@@ -61,7 +62,7 @@ def test_reloaded_models_give_the_stored_predictions(chain):
     for key in main_path(run.settings):
         tokenizer, model = stages.load_stage_model(run, key)
         rows = stages.tokenized_task(run, tokenizer, [model])
-        logits = stages.predict(model, rows.dev["dev_matched"], tokenizer, 1)
+        logits = predict(model, rows.dev["dev_matched"], tokenizer, 1)
         stored = stages.read_predictions(run.stage_folder(key), "dev_matched")
         np.testing.assert_array_equal(logits.argmax(1), stored["prediction"])
         assert describe_model(model) == records[key].results["model"]
