@@ -6,16 +6,17 @@ from collections.abc import Callable
 import pandas as pd
 
 from edgemin_utils.errors import EdgeMINError
-from edgemin_utils.records import Record, Run
+from edgemin_utils.records import Record, Run, open_chain
 
 
 def chains_of(run: Run) -> list[Run]:
-    """Every chain that has a folder in the run's study, under the run's settings; the run itself comes first."""
+    """Every chain that has a folder in the run's study, each under the settings that it was last run with; the run
+    itself comes first. A chain that does not say takes the run's settings."""
     found = [run]
     for folder in sorted(run.study.glob("*/seed-*")):
         number = folder.name.removeprefix("seed-")
         if number.isdigit() and (folder.parent.name, int(number)) != (run.task, run.seed):
-            found.append(dataclasses.replace(run, task=folder.parent.name, seed=int(number)))
+            found.append(open_chain(folder) or dataclasses.replace(run, task=folder.parent.name, seed=int(number)))
     return found
 
 
@@ -23,7 +24,7 @@ def measure_chains(run: Run, measure: Callable[[Run], Record] | None = None) -> 
     """Measures latency and memory of every chain of the study, one after the other; what is on disk is not repeated.
 
     Args:
-        run: any chain of the study; its settings hold for all.
+        run: any chain of the study.
         measure: what measures one chain, by default `cost.measure_chain`.
 
     Returns:

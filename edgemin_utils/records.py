@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from edgemin_utils.chain import Stage, plan_chain
-from edgemin_utils.config import Settings, load_settings, study_folder
+from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
 from edgemin_utils.errors import StageError, StorageError
 
 RECORD_VERSION = 1
 RECORD_FILE = "record.json"
+# Beside a chain's stages: the settings that it was last run with, folders of one's own included.
+CHAIN_FILE = "chain.json"
 # Raise a stage's number when its method changes, so that records made the old way count as stale.
 METHOD_VERSIONS = {"teacher": 1, "distillation": 1, "pruning": 1, "quantization": 1, "measurement": 1}
 
@@ -162,6 +164,8 @@ class Run:
             self.read(needed)
         final = self.stage_folder(key)
         with _storage_errors(final), _partial_folder(final) as partial:
+            write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
+                                                  "overrides": changed_from_profile(self.settings)})
             started = time.perf_counter()
             results = compute(partial)
             content = {
@@ -191,6 +195,20 @@ def open_run(task: str = "sst2", profile: str = "demo", seed: int = 0, output_di
     folder = study_folder(output_dir, profile)
     _mount_drive(folder)
     return Run(settings, resolve_task(settings, task).name, int(seed), folder)
+
+
+def open_chain(folder: Path) -> Run | None:
+    """The chain in `<study>/<task>/seed-<n>`, under the settings that it was last run with; None if nothing was run.
+
+    Raises:
+        SettingError: it was run with settings that this package does not know.
+    """
+    path = Path(folder) / CHAIN_FILE
+    if not path.is_file():
+        return None
+    asked = json.loads(path.read_text(encoding="utf-8"))
+    return open_run(folder.parent.name, asked["profile"], int(folder.name.removeprefix("seed-")),
+                    folder.parent.parent, asked["overrides"])
 
 
 def _mount_drive(folder: Path) -> None:

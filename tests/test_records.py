@@ -12,7 +12,7 @@ from edgemin_utils import records
 from edgemin_utils.chain import LATENCY, TEACHER, main_path, plan_chain, pruning_key
 from edgemin_utils.config import load_settings
 from edgemin_utils.errors import SettingError, StageError, StorageError
-from edgemin_utils.records import find_records, open_run, read_record, write_json
+from edgemin_utils.records import find_records, open_chain, open_run, read_record, write_json
 
 STUDENT, BASELINE = "distillation/minilmv2", "distillation/none"
 
@@ -248,3 +248,17 @@ def test_drive_is_mounted_on_colab_only_and_only_for_a_folder_on_it(tmp_path, mo
     assert mounted == []
     run_at("/content/drive/MyDrive/edgemin")
     assert mounted == ["/content/drive"]
+
+
+def test_a_chain_is_opened_again_under_its_own_settings(tmp_path):
+    from edgemin_utils.analysis import chains_of
+
+    first = run_at(tmp_path, scan_rows=7)
+    make(first, TEACHER)
+    other = open_run("qqp", "demo", 3, tmp_path, {"train_rows": 20, "factorial": False})
+    make(other, TEACHER)
+    assert open_chain(first.folder).settings == first.settings and open_chain(tmp_path / "mnli" / "seed-0") is None
+    chains = chains_of(first)
+    assert [(chain.task, chain.seed, chain.settings.factorial) for chain in chains] == [
+        ("sst2", 0, True), ("qqp", 3, False)]
+    assert all(chain.state(TEACHER).status == "done" for chain in chains)

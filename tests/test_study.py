@@ -277,7 +277,9 @@ def start_hanging_study(project: Path) -> tuple[subprocess.Popen, list[psutil.Pr
     (project / "sst2.distillation.py").write_text(
         "import time; (run.study / 'hangs').touch(); time.sleep(600)")
     command = [sys.executable, "-m", "edgemin_utils", "run", "--tasks", "sst2", "--output-dir", "study"]
-    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project)
+    # A test run in the background may have Ctrl-C switched off, which a child would inherit.
+    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     waiting_until = time.monotonic() + 60
     while not (project / "study" / "hangs").exists():
         assert time.monotonic() < waiting_until and runner.poll() is None, runner.communicate()
