@@ -241,8 +241,7 @@ def _publish(options: argparse.Namespace) -> int:
 
     profile = _known_profile(options.profile)
     study = study_folder(options.output_dir, profile)
-    destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name,
-                                read_study_file(study).get("command", ""))
+    destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name)
     print(f"reference results: {destination}")
     print(f"numbers written into {write_readme(project_folder() / 'README.md', destination)}")
     return 0

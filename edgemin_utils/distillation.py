@@ -54,7 +54,7 @@ def relation_divergence(teacher_scores: torch.Tensor, student_scores: torch.Tens
                         attention_mask: torch.Tensor) -> torch.Tensor:
     r"""Mean KL(teacher || student) between relation distributions, over relation heads and real tokens.
 
-    MiniLMv2 (Wang et al. 2021), equation 2:
+    MiniLMv2 (Wang et al. 2021), section 3.1:
     :math:`\frac{1}{A_r |x|} \sum_a \sum_t D_{KL}(R^T_{a,t} \,\|\, R^S_{a,t})` with R the softmax of the scores over
     the keys. Padding takes no part: masked as a key, left out as a query.
 

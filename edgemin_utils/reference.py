@@ -4,6 +4,7 @@ What is kept has the study's own layout, so that `edgemin report --output-dir ou
 tables and figures again. The README's numbers are written from it into marked places.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -14,23 +15,20 @@ import pandas as pd
 from edgemin_utils import tables
 from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
-from edgemin_utils.records import RECORD_FILE, Record, find_records
+from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records
 from edgemin_utils.report import report_folder, write_report
 
 # Of a record's folder; predictions are kept too, without their logits.
 KEPT_FILES = (RECORD_FILE, "latency.npz")
 PREDICTION_COLUMNS = ["row", "label", "prediction"]
 KEPT_REPORT = ("tables", "figures")
-OWN_FOLDERS = {"--data-dir": "DATA_DIR", "--teacher": "TEACHER_DIR", "--student": "STUDENT_DIR",
-               "--output-dir": "OUTPUT_DIR"}
+OWN_FOLDERS = {"data_dir": "DATA_DIR", "teacher": "TEACHER_DIR", "student": "STUDENT_DIR"}
 
 
-def publish_study(study: Path, destination: Path, command: str) -> Path:
+def publish_study(study: Path, destination: Path) -> Path:
     """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
 
-    Args:
-        command: what made the study; it is written into the destination's README.md, folders that are someone's own
-            replaced by their kind, with the machine and the time of every stage.
+    The destination's README.md says which commands made the study, on which machine, and how long each stage took.
 
     Raises:
         StageError: the study holds no record.
@@ -45,16 +43,22 @@ def publish_study(study: Path, destination: Path, command: str) -> Path:
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
         shutil.copytree(report_folder(study) / name, destination / "report" / name)
-    (destination / "README.md").write_text(_describe(study, records, without_own_folders(command)), encoding="utf-8")
+    (destination / "README.md").write_text(_describe(study, records), encoding="utf-8")
     return destination
 
 
-def without_own_folders(command: str) -> str:
-    """`command` with the folders of data and models replaced by DATA_DIR, TEACHER_DIR and STUDENT_DIR."""
-    words = shlex.split(command)
-    for place, word in enumerate(words[:-1]):
-        if word in OWN_FOLDERS and (word == "--data-dir" or Path(words[place + 1]).is_dir()):
-            words[place + 1] = OWN_FOLDERS[word]
+def chain_command(folder: Path) -> str:
+    """The command that makes one chain, from what it was last run with; folders of one's own as DATA_DIR and so on."""
+    asked = json.loads((folder / CHAIN_FILE).read_text(encoding="utf-8"))
+    words = ["edgemin", "run", "--profile", asked["profile"], "--tasks", folder.parent.name,
+             "--seeds", folder.name.removeprefix("seed-")]
+    for name, value in asked["overrides"].items():
+        if name in OWN_FOLDERS:
+            own = name == "data_dir" or Path(str(value)).is_absolute()
+            words += [f"--{name.replace('_', '-')}", OWN_FOLDERS[name] if own else str(value)]
+        elif name != "data_source":  # a given folder says it
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--set", f"{name}={text}"]
     return shlex.join(words)
 
 
@@ -67,7 +71,8 @@ def _copy_record(record: Record, folder: Path) -> None:
         pd.read_csv(path, usecols=PREDICTION_COLUMNS).to_csv(folder / path.name, index=False)
 
 
-def _describe(study: Path, records: list[Record], command: str) -> str:
+def _describe(study: Path, records: list[Record]) -> str:
+    commands = [chain_command(path.parent) for path in sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))]
     environment = records[0].content["environment"]
     flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
     rows = pd.DataFrame([{
@@ -78,7 +83,7 @@ def _describe(study: Path, records: list[Record], command: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     return "\n\n".join([
         f"# Reference results: {study.name}",
-        "Made by", f"```\n{command}\n```",
+        "Made by", "\n".join(f"    {command}" for command in commands),
         f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
         f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
         f"Python {environment['python']}; {versions}.",

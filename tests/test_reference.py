@@ -5,8 +5,8 @@ import pytest
 from example_study import COST, TEACHER, write_chain
 
 from edgemin_utils.errors import StageError
-from edgemin_utils.records import find_records
-from edgemin_utils.reference import fill_marked_place, publish_study, results_section, without_own_folders, write_readme
+from edgemin_utils.records import find_records, write_json
+from edgemin_utils.reference import chain_command, fill_marked_place, publish_study, results_section, write_readme
 from edgemin_utils.report import write_report
 
 
@@ -20,17 +20,18 @@ def study(tmp_path):
 def test_published_study_has_the_records_and_no_weights(study, tmp_path):
     weights = next(study.rglob("record.json")).parent / "model.safetensors"
     weights.write_bytes(b"weights")
-    published = publish_study(study, tmp_path / "reference" / "laptop", "edgemin run --profile laptop")
+    write_json(study / "sst2" / "seed-0" / "chain.json", {"profile": "laptop", "overrides": {}})
+    published = publish_study(study, tmp_path / "reference" / "laptop")
     assert [record.content for record in find_records(published)] == [record.content for record in find_records(study)]
     assert not list(published.rglob("*.safetensors"))
     text = (published / "README.md").read_text()
-    assert "edgemin run --profile laptop" in text and TEACHER in text and COST in text
+    assert "edgemin run --profile laptop --tasks sst2 --seeds 0\n" in text and TEACHER in text and COST in text
     predictions = pd.read_csv(next(published.rglob("predictions-*.csv")))
     assert list(predictions) == ["row", "label", "prediction"]
 
 
 def test_the_report_drawn_again_from_published_records_is_the_same(study, tmp_path):
-    published = publish_study(study, tmp_path / "laptop-reference", "edgemin run")
+    published = publish_study(study, tmp_path / "laptop-reference")
     before = {path.relative_to(published): path.read_bytes() for path in (published / "report").rglob("*.*")}
     write_report(published)
     after = {path.relative_to(published): path.read_bytes() for path in (published / "report").rglob("*.*")}
@@ -39,21 +40,26 @@ def test_the_report_drawn_again_from_published_records_is_the_same(study, tmp_pa
 
 def test_publishing_again_leaves_nothing_old(study, tmp_path):
     destination = tmp_path / "reference"
-    publish_study(study, destination, "")
+    publish_study(study, destination)
     (destination / "old.txt").write_text("old")
-    publish_study(study, destination, "")
+    publish_study(study, destination)
     assert not (destination / "old.txt").exists()
 
 
 def test_a_study_without_records_is_refused(tmp_path):
     with pytest.raises(StageError, match="holds no records"):
-        publish_study(tmp_path, tmp_path / "reference", "")
+        publish_study(tmp_path, tmp_path / "reference")
 
 
-def test_folders_of_ones_own_are_replaced_by_their_kind(tmp_path):
-    command = f"edgemin run --data-dir {tmp_path} --teacher {tmp_path} --student prajjwal1/bert-tiny --set x=1"
-    assert without_own_folders(command) == \
-        "edgemin run --data-dir DATA_DIR --teacher TEACHER_DIR --student prajjwal1/bert-tiny --set x=1"
+def test_a_chains_command_names_no_folder_of_ones_own(tmp_path):
+    folder = tmp_path / "laptop" / "qqp" / "seed-2"
+    folder.mkdir(parents=True)
+    write_json(folder / "chain.json", {"profile": "laptop", "overrides": {
+        "data_source": "folder", "data_dir": str(tmp_path), "teacher": str(tmp_path), "student": "prajjwal1/bert-tiny",
+        "train_rows": 9, "baselines": ["none"]}})
+    assert chain_command(folder) == (
+        "edgemin run --profile laptop --tasks qqp --seeds 2 --data-dir DATA_DIR --teacher TEACHER_DIR "
+        "--student prajjwal1/bert-tiny --set train_rows=9 --set baselines=none")
 
 
 def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
