@@ -164,11 +164,11 @@ class Settings:
 PROFILES: dict[str, dict[str, Any]] = {
     "demo": {},
     "laptop": {
-        "dropout": 0.1, "warmup_ratio": 0.1, "relation_heads": 48, "recovery_epochs": 1, "soft_target_weight": 0.9,
+        "dropout": 0.1, "warmup_ratio": 0.1, "relation_heads": 48, "recovery_epochs": 1,
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
         "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
         "student": "teacher-layers", "student_from_layers": [1, 3, 5], "baselines": ["none", "none-pretrained"],
-        "distillation_epochs": 6, "distillation_learning_rate": 3e-4,
+        "distillation_epochs": 6, "distillation_learning_rate": 2e-4,
         "prediction_epochs": 5, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
     },
