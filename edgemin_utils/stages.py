@@ -233,8 +233,10 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
     importance = _importance(run, model, rows, settings.pruning_criterion)
     heads = plan_removal(importance, settings.head_prune_ratio, settings.pruning_scope)
-    neurons = plan_removal(_importance(run, model, rows, settings.pruning_criterion, "neurons"),
-                           settings.feed_forward_prune_ratio, settings.pruning_scope)
+    neurons: list[list[int]] = [[] for _ in heads]
+    if settings.feed_forward_prune_ratio:
+        neurons = plan_removal(_importance(run, model, rows, settings.pruning_criterion, "neurons"),
+                               settings.feed_forward_prune_ratio, settings.pruning_scope)
     by_formula = parameters_of_units(model, heads) + parameters_of_units(model, neurons, "neurons")
     before = framework_parameters(model)
     remove_units(model, heads)
