@@ -64,12 +64,12 @@ class Settings:
     teacher_hidden_size: int = _setting(64, "hidden size of a scratch teacher", "units", ("teacher",))
     teacher_heads: int = _setting(4, "attention heads of a scratch teacher", "heads a layer", ("teacher",))
     teacher_intermediate_size: int = _setting(256, "feed-forward size of a scratch teacher", "units", ("teacher",))
-    teacher_epochs: float = _setting(5, "fine-tuning length", "epochs", ("teacher",))
-    teacher_learning_rate: float = _setting(1e-3, "peak learning rate of fine-tuning", "", ("teacher",))
+    teacher_epochs: float = _setting(7, "fine-tuning length", "epochs", ("teacher",))
+    teacher_learning_rate: float = _setting(5e-4, "peak learning rate of fine-tuning", "", ("teacher",))
 
     # ---- every training loop ----------------------------------------------------------------------------
     batch_size: int = _setting(32, "training batch", "rows", EVERY_TRAINED_STAGE)
-    warmup_ratio: float = _setting(0.05, "share of the steps over which the learning rate rises", "0..1",
+    warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises", "0..1",
                                    EVERY_TRAINED_STAGE)
     weight_decay: float = _setting(0.01, "AdamW weight decay", "", EVERY_TRAINED_STAGE)
     max_grad_norm: float = _setting(1.0, "gradient norm above which it is scaled down", "", EVERY_TRAINED_STAGE)
