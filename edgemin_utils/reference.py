@@ -108,7 +108,8 @@ def write_readme(readme: Path, reference: Path) -> Path:
 def results_section(study: Path) -> str:
     """The main table and the findings of a study as Markdown, for the README."""
     table = tables.main_table(study)
-    return "\n\n".join([tables.as_markdown(table), *(f"- {sentence}" for sentence in tables.findings(study))]) + "\n"
+    sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(study))
+    return f"{tables.as_markdown(table).rstrip()}\n\n### What the numbers say\n\n{sentences}\n"
 
 
 def fill_marked_place(text: str, name: str, content: str) -> str:
