@@ -1,26 +1,44 @@
 """What one chain consists of: the stages of one (task, seed), what each needs, and which notebook makes it.
 
-A chain is teacher -> students -> pruned -> quantized, then one measurement of everything that it made. A stage
-is named by its key, `<stage>/<variant>`; a variant's name tells its way through the stages, as in
-`quantization/minilmv2+gradient-heads-0.2+dynamic-int8`.
+A chain is a tree of models. It starts with the teacher and its students; a *step* turns one model into the next:
+`distill`, `prune`, `quantize`, `quantize-aware` (training with fake quantization) or `fine-tune`. A *recipe* is an
+order of steps, such as the paper's `distill, prune, quantize`. A stage is named by its key, `<kind>/<variant>`; the
+variant tells its way, as in `quantization/minilmv2+gradient-heads-0.2+dynamic-int8`. Recipes that begin alike share
+the stages of their common beginning.
 """
 
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from edgemin_utils.config import STAGES, Settings, settings_of_stage
+from edgemin_utils.config import EVERY_OBJECTIVE, Settings, nearest, settings_of_stage
+from edgemin_utils.cuts import cut_name, read_cut
+from edgemin_utils.errors import SettingError
 
 NOTEBOOKS = {
     "teacher": "01_teacher",
     "distillation": "02_distillation",
     "pruning": "03_pruning",
+    "tuning": "04_quantization",
     "quantization": "04_quantization",
     "measurement": "05_analysis",
 }
-CHAIN_NOTEBOOKS = tuple(NOTEBOOKS[stage] for stage in STAGES[:-1])
+CHAIN_NOTEBOOKS = ("01_teacher", "02_distillation", "03_pruning", "04_quantization")
 ANALYSIS_NOTEBOOK = NOTEBOOKS["measurement"]
 
 TEACHER = "teacher/fine-tuned"
 LATENCY = "measurement/cost"
+UNDISTILLED = ("none", "none-pretrained")
+
+RECIPES: Mapping[str, tuple[str, ...]] = {
+    "paper": ("distill", "prune", "quantize"),
+    "proposal": ("distill", "quantize-aware", "prune", "fine-tune", "quantize"),
+}
+# Step -> the kind of stage that it makes.
+STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tuning", "fine-tune": "tuning",
+         "quantize": "quantization"}
 
 # Settings of the distillation stage that a student trained without a teacher's signal does not feel.
 _DISTILLATION_SIGNAL = ("objective", "relation_heads", "teacher_layer", "student_layer", "relation_pairs",
@@ -34,25 +52,34 @@ class Stage:
     """One folder of a chain.
 
     Attributes:
-        key: `<stage>/<variant>`.
-        upstream: keys of the stages whose models it starts from or learns from.
+        key: `<kind>/<variant>`.
+        source: key of the stage whose model it starts from; students start from the teacher or beside it.
+        teacher: key of the stage whose model it learns from; "" if it learns from labels alone.
+        needs: keys of further stages that must be there.
         student: the student it belongs to ("" for the teacher), e.g. "minilmv2" or "none".
-        distilled, pruned, quantized: where the model stands in the study's 2x2x2 factorial.
+        steps: the steps that lead from the untrained student to this model, spelled out, as in
+            ("distill:minilmv2", "prune:gradient-heads-0.2").
+        changes: settings that this stage uses in place of the chain's.
         keeps_model: whether the folder holds a model (a scan does not).
+        optional: whether a method that does not fit is a result (of a comparison) rather than an error.
         ignores: settings of the stage's kind that do not touch this variant.
+        notebook: name of the notebook that makes it.
     """
 
     key: str
-    upstream: tuple[str, ...] = ()
+    source: str = ""
+    teacher: str = ""
+    needs: tuple[str, ...] = ()
     student: str = ""
-    distilled: bool = False
-    pruned: bool = False
-    quantized: bool = False
+    steps: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     keeps_model: bool = True
-    ignores: tuple[str, ...] = field(default=())
+    optional: bool = False
+    ignores: tuple[str, ...] = ()
+    notebook: str = ""
 
     @property
-    def stage(self) -> str:
+    def kind(self) -> str:
         return self.key.split("/", 1)[0]
 
     @property
@@ -60,13 +87,42 @@ class Stage:
         return self.key.split("/", 1)[1]
 
     @property
-    def notebook(self) -> str:
-        return NOTEBOOKS[self.stage]
+    def upstream(self) -> tuple[str, ...]:
+        """Keys of every stage that must be there before this one, the one it starts from first."""
+        return tuple(dict.fromkeys(key for key in (self.source, self.teacher, *self.needs) if key))
+
+    @property
+    def distilled(self) -> bool:
+        return self._took("distill")
+
+    @property
+    def pruned(self) -> bool:
+        return self._took("prune")
+
+    @property
+    def quantized(self) -> bool:
+        return self._took("quantize")
+
+    @property
+    def fake_quantization(self) -> str:
+        """Number format that training respects from the last quantize-aware step on, e.g. "int8"; "" for none."""
+        formats = [step.split(":", 1)[1] for step in self.steps if step.startswith("quantize-aware:")]
+        return formats[-1] if formats else ""
 
     def settings(self, settings: Settings) -> dict:
         """Name -> value of the settings that change what this stage computes."""
-        return {name: value for name, value in settings_of_stage(settings, self.stage).items()
+        return {name: value for name, value in settings_of_stage(self.apply(settings), self.kind).items()
                 if name not in self.ignores}
+
+    def apply(self, settings: Settings) -> Settings:
+        """The chain's settings with this stage's changes."""
+        return dataclasses.replace(settings, **self.changes) if self.changes else settings
+
+    def _took(self, name: str) -> bool:
+        return any(step.split(":", 1)[0] == name for step in self.steps)
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------
 
 
 def distillation_key(student: str) -> str:
@@ -78,10 +134,7 @@ def scan_key(student: str) -> str:
 
 
 def pruning_key(settings: Settings, student: str) -> str:
-    cut = f"{settings.pruning_criterion}-heads-{settings.head_prune_ratio:g}"
-    if settings.feed_forward_prune_ratio:
-        cut += f"-neurons-{settings.feed_forward_prune_ratio:g}"
-    return f"pruning/{student}+{cut}"
+    return f"pruning/{student}+{cut_name(settings)}"
 
 
 def quantization_key(settings: Settings, source: str) -> str:
@@ -90,37 +143,157 @@ def quantization_key(settings: Settings, source: str) -> str:
 
 
 def students(settings: Settings) -> tuple[str, ...]:
-    """The students of a chain, the main one first, then those trained without distillation."""
-    return tuple(dict.fromkeys((settings.objective, *settings.baselines)))
-
-
-def plan_chain(settings: Settings) -> dict[str, Stage]:
-    """Key -> stage of everything that a chain makes under `settings`, in an order in which it can be made."""
-    plan = [Stage(TEACHER)]
-    for student in students(settings):
-        distilled = student not in ("none", "none-pretrained")
-        plan.append(Stage(distillation_key(student), (TEACHER,), student, distilled,
-                          ignores=() if distilled else _DISTILLATION_SIGNAL))
-    main = settings.objective
-    plan.append(Stage(scan_key(main), (distillation_key(main),), main, main != "none", keeps_model=False,
-                      ignores=("recovery_epochs", "recovery_learning_rate", *_SOFT_TARGETS)))
-    compressed = [main]
-    if settings.factorial:
-        compressed += [student for student in settings.baselines if student == "none" and student != main]
-    for student in compressed:
-        distilled = student not in ("none", "none-pretrained")
-        learns = distilled and settings.recovery_distillation
-        dense, pruned = distillation_key(student), pruning_key(settings, student)
-        plan.append(Stage(pruned, (dense, TEACHER) if learns else (dense,), student, distilled, True,
-                          ignores=_SCAN if learns else (*_SCAN, *_SOFT_TARGETS[:2])))
-        for source, is_pruned in ((pruned, True), (dense, False)):
-            if is_pruned or settings.factorial:
-                plan.append(Stage(quantization_key(settings, source), (source,), student, distilled, is_pruned, True))
-    plan.append(Stage(LATENCY, tuple(stage.key for stage in plan if stage.keeps_model), keeps_model=False))
-    return {stage.key: stage for stage in plan}
+    """The students of a chain, the main one first, then those that it is compared with."""
+    compared = [name for item in settings.compared_objectives
+                for name in (EVERY_OBJECTIVE if item == "all" else (item,))]
+    return tuple(dict.fromkeys((settings.objective, *compared)))
 
 
 def main_path(settings: Settings) -> tuple[str, ...]:
     """Keys of the paper's pipeline in order: teacher, distilled student, pruned, quantized."""
     pruned = pruning_key(settings, settings.objective)
     return (TEACHER, distillation_key(settings.objective), pruned, quantization_key(settings, pruned))
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------
+
+
+def plan_chain(settings: Settings) -> dict[str, Stage]:
+    """Key -> stage of everything that a chain makes under `settings`, in an order in which it can be made.
+
+    Raises:
+        SettingError: a recipe, cut or scheme among the settings is unknown.
+    """
+    plan = _Plan(settings)
+    plan.add(Stage(TEACHER))
+    main = plan.student(settings.objective)
+    for name in students(settings):
+        plan.student(name, optional=True)
+    plan.add(Stage(scan_key(main.student), source=main.key, student=main.student, steps=main.steps, keeps_model=False,
+                   ignores=("recovery_epochs", "recovery_learning_rate", *_SOFT_TARGETS)))
+    pruned = plan.step(main, "prune")
+    plan.step(pruned, "quantize")
+    if settings.factorial:
+        plan.step(main, "quantize")
+        if "none" in students(settings) and settings.objective != "none":
+            plain = plan.student("none")
+            plan.step(plan.step(plain, "prune"), "quantize")
+            plan.step(plain, "quantize")
+    for cut in settings.compared_cuts:
+        plan.step(main, f"prune:{cut}", optional=True)
+    for scheme in settings.compared_schemes:
+        plan.step(pruned, f"quantize:{scheme}", optional=True)
+    for steps in recipes(settings).values():
+        plan.recipe(steps)
+    models = tuple(stage.key for stage in plan.stages.values() if stage.keeps_model)
+    plan.add(Stage(LATENCY, needs=models, keeps_model=False))
+    return plan.stages
+
+
+def recipes(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Name -> steps of the recipes that `settings.recipe` asks for.
+
+    An entry is a recipe's name or an order of steps joined by "+"; entries that are all single steps are one order.
+
+    Raises:
+        SettingError: neither a known recipe nor an order of known steps.
+    """
+    entries = list(settings.recipe)
+    if entries and all(_is_step(entry) for entry in entries):
+        entries = ["+".join(entries)]
+    return {entry: RECIPES[entry] if entry in RECIPES else _read_order(entry) for entry in entries}
+
+
+def _is_step(text: str) -> bool:
+    return text.split(":", 1)[0] in STEPS
+
+
+def _read_order(text: str) -> tuple[str, ...]:
+    steps = tuple(text.split("+"))
+    unknown = [step for step in steps if not _is_step(step)]
+    if unknown:
+        raise SettingError(f"unknown recipe or step {unknown[0]!r}; {nearest(unknown[0], (*RECIPES, *STEPS))}")
+    return steps
+
+
+class _Plan:
+    """The stages planned so far; every method adds what is missing and returns the stage asked for."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.stages: dict[str, Stage] = {}
+
+    def add(self, stage: Stage) -> Stage:
+        """Adds a stage, made by the notebook of its kind, or by that of a stage it needs if that comes later."""
+        names = [NOTEBOOKS[stage.kind], *(self.stages[key].notebook for key in stage.upstream)]
+        return self.stages.setdefault(stage.key, dataclasses.replace(stage, notebook=max(names)))
+
+    def student(self, name: str, optional: bool = False) -> Stage:
+        distilled = name not in UNDISTILLED
+        return self.add(Stage(
+            distillation_key(name), source=TEACHER, teacher=TEACHER if distilled else "", student=name,
+            changes={"objective": name} if distilled else {}, optional=optional,
+            steps=(f"distill:{name}",) if distilled else (), ignores=() if distilled else _DISTILLATION_SIGNAL))
+
+    def recipe(self, steps: Sequence[str]) -> Stage:
+        """The last stage of a recipe. One that does not begin with distillation begins with the plain student."""
+        first, rest = steps[0], steps[1:]
+        if first.split(":", 1)[0] == "distill":
+            stage = self.student(_what(first) or self.settings.objective, optional=True)
+        else:
+            stage, rest = self.student("none"), steps
+        return functools.reduce(functools.partial(self.step, optional=True), rest, stage)
+
+    def step(self, source: Stage, text: str, optional: bool = False) -> Stage:
+        """The stage that a step, such as "prune" or "quantize:dynamic-int8", makes of `source`.
+
+        Raises:
+            SettingError: the step is unknown, or its model is quantized already.
+        """
+        name, what = text.split(":", 1)[0], _what(text)
+        if name not in STEPS:
+            raise SettingError(f"unknown step {name!r}; {nearest(name, STEPS)}")
+        if source.quantized:
+            raise SettingError(f"step {text!r} cannot follow quantization: weights that are stored as integers are "
+                               "neither trained nor cut; put `quantize` last")
+        what, changes, stage = getattr(self, f"_{name.replace('-', '_')}")(source, what)
+        return self.add(dataclasses.replace(
+            stage, key=f"{STEPS[name]}/{source.variant}+{_suffix(name, what)}", source=source.key,
+            student=source.student, changes=changes, optional=optional, steps=(*source.steps, f"{name}:{what}")))
+
+    # Each returns what the step does, spelled out; the settings that it changes; and what else its stage has.
+
+    def _distill(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        objective = what or self.settings.objective
+        return objective, {"objective": objective}, Stage("", teacher=TEACHER)
+
+    def _prune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        changes = read_cut(what) if what else {}
+        settings = dataclasses.replace(self.settings, **changes)
+        learns = source.distilled and settings.recovery_distillation
+        ignores = _SCAN if learns else (*_SCAN, *_SOFT_TARGETS[:2])
+        return cut_name(settings), changes, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+
+    def _quantize(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        scheme = what or self.settings.quantization_scheme
+        return scheme, {"quantization_scheme": scheme}, Stage("")
+
+    def _quantize_aware(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        number_format = what or self.settings.quantize_aware_format
+        _, changes, stage = self._fine_tune(source, "")
+        return number_format, {**changes, "quantize_aware_format": number_format}, stage
+
+    def _fine_tune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        learns = source.distilled and self.settings.recovery_distillation
+        ignores = () if learns else _SOFT_TARGETS[:2]
+        return what or "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+
+
+def _what(text: str) -> str:
+    """What stands behind the colon of a step; "" for none."""
+    return text.partition(":")[2]
+
+
+def _suffix(name: str, what: str) -> str:
+    """What a step adds to a variant's name."""
+    return {"quantize-aware": f"{what}-aware", "fine-tune": "fine-tuned"}.get(name, what)

@@ -17,8 +17,10 @@ from typing import Any
 
 from edgemin_utils.errors import SettingError
 
-STAGES = ("teacher", "distillation", "pruning", "quantization", "measurement")
-EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning")
+STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measurement")
+EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
+# What `compared_objectives = all` stands for.
+EVERY_OBJECTIVE = ("none", "logits", "minilmv2")
 
 
 def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
@@ -49,7 +51,8 @@ class Settings:
     train_fraction: float = _setting(1.0, "share of the train rows used", "0..1]")
     train_rows: int | None = _setting(None, "train rows used at most, after train_fraction; none: all", "rows")
     dev_rows: int | None = _setting(None, "dev rows used at most; none: all", "rows")
-    holdout_fraction: float = _setting(0.05, "share of the used train rows kept aside for choosing settings", "0..1")
+    holdout_fraction: float = _setting(0.05, "rows kept aside for choosing settings, as a share of the train rows "
+                                       "used: train rows that are not used where there are enough, else of those", "0..1")
     max_length: int = _setting(48, "longest input; what is longer is cut and counted", "tokens",
                                EVERY_TRAINED_STAGE)
 
@@ -98,9 +101,9 @@ class Settings:
 
     # ---- distillation -----------------------------------------------------------------------------------
     objective: str = _setting("minilmv2", "distillation objective of the main student", stages=("distillation",))
-    baselines: list[str] = _setting(
-        ["none"], "students trained without distillation, set beside the main one: none (from the same start as "
-        "the main student), none-pretrained (from the pretrained checkpoint's layers)")
+    compared_objectives: list[str] = _setting(
+        ["none"], "objectives whose students are set beside the main one: none (no distillation, from the same start "
+        "as the main student), none-pretrained (from the pretrained checkpoint's layers), any objective, or all")
     distillation_epochs: float = _setting(2, "relation phase", "epochs", ("distillation",))
     distillation_learning_rate: float = _setting(1e-3, "peak learning rate of the relation phase", "",
                                                  ("distillation",))
@@ -119,9 +122,9 @@ class Settings:
                                          stages=("distillation",))
     relation_weights: list[float] = _setting([1.0, 1.0, 1.0], "weight of each relation pair in the loss",
                                              stages=("distillation",))
-    temperature: float = _setting(2.0, "temperature T of the soft targets", "", ("distillation", "pruning"))
+    temperature: float = _setting(2.0, "temperature T of the soft targets", "", ("distillation", "pruning", "tuning"))
     soft_target_weight: float = _setting(0.5, "weight alpha of the soft targets; 1 - alpha goes to the labels",
-                                         "0..1", ("distillation", "pruning"))
+                                         "0..1", ("distillation", "pruning", "tuning"))
     teacher_cache_gigabytes: float = _setting(3.0, "memory that teacher outputs computed once may take; above it "
                                               "the teacher runs once an epoch", "GB")
 
@@ -140,12 +143,23 @@ class Settings:
                                  ("pruning",))
     recovery_epochs: float = _setting(0.5, "fine-tuning after the cut", "epochs", ("pruning",))
     recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
-    recovery_distillation: bool = _setting(True, "recovery of a distilled student uses the teacher's soft targets",
-                                           stages=("pruning",))
+    recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
+                                           "targets", stages=("pruning", "tuning"))
+    compared_cuts: list[str] = _setting([], "cuts set beside the main one, by name, as in magnitude-heads-0.2")
+
+    # ---- tuning: training a compressed model again ---------------------------------------------------------
+    tuning_epochs: float = _setting(1, "quantization-aware training, or final fine-tuning", "epochs", ("tuning",))
+    tuning_learning_rate: float = _setting(2e-4, "its peak learning rate", "", ("tuning",))
+    quantize_aware_format: str = _setting("int8", "numbers that quantization-aware training imitates",
+                                          stages=("tuning",), choices=("int8", "int4"))
 
     # ---- quantization -----------------------------------------------------------------------------------
     quantization_scheme: str = _setting("dynamic-int8", "scheme of the main row", stages=("quantization",),
                                         choices=("dynamic-int8", "dynamic-int8-embeddings"))
+    compared_schemes: list[str] = _setting([], "schemes set beside the main one, on the pruned student")
+    recipe: list[str] = _setting(
+        [], "further recipes: names (paper, proposal), or orders of the steps distill, prune, quantize-aware, "
+        "fine-tune and quantize: one as a list, several each joined by +")
     factorial: bool = _setting(True, "also prune and quantize what the chain's main path leaves out, so that all "
                                "eight of distilled x pruned x quantized exist")
 
@@ -165,21 +179,24 @@ PROFILES: dict[str, dict[str, Any]] = {
     "demo": {},
     "laptop": {
         "dropout": 0.1, "warmup_ratio": 0.1, "relation_heads": 48, "recovery_epochs": 1,
-        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
+        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.15,
         "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
-        "student": "teacher-layers", "student_from_layers": [1, 3, 5], "baselines": ["none", "none-pretrained"],
+        "student": "teacher-layers", "student_from_layers": [1, 3, 5],
+        "compared_objectives": ["none", "none-pretrained"],
         "distillation_epochs": 6, "distillation_learning_rate": 2e-4,
         "prediction_epochs": 5, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
+        "tuning_learning_rate": 3e-5,
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
     },
     "paper": {
         "dropout": 0.1, "warmup_ratio": 0.1, "recovery_epochs": 1,
-        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.05,
+        "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.15,
         "teacher": "distilbert-base-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
         "student": "microsoft/MiniLM-L12-H384-uncased", "student_from_layers": [],
-        "baselines": ["none"], "relation_heads": 48,
+        "compared_objectives": ["none"], "relation_heads": 48,
         "distillation_epochs": 3, "distillation_learning_rate": 1e-4,
         "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
+        "tuning_learning_rate": 3e-5,
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
     },
 }
@@ -331,6 +348,7 @@ def _check(settings: Settings) -> None:
         if getattr(settings, name) < 1:
             raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
+                 "tuning_epochs", "tuning_learning_rate",
                  "teacher_learning_rate", "distillation_learning_rate", "prediction_learning_rate",
                  "recovery_learning_rate", "weight_decay"):
         if getattr(settings, name) < 0:
@@ -346,9 +364,10 @@ def _check(settings: Settings) -> None:
         if len(pair.split("-")) != 2 or any(part not in projections for part in pair.split("-")):
             raise SettingError(f"relation_pairs holds {pair!r}; a pair joins two of query, key and value, as in "
                                "'query-key'")
-    for baseline in settings.baselines:
-        if baseline not in ("none", "none-pretrained"):
-            raise SettingError(f"unknown baseline {baseline!r}; {nearest(baseline, ('none', 'none-pretrained'))}")
+    for name in settings.compared_objectives:
+        known = (*EVERY_OBJECTIVE, "none-pretrained", "all")
+        if name not in known:
+            raise SettingError(f"unknown objective {name!r} in compared_objectives; {nearest(name, known)}")
     if settings.data_source == "folder" and not settings.data_dir:
         raise SettingError("data_source is folder but data_dir is not set; give the folder with --data-dir")
     if settings.data_source == "file" and not settings.task_file:

@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 
 from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.encoders import describe_model
-from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
+from edgemin_utils.evaluation import load_stage_model, load_stage_tokenizer, predictor, tokenized_task
 from edgemin_utils.measurement.environment import describe_environment, supports_int8_dot_product
 from edgemin_utils.measurement.latency import (
     PROTOCOLS,
@@ -46,11 +45,11 @@ def measure_chain(run: Run) -> Record:
 
 def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     settings = run.settings
-    loaded = {key: load_stage_model(run, key) for key in run.stage(LATENCY).upstream}
-    models = {key: model for key, (_, model) in loaded.items()}
-    tokenizer = loaded[TEACHER][0]
-    timed_as = representatives(models, {key: run.read(key).results.get("scheme", "float32") for key in models})
-    timed = {key: predictor(models[key]) for key in dict.fromkeys(timed_as.values())}
+    records = {key: run.read(key) for key in run.stage(LATENCY).upstream}
+    timed_as = representatives({key: record for key, record in records.items() if not record.refused})
+    models = {key: load_stage_model(run, key)[1] for key in dict.fromkeys(timed_as.values())}
+    tokenizer = load_stage_tokenizer(run, TEACHER)
+    timed = {key: predictor(model) for key, model in models.items()}
     inputs = _inputs(run, models, tokenizer)
     latency, ratios, raw = [], [], {}
     threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
@@ -69,10 +68,11 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
             "tokenizer": [_time_tokenizer(run, tokenizer)], "timed_as": timed_as, "int8_note": int8_note()}
 
 
-def representatives(models: Mapping[str, nn.Module], schemes: Mapping[str, str]) -> dict[str, str]:
+def representatives(records: Mapping[str, Record]) -> dict[str, str]:
     """Key -> the first key whose model has the same shapes and scheme, and so the same cost."""
     first: dict[str, str] = {}
-    return {key: first.setdefault(f"{describe_model(model)} {schemes[key]}", key) for key, model in models.items()}
+    return {key: first.setdefault(f"{record.results['model']} {record.results.get('scheme', 'float32')}", key)
+            for key, record in records.items()}
 
 
 def int8_note() -> str:

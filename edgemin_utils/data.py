@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Raised whenever this module or `sources` chooses other rows from the same files; part of every data fingerprint."""
 
 DEV_SHARE = 0.2
@@ -38,7 +38,7 @@ class TaskData:
     Attributes:
         task: the task.
         train: rows to train on, shuffled by the seed.
-        holdout: rows kept aside from train for choosing settings; empty when `holdout_fraction` is 0.
+        holdout: train rows kept aside for choosing settings; empty when `holdout_fraction` is 0.
         dev: dev split -> rows in source order; the main split first.
         source: one sentence on where the rows come from; it says "synthetic" of the embedded corpora.
         notes: what was missing, left out or repeated, one sentence each.
@@ -57,8 +57,9 @@ class TaskData:
 def load_task_data(settings: Settings, task_name: str, seed: int) -> TaskData:
     """The splits of a task.
 
-    The train split is shuffled by `seed`, cut to floor(`train_fraction` x its rows) and then to `train_rows`, and from
-    each label's rows `holdout_fraction` (at least one row) goes to the hold-out. Dev rows do not depend on `seed`.
+    The train split is shuffled by `seed` and cut to floor(`train_fraction` x its rows) and then to `train_rows`. The
+    hold-out has `holdout_fraction` as many rows: from those that the cut left over where they suffice, else a share of
+    each label's rows in use (at least one). Dev rows do not depend on `seed`.
 
     Args:
         settings: the study's settings.
@@ -77,10 +78,14 @@ def load_task_data(settings: Settings, task_name: str, seed: int) -> TaskData:
     train, dev = _train_and_dev(task, source, notes)
     if task.is_from_file:
         notes += _repeated_texts(task, train, dev)
-    used = train.iloc[numpy.random.default_rng(seed).permutation(len(train))[:_rows_used(settings, len(train))]]
+    shuffled = train.iloc[numpy.random.default_rng(seed).permutation(len(train))]
+    count = _rows_used(settings, len(train))
+    used, left_over = shuffled.iloc[:count], shuffled.iloc[count:]
     _check_used(task, used, len(train), notes)
-    train, holdout = split_by_label(used, settings.holdout_fraction)
-    if settings.holdout_fraction:
+    wanted = round(settings.holdout_fraction * count)
+    spare = 0 < wanted <= len(left_over)
+    train, holdout = (used, left_over.iloc[:wanted]) if spare else split_by_label(used, settings.holdout_fraction)
+    if settings.holdout_fraction and not spare:
         for label, count in used["label"].value_counts().sort_index().items():
             if count == 1:
                 notes.append(f"holdout: no row with label {task.labels[label]!r} (train has one, which it keeps)")

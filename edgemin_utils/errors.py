@@ -17,6 +17,13 @@ class ModelError(EdgeMINError, ValueError):
     """A model cannot be had or used: unreachable hub, unsupported family, truncated weights."""
 
 
+class MethodRefused(ModelError):
+    """A method does not fit these models or this machine, such as an objective that needs equal head counts.
+
+    Where a study only compares methods, the refusal is what it records, and the rest of the table stands.
+    """
+
+
 class StageError(EdgeMINError, RuntimeError):
     """A stage was asked for before the one it needs, or its record cannot be read."""
 

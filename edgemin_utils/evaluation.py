@@ -83,7 +83,12 @@ def predictor(model: nn.Module) -> Callable[[Mapping[str, torch.Tensor]], torch.
 def load_stage_model(run: Run, key: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """The tokenizer and model that a finished stage left; raises StageError when it is not there."""
     folder = run.read(key).folder
-    return load_tokenizer(str(folder)), quantization.load_model(folder, run.settings.attention_implementation)
+    return load_stage_tokenizer(run, key), quantization.load_model(folder, run.settings.attention_implementation)
+
+
+def load_stage_tokenizer(run: Run, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a finished stage's model; raises StageError when it is not there."""
+    return load_tokenizer(str(run.read(key).folder))
 
 
 def describe_trained(model: nn.Module, folder: Path, rows: TokenizedTask, batch_size: int,

@@ -25,14 +25,14 @@ from typing import Any
 
 from edgemin_utils.chain import Stage, plan_chain
 from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
-from edgemin_utils.errors import StageError, StorageError
+from edgemin_utils.errors import MethodRefused, StageError, StorageError
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 RECORD_FILE = "record.json"
 # Beside a chain's stages: the settings that it was last run with, folders of one's own included.
 CHAIN_FILE = "chain.json"
 # Raise a stage's number when its method changes, so that records made the old way count as stale.
-METHOD_VERSIONS = {"teacher": 1, "distillation": 1, "pruning": 1, "quantization": 1, "measurement": 1}
+METHOD_VERSIONS = {"teacher": 1, "distillation": 1, "pruning": 1, "tuning": 1, "quantization": 1, "measurement": 1}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Record:
     def results(self) -> Mapping[str, Any]:
         """What the stage computed: metrics, sizes, loss history, as the stage's docstring lists it."""
         return self.content["results"]
+
+    @property
+    def refused(self) -> str:
+        """Why the method does not fit here, so that there is no model; "" where there is one."""
+        return self.results.get("refused", "")
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ class Run:
             raise StageError(f"no stage {key!r} under these settings; this chain has: {', '.join(self.plan)}")
         return self.plan[key]
 
+    def settings_of(self, key: str) -> Settings:
+        """The settings under which that stage computes: the chain's, with the stage's own changes."""
+        return self.stage(key).apply(self.settings)
+
     def stage_folder(self, key: str) -> Path:
         return self.folder / key
 
@@ -115,7 +124,7 @@ class Run:
             if name in settings:
                 settings[name] = model_identity(settings[name])
         return {
-            "record_version": RECORD_VERSION, "method": METHOD_VERSIONS[stage.stage], "key": key, "task": self.task,
+            "record_version": RECORD_VERSION, "method": METHOD_VERSIONS[stage.kind], "key": key, "task": self.task,
             "seed": self.seed, "settings": settings, "data": self.data_fingerprint,
             "upstream": {name: self.fingerprint(name) for name in stage.upstream},
         }
@@ -167,12 +176,13 @@ class Run:
             write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
                                                   "overrides": changed_from_profile(self.settings)})
             started = time.perf_counter()
-            results = compute(partial)
+            results = self._compute(stage, compute, partial)
             content = {
-                "record_version": RECORD_VERSION, "stage": stage.stage, "variant": stage.variant, "task": self.task,
+                "record_version": RECORD_VERSION, "stage": stage.kind, "variant": stage.variant, "task": self.task,
                 "seed": self.seed, "profile": self.settings.profile, "fingerprint": self.fingerprint(key),
-                "identity": self._identity(key), "student": stage.student, "distilled": stage.distilled,
-                "pruned": stage.pruned, "quantized": stage.quantized,
+                "identity": self._identity(key), "student": stage.student, "source": stage.source,
+                "steps": stage.steps, "distilled": stage.distilled, "pruned": stage.pruned,
+                "quantized": stage.quantized,
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "wall_seconds": time.perf_counter() - started, "environment": describe_environment(),
                 "results": results,
@@ -180,6 +190,19 @@ class Run:
             write_json(partial / RECORD_FILE, content)
             _replace_folder(partial, final)
         return read_record(final)
+
+
+    def _compute(self, stage: Stage, compute: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """The stage's results; for one that is only there to be compared, also that its method does not fit here."""
+        try:
+            for key in (stage.source, stage.teacher):
+                if key and (reason := self.read(key).refused):
+                    raise MethodRefused(f"{key} was refused: {reason}")
+            return compute(folder)
+        except MethodRefused as error:
+            if not stage.optional:
+                raise
+            return {"refused": str(error)}
 
 
 def open_run(task: str = "sst2", profile: str = "demo", seed: int = 0, output_dir: str | os.PathLike | None = None,

@@ -5,7 +5,7 @@ This is where data, models and records meet; how things are computed is in the m
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from edgemin_utils import quantization
 from edgemin_utils.chain import TEACHER, distillation_key, scan_key
 from edgemin_utils.checkpoints import load_model, save_model
+from edgemin_utils.config import Settings
 from edgemin_utils.cost import measure_chain
 from edgemin_utils.data import TaskData, load_task_data, task_statistics
 from edgemin_utils.distillation import find_objective, relation_matrices, soft_target_loss
@@ -44,7 +45,7 @@ from edgemin_utils.pruning import (
 from edgemin_utils.records import Record, Run
 from edgemin_utils.teacher_signals import signal_source
 from edgemin_utils.tokenization import load_tokenizer, train_tokenizer
-from edgemin_utils.training import Phase, batches, label_loss, train_phases
+from edgemin_utils.training import LossFunction, Phase, batches, label_loss, train_phases
 
 # Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
 FEWEST_POSITIONS = 128
@@ -95,19 +96,24 @@ def make_teacher(run: Run, data: TaskData) -> tuple[PreTrainedTokenizerBase, nn.
 # ---- students --------------------------------------------------------------------------------------------------
 
 
-def train_student(run: Run, student: str) -> Record:
-    """Stage `distillation/<student>`: the main student by its objective's name, or a baseline's name.
+def train_student(run: Run, key: str) -> Record:
+    """Stage `distillation/<student>`: a student by its objective's name, or an undistilled one. Also distillation of a
+    model that a step made before, as in a recipe that prunes first.
 
     Results: as the teacher's; with a relation objective also relations (one sentence's matrices).
     """
-    return run.run_stage(distillation_key(student), lambda folder: _train_student(run, student, folder))
+    return run.run_stage(key, lambda folder: _train_student(run, key, folder))
 
 
-def _train_student(run: Run, name: str, folder: Path) -> dict[str, Any]:
-    settings = run.settings
+def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
+    settings, stage = run.settings_of(key), run.stage(key)
+    name = "none-pretrained" if stage.student == "none-pretrained" else settings.objective if stage.teacher else "none"
     objective = find_objective(name)
-    tokenizer, teacher = load_stage_model(run, TEACHER)
-    model = make_student(run, teacher, tokenizer, pretrained=name == "none-pretrained")
+    tokenizer, teacher = load_stage_model(run, stage.teacher or TEACHER)
+    if stage.source == TEACHER:
+        model = make_student(run, teacher, tokenizer, pretrained=name == "none-pretrained")
+    else:
+        model = load_stage_model(run, stage.source)[1]
     rows = tokenized_task(run, tokenizer, [teacher, model])
     signals, started = objective.signals(settings, teacher), time.perf_counter()
     # Checked before the teacher's pass over the rows: a mismatch should not cost minutes.
@@ -226,10 +232,9 @@ def prune_student(run: Run, key: str) -> Record:
 
 
 def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, stage = run.settings, run.stage(key)
-    dense = stage.upstream[0]
-    tokenizer, model = load_stage_model(run, dense)
-    teacher = load_stage_model(run, TEACHER)[1] if TEACHER in stage.upstream else None
+    settings, stage = run.settings_of(key), run.stage(key)
+    tokenizer, model = load_stage_model(run, stage.source)
+    teacher = load_stage_model(run, stage.teacher)[1] if stage.teacher else None
     rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
     importance = _importance(run, model, rows, settings.pruning_criterion)
     heads = plan_removal(importance, settings.head_prune_ratio, settings.pruning_scope)
@@ -245,19 +250,48 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         raise ModelError(f"{key}: the cut removed {before - framework_parameters(model)} parameters where the formula "
                          f"says {by_formula}")
     after_cut, _ = evaluate(model, rows, settings.evaluation_batch_size, None)
-    loss = label_loss
-    if teacher is not None:
-        signals = signal_source(teacher, rows.train, tokenizer, ("logits",), settings.evaluation_batch_size,
-                                settings.teacher_cache_gigabytes)
-        loss = soft_target_loss(signals, settings.temperature, settings.soft_target_weight)
-    phase = Phase("recovery", settings.recovery_epochs, settings.recovery_learning_rate, loss)
+    phase = Phase("recovery", settings.recovery_epochs, settings.recovery_learning_rate,
+                  _answer_loss(settings, teacher, rows))
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
     return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
             "criterion": settings.pruning_criterion, "scope": settings.pruning_scope,
             "ratio": settings.head_prune_ratio, "importance": importance, "removed_heads": heads,
             "removed_neurons": [len(numbers) for numbers in neurons], "parameters_removed": by_formula,
-            "metrics_before": run.read(dense).results["metrics"], "metrics_after_cut": after_cut}
+            "metrics_before": run.read(stage.source).results["metrics"], "metrics_after_cut": after_cut}
+
+
+def _answer_loss(settings: Settings, teacher: nn.Module | None, rows: TokenizedTask) -> LossFunction:
+    """What a compressed model is trained on again: the labels, and the teacher's soft targets where it has one."""
+    if teacher is None:
+        return label_loss
+    signals = signal_source(teacher, rows.train, rows.tokenizer, ("logits",), settings.evaluation_batch_size,
+                            settings.teacher_cache_gigabytes)
+    return soft_target_loss(signals, settings.temperature, settings.soft_target_weight)
+
+
+# ---- tuning ----------------------------------------------------------------------------------------------------
+
+
+def tune_model(run: Run, key: str) -> Record:
+    """Stage `tuning/<source>+...`: a model trained once more, as it is.
+
+    Results: as a student's, and metrics_before.
+    """
+    return run.run_stage(key, lambda folder: _tune_model(run, key, folder))
+
+
+def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
+    settings, stage = run.settings_of(key), run.stage(key)
+    tokenizer, model = load_stage_model(run, stage.source)
+    teacher = load_stage_model(run, stage.teacher)[1] if stage.teacher else None
+    rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
+    phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
+                  _answer_loss(settings, teacher, rows))
+    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
+    save_model(model, folder, tokenizer)
+    return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
+            "metrics_before": run.read(stage.source).results["metrics"]}
 
 
 # ---- quantization ----------------------------------------------------------------------------------------------
@@ -273,7 +307,7 @@ def quantize_model(run: Run, key: str) -> Record:
 
 
 def _quantize_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, source = run.settings, run.stage(key).upstream[0]
+    settings, source = run.settings_of(key), run.stage(key).source
     tokenizer, model = load_stage_model(run, source)
     rows = tokenized_task(run, tokenizer, [model])
     quantized = quantization.quantize(model, settings.quantization_scheme)
@@ -302,21 +336,22 @@ def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
 
 # ---- running them ----------------------------------------------------------------------------------------------
 
+_MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
+    "distillation": train_student, "tuning": tune_model, "quantization": quantize_model}
 
-def run_stage_kind(run: Run, kind: str) -> list[Record]:
-    """All of a chain's stages of one kind ("teacher", "distillation", "pruning", "quantization")."""
-    return [run_stage(run, key) for key, stage in run.plan.items() if stage.stage == kind]
+
+def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:
+    """Key -> record of every stage that the notebook of that name makes, computed where it is not on disk."""
+    return {key: run_stage(run, key) for key, stage in run.plan.items() if stage.notebook == notebook}
 
 
 def run_stage(run: Run, key: str) -> Record:
     """The stage of that key, whatever its kind."""
     stage = run.stage(key)
-    if stage.stage == "teacher":
+    if stage.kind == "teacher":
         return fine_tune_teacher(run)
-    if stage.stage == "distillation":
-        return train_student(run, stage.variant)
-    if stage.stage == "pruning":
-        return prune_student(run, key) if stage.pruned else scan_heads(run)
-    if stage.stage == "quantization":
-        return quantize_model(run, key)
-    return measure_chain(run)
+    if stage.kind == "pruning":
+        return prune_student(run, key) if stage.keeps_model else scan_heads(run)
+    if stage.kind == "measurement":
+        return measure_chain(run)
+    return _MAKERS[stage.kind](run, key)

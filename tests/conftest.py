@@ -22,13 +22,13 @@ from pathlib import Path
 from edgemin_utils.records import open_run
 
 run = open_run(task, profile, seed, output_dir, overrides)
-kind = "{kind}"
-fault = run.study.parent / f"{{run.task}}.{{kind}}.py"
+notebook = "{notebook}"
+fault = run.study.parent / f"{{run.task}}.{{notebook}}.py"
 if fault.exists():
     exec(fault.read_text())
 threads = os.environ.get("OMP_NUM_THREADS")
 for key, stage in run.plan.items():
-    if stage.stage == kind:
+    if stage.notebook == notebook:
         record = run.run_stage(key, lambda folder: {{"threads": threads, "directory": os.getcwd()}})
 """
 
@@ -47,8 +47,8 @@ def small_project() -> Callable[[Path], Path]:
     from edgemin_utils.chain import NOTEBOOKS
 
     def make(folder: Path) -> Path:
-        for kind, name in NOTEBOOKS.items():
-            write_notebook(folder / "notebooks" / f"{name}.ipynb", STAGES.format(kind=kind))
+        for name in NOTEBOOKS.values():
+            write_notebook(folder / "notebooks" / f"{name}.ipynb", STAGES.format(notebook=name))
         return folder
 
     return make

@@ -33,7 +33,11 @@ LATENCY_MS = {TEACHER: 12.0, DISTILLED: 6.0, NONE: 6.0, PRUNED: 5.0, NONE_PRUNED
 def flags(key: str) -> dict:
     stage, variant = key.split("/")
     student = "" if stage in ("teacher", "measurement") else variant.split("+")[0]
-    return {"stage": stage, "variant": variant, "student": student, "distilled": student == "minilmv2",
+    source = next(iter(UPSTREAM[key]), "") if stage != "measurement" else ""
+    steps = ([f"distill:{student}"] if student == "minilmv2" else []) + ([f"prune:{CUT}"] if CUT in variant else []) \
+        + (["quantize:dynamic-int8"] if stage == "quantization" else [])
+    return {"stage": stage, "variant": variant, "student": student, "source": source, "steps": steps,
+            "distilled": student == "minilmv2",
             "pruned": CUT in variant, "quantized": stage == "quantization"}
 
 
@@ -164,7 +168,7 @@ def write_record(study: Path, task: str, seed: int, key: str, results, upstream:
                  fingerprint: str) -> None:
     folder = study / task / f"seed-{seed}" / key
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"record_version": 1, "task": task, "seed": seed, "profile": "demo", "fingerprint": fingerprint,
+    content = {"record_version": 2, "task": task, "seed": seed, "profile": "demo", "fingerprint": fingerprint,
                "identity": {"upstream": upstream}, **flags(key), "finished": "2026-01-01T00:00:00+00:00",
                "wall_seconds": 30.0, "results": results(folder) if callable(results) else results,
                "environment": {"processor": "Test CPU 100%", "available_cores": 2,

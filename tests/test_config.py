@@ -48,7 +48,7 @@ def test_text_from_the_command_line_is_read_as_the_settings_type():
     ({"pruning_criterion": "gradiant"}, "did you mean 'gradient'"),
     ({"relation_pairs": "query-query"}, "one weight a pair"),
     ({"relation_pairs": "query,key,value"}, "joins two of"),
-    ({"baselines": "nothing"}, "unknown baseline"),
+    ({"compared_objectives": "nothing"}, "unknown objective"),
     ({"data_source": "folder"}, "--data-dir"),
     ({"task_file": "reviews.csv"}, "--text-columns"),
     ({"temperature": 0}, "over 0"),

@@ -84,7 +84,10 @@ def test_no_holdout(glue):
     ({"train_fraction": 0.1, "train_rows": 150}, 20), ({"train_rows": 10_000}, 200)])
 def test_subsampling(glue, overrides, used):
     data = load(glue, **overrides)
-    assert len(data.train) + len(data.holdout) == used
+    aside = round(0.05 * used)
+    # The hold-out comes from rows that are not used, if there are any.
+    assert (len(data.train), len(data.holdout)) == (used if used < 200 else used - aside, aside)
+    assert not set(data.train["row"]) & set(data.holdout["row"])
     assert (f"train: {used} of 200 rows used" in data.notes) == (used < 200)
 
 

@@ -29,7 +29,8 @@ def chain(tmp_path_factory):
         "data_source": "embedded", "teacher": str(folder / "teacher"), "student": str(folder / "student"),
         "train_fraction": 1, "train_rows": 24, "dev_rows": 12, "holdout_fraction": 0.2, "batch_size": 8,
         "teacher_epochs": 1, "distillation_epochs": 1, "prediction_epochs": 1, "recovery_epochs": 1, "factorial": False,
-        "baselines": [], "importance_rows": 8, "scan_rows": 4, "random_draws": 1, "training_precision": "float32"})
+        "compared_objectives": [], "importance_rows": 8, "scan_rows": 4, "random_draws": 1,
+        "training_precision": "float32"})
     keys = [key for key in run.plan if not key.startswith("measurement") and "head-scan" not in key]
     return run, {key: stages.run_stage(run, key).results for key in keys}
 

@@ -60,8 +60,8 @@ def test_one_changed_setting_reruns_that_stage_and_what_follows_and_nothing_else
     make_all(run_at(tmp_path))
     changed = run_at(tmp_path, **{setting: value})
     for key, stage in changed.plan.items():
-        kinds = {stage.stage}
-        if stage.stage == "pruning":
+        kinds = {stage.kind}
+        if stage.kind == "pruning":
             kinds.add("pruned" if stage.pruned else "scan")
         if stage.quantized and stage.pruned:
             kinds.add("quantized-pruned")

@@ -56,10 +56,10 @@ def test_a_chains_command_names_no_folder_of_ones_own(tmp_path):
     folder.mkdir(parents=True)
     write_json(folder / "chain.json", {"profile": "laptop", "overrides": {
         "data_source": "folder", "data_dir": str(tmp_path), "teacher": str(tmp_path), "student": "prajjwal1/bert-tiny",
-        "train_rows": 9, "baselines": ["none"]}})
+        "train_rows": 9, "compared_objectives": ["none"]}})
     assert chain_command(folder) == (
         "edgemin run --profile laptop --tasks qqp --seeds 2 --data-dir DATA_DIR --teacher TEACHER_DIR "
-        "--student prajjwal1/bert-tiny --set train_rows=9 --set baselines=none")
+        "--student prajjwal1/bert-tiny --set train_rows=9 --set compared_objectives=none")
 
 
 def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):

@@ -54,7 +54,7 @@ def test_every_stage_leaves_model_predictions_and_the_entries_that_analysis_read
             assert (logits.argmax(1) == frame["prediction"]).all()
         assert sum(results["size"]["parts"].values()) == results["size"]["stored_weights"]
         assert results["size"]["model_bytes"] >= sum(results["size"]["bytes_per_part"].values())
-        assert ("training" in results) == (stage.stage != "quantization")
+        assert ("training" in results) == (stage.kind != "quantization")
 
 
 def test_reloaded_models_give_the_stored_predictions(chain):
@@ -145,7 +145,7 @@ def test_kill_in_the_middle_and_the_same_command_again_gives_an_undisturbed_stud
     code = ("import sys, json; from edgemin_utils import stages; from edgemin_utils.records import open_run\n"
             "run = open_run('mnli', 'demo', 0, sys.argv[1], json.loads(sys.argv[2]))\n"
             "stages.fine_tune_teacher(run); print('teacher', flush=True)\n"
-            "stages.train_student(run, 'minilmv2'); print('student', flush=True)\n")
+            "stages.train_student(run, 'distillation/minilmv2'); print('student', flush=True)\n")
     import json
 
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(TINY)]
@@ -176,14 +176,14 @@ def test_quantized_model_agrees_with_its_source_where_it_says(chain):
 
 def test_a_stage_before_its_teacher_names_the_notebook(tmp_path):
     with pytest.raises(StageError, match="01_teacher"):
-        stages.train_student(tiny_run(tmp_path), "none")
+        stages.train_student(tiny_run(tmp_path), "distillation/none")
 
 
 def test_relation_heads_that_do_not_divide_are_refused_before_the_teacher_passes_over_the_rows(tmp_path, chain):
     run, _ = chain
     wrong = open_run("mnli", "demo", 0, run.study, {**TINY, "relation_heads": 7})
     with pytest.raises(ModelError, match="relation_heads = 7 does not divide the teacher's hidden size 24"):
-        stages.train_student(wrong, "minilmv2")
+        stages.train_student(wrong, "distillation/minilmv2")
 
 
 def test_students_are_made_as_named(tmp_path, chain):

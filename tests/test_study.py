@@ -165,7 +165,7 @@ def test_a_lost_record_is_made_anew(project):
 def test_a_failing_cell_ends_its_chain_only_and_the_next_run_resumes(project):
     shutil.rmtree(project / "study/sst2/seed-0/distillation")
     shutil.rmtree(project / "study/mnli/seed-0/quantization")
-    fault = project / "sst2.distillation.py"
+    fault = project / "sst2.02_distillation.py"
     fault.write_text("raise ValueError('relation heads\\ndo not divide')")
     result, output = run_quietly(project)
     assert statuses(result, "sst2, seed 0") == ["skipped", "failed", "not run", "not run"]
@@ -188,8 +188,8 @@ def test_a_failing_cell_ends_its_chain_only_and_the_next_run_resumes(project):
 def test_a_dead_kernel_and_an_error_that_says_all(tmp_path, small_project, monkeypatch):
     project = small_project(tmp_path)
     monkeypatch.chdir(project)
-    (project / "sst2.teacher.py").write_text("os.kill(os.getpid(), 9)")
-    (project / "mnli.teacher.py").write_text("from edgemin_utils import errors; raise errors.ModelError('no model')")
+    (project / "sst2.01_teacher.py").write_text("os.kill(os.getpid(), 9)")
+    (project / "mnli.01_teacher.py").write_text("from edgemin_utils import errors; raise errors.ModelError('no model')")
     result, output = run_quietly(project)
     killed, refused = result.failures
     assert "the kernel died" in killed.error
@@ -274,7 +274,7 @@ def test_little_memory_is_said_but_refuses_nothing(project, monkeypatch):
 
 def start_hanging_study(project: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A study whose kernel hangs in 02_distillation, and that kernel's process."""
-    (project / "sst2.distillation.py").write_text(
+    (project / "sst2.02_distillation.py").write_text(
         "import time; (run.study / 'hangs').touch(); time.sleep(600)")
     command = [sys.executable, "-m", "edgemin_utils", "run", "--tasks", "sst2", "--output-dir", "study"]
     # A test run in the background may have Ctrl-C switched off, which a child would inherit.
@@ -301,7 +301,7 @@ def test_a_stopped_study_leaves_no_kernel_and_resumes(project, number):
         assert "the same command takes the study up" in message and "Traceback" not in message
     _, alive = psutil.wait_procs(kernels, timeout=10)
     assert not alive, "a kernel outlived its study"
-    (project / "sst2.distillation.py").unlink()
+    (project / "sst2.02_distillation.py").unlink()
     result, _ = run_quietly(project, tasks=["sst2"])
     assert statuses(result, "sst2, seed 0") == ["skipped", "executed", "skipped", "skipped"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemin_utils.chain import LATENCY, TEACHER, distillation_key
+from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
 
@@ -128,14 +128,8 @@ def _missing(chain: Chain) -> list[str]:
 
 
 def source_key(record: Record) -> str | None:
-    """Key of the model that this one came from: the quantized from its FP32 form, the pruned from the dense student,
-    a student from the teacher, whose task it takes over."""
-    content = record.content
-    if content["quantized"]:
-        return next(iter(content["identity"].get("upstream", {})), None)
-    if content["pruned"]:
-        return distillation_key(content["student"])
-    return TEACHER if content["student"] else None
+    """Key of the model that this one came from; for a student the teacher, whose task it takes over."""
+    return record.content["source"] or None
 
 
 def main_student(chains: Iterable[Chain]) -> str | None:

@@ -1,0 +1,107 @@
+"""The plan of a chain: which stages settings ask for, what each starts from, and which notebook makes it."""
+
+import dataclasses
+
+import pytest
+
+from edgemin_utils.chain import CHAIN_NOTEBOOKS, LATENCY, TEACHER, main_path, plan_chain, recipes
+from edgemin_utils.config import load_settings
+from edgemin_utils.cuts import cut_name, read_cut
+from edgemin_utils.errors import SettingError
+
+STUDENT = "distillation/minilmv2"
+
+
+def plan(**overrides):
+    return plan_chain(load_settings("demo", overrides))
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"pruning_criterion": "magnitude", "head_prune_ratio": 0.25}, {"feed_forward_prune_ratio": 0.5},
+    {"pruning_criterion": "random", "feed_forward_prune_ratio": 0.125, "pruning_scope": "global"},
+])
+def test_a_cuts_name_says_all_of_it(changes):
+    settings = load_settings("demo", changes)
+    plain = load_settings("demo")
+    assert dataclasses.replace(plain, **read_cut(cut_name(settings))) == settings
+
+
+@pytest.mark.parametrize("name", ["", "heads-0.2", "gradient-heads", "gradient-heads-0.2-sideways"])
+def test_what_names_no_cut_is_refused(name):
+    with pytest.raises(SettingError, match="names no cut"):
+        read_cut(name)
+
+
+def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
+    for overrides in ({}, {"recipe": "paper,proposal"}, {"recipe": "prune,distill,quantize-aware,quantize"},
+                      {"compared_objectives": "all", "compared_cuts": "magnitude-heads-0.5"}):
+        seen = {}
+        for key, stage in plan(**overrides).items():
+            assert all(needed in seen for needed in stage.upstream), key
+            assert all(stage.notebook >= seen[needed].notebook for needed in stage.upstream), key
+            seen[key] = stage
+        assert key == LATENCY and set(stage.upstream) == {key for key, stage in seen.items() if stage.keeps_model}
+
+
+def test_the_papers_recipe_is_the_main_path_and_adds_nothing():
+    assert plan(recipe="paper").keys() == plan().keys()
+    stages = plan()
+    teacher, student, pruned, quantized = (stages[key] for key in main_path(load_settings("demo")))
+    assert teacher.key == TEACHER and teacher.steps == ()
+    assert student.steps == ("distill:minilmv2",)
+    assert pruned.steps == ("distill:minilmv2", "prune:gradient-heads-0.2") and pruned.source == student.key
+    assert quantized.steps == (*pruned.steps, "quantize:dynamic-int8") and quantized.quantized and quantized.pruned
+
+
+def test_the_proposals_recipe_trains_with_fake_quantization_from_its_second_step_on():
+    stages = plan(recipe="proposal")
+    aware = stages["tuning/minilmv2+int8-aware"]
+    pruned = stages["pruning/minilmv2+int8-aware+gradient-heads-0.2"]
+    last = stages["quantization/minilmv2+int8-aware+gradient-heads-0.2+fine-tuned+dynamic-int8"]
+    assert aware.source == STUDENT and aware.teacher == TEACHER and aware.fake_quantization == "int8"
+    assert pruned.source == aware.key and pruned.fake_quantization == "int8"
+    assert pruned.notebook == "04_quantization" and stages["pruning/minilmv2+gradient-heads-0.2"].notebook == \
+        "03_pruning"
+    assert last.steps == ("distill:minilmv2", "quantize-aware:int8", "prune:gradient-heads-0.2", "fine-tune:labels",
+                          "quantize:dynamic-int8")
+
+
+def test_an_order_may_prune_before_it_distils():
+    stages = plan(recipe="prune,distill,quantize")
+    distilled = stages["distillation/none+gradient-heads-0.2+minilmv2"]
+    assert distilled.source == "pruning/none+gradient-heads-0.2" and distilled.teacher == TEACHER
+    assert distilled.notebook == "03_pruning" and distilled.distilled and distilled.pruned
+
+
+def test_orders_come_as_one_list_or_joined_by_plus():
+    one = load_settings("demo", {"recipe": ["distill", "quantize"]})
+    several = load_settings("demo", {"recipe": "proposal,prune+distill+quantize:dynamic-int8"})
+    assert list(recipes(one).values()) == [("distill", "quantize")]
+    assert recipes(several)["prune+distill+quantize:dynamic-int8"] == ("prune", "distill", "quantize:dynamic-int8")
+
+
+@pytest.mark.parametrize("recipe, message", [
+    ("propsal", "did you mean 'proposal'"), ("distill+prun", "did you mean 'prune'"),
+    ("distill,quantize,prune", "cannot follow quantization"),
+])
+def test_a_recipe_that_cannot_be_is_refused(recipe, message):
+    with pytest.raises(SettingError, match=message):
+        plan(recipe=recipe)
+
+
+def test_compared_methods_are_optional_and_the_main_path_is_not():
+    stages = plan(compared_objectives="all", compared_cuts="magnitude-heads-0.5")
+    assert not any(stages[key].optional for key in main_path(load_settings("demo")))
+    assert stages["distillation/logits"].optional and stages["pruning/minilmv2+magnitude-heads-0.5"].optional
+
+
+def test_a_stage_computes_under_its_own_changes():
+    settings = load_settings("demo", {"compared_cuts": "magnitude-heads-0.5"})
+    stage = plan_chain(settings)["pruning/minilmv2+magnitude-heads-0.5"]
+    assert stage.apply(settings).head_prune_ratio == 0.5
+    assert stage.settings(settings)["pruning_criterion"] == "magnitude"
+    assert settings.head_prune_ratio == 0.2
+
+
+def test_the_notebooks_of_a_chain_are_those_of_its_stages():
+    assert {stage.notebook for stage in plan().values()} == {*CHAIN_NOTEBOOKS, "05_analysis"}
