@@ -52,7 +52,7 @@ class Settings:
     train_rows: int | None = _setting(None, "train rows used at most, after train_fraction; none: all", "rows")
     dev_rows: int | None = _setting(None, "dev rows used at most; none: all", "rows")
     holdout_fraction: float = _setting(0.05, "rows kept aside for choosing settings, as a share of the train rows "
-                                       "used: train rows that are not used where there are enough, else of those", "0..1")
+                                       "used: rows that are not used where there are enough, else of those", "0..1")
     max_length: int = _setting(48, "longest input; what is longer is cut and counted", "tokens",
                                EVERY_TRAINED_STAGE)
 
