@@ -69,9 +69,10 @@ class Settings:
     teacher_intermediate_size: int = _setting(256, "feed-forward size of a scratch teacher", "units", ("teacher",))
     teacher_epochs: float = _setting(7, "fine-tuning length", "epochs", ("teacher",))
     teacher_learning_rate: float = _setting(5e-4, "peak learning rate of fine-tuning", "", ("teacher",))
+    teacher_batch_size: int = _setting(32, "batch of fine-tuning", "rows", ("teacher",))
 
     # ---- every training loop ----------------------------------------------------------------------------
-    batch_size: int = _setting(32, "training batch", "rows", EVERY_TRAINED_STAGE)
+    batch_size: int = _setting(32, "training batch after the teacher", "rows", EVERY_TRAINED_STAGE[1:])
     warmup_ratio: float = _setting(0.1, "share of the steps over which the learning rate rises", "0..1",
                                    EVERY_TRAINED_STAGE)
     weight_decay: float = _setting(0.01, "AdamW weight decay", "", EVERY_TRAINED_STAGE)
@@ -180,7 +181,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "laptop": {
         "dropout": 0.1, "warmup_ratio": 0.1, "relation_heads": 48, "recovery_epochs": 1,
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.15,
-        "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
+        "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 4, "teacher_learning_rate": 8e-5,
+        "teacher_batch_size": 16,
         "student": "teacher-layers", "student_from_layers": [1, 3, 5],
         "compared_objectives": ["none", "none-pretrained"],
         "distillation_epochs": 6, "distillation_learning_rate": 2e-4,
@@ -342,7 +344,7 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"soft_target_weight is {settings.soft_target_weight}; it must be from 0 to 1")
     if settings.temperature <= 0:
         raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
-    for name in ("batch_size", "evaluation_batch_size", "max_length", "relation_heads", "vocabulary_size",
+    for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads", "vocabulary_size",
                  "teacher_layers", "teacher_heads", "student_layers", "student_heads", "importance_rows",
                  "scan_rows", "bootstrap_samples", "memory_runs"):
         if getattr(settings, name) < 1:

@@ -166,9 +166,9 @@ class Run:
         """
         from edgemin_utils.measurement.environment import describe_environment
 
-        if self.state(key).status == "done":
-            return read_record(self.stage_folder(key))
         stage = self.stage(key)
+        if self.state(key).status == "done":
+            return self._as_planned(stage, read_record(self.stage_folder(key)))
         for needed in stage.upstream:
             self.read(needed)
         final = self.stage_folder(key)
@@ -182,7 +182,7 @@ class Run:
                 "seed": self.seed, "profile": self.settings.profile, "fingerprint": self.fingerprint(key),
                 "identity": self._identity(key), "student": stage.student, "source": stage.source,
                 "steps": stage.steps, "distilled": stage.distilled, "pruned": stage.pruned,
-                "quantized": stage.quantized,
+                "quantized": stage.quantized, "compared": stage.optional,
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "wall_seconds": time.perf_counter() - started, "environment": describe_environment(),
                 "results": results,
@@ -191,6 +191,14 @@ class Run:
             _replace_folder(partial, final)
         return read_record(final)
 
+
+    def _as_planned(self, stage: Stage, record: Record) -> Record:
+        """The record, which says whether the stage is there for comparison: that may change without its content."""
+        if record.content.get("compared") != stage.optional:
+            if record.refused and not stage.optional:
+                raise MethodRefused(record.refused)
+            write_json(record.folder / RECORD_FILE, {**record.content, "compared": stage.optional})
+        return read_record(record.folder)
 
     def _compute(self, stage: Stage, compute: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """The stage's results; for one that is only there to be compared, also that its method does not fit here."""

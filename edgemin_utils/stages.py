@@ -68,7 +68,8 @@ def _fine_tune_teacher(run: Run, folder: Path) -> dict[str, Any]:
     data = load_task_data(settings, run.task, run.seed)
     tokenizer, model = make_teacher(run, data)
     rows = tokenized_task(run, tokenizer, [model], data)
-    phase = Phase("fine-tuning", settings.teacher_epochs, settings.teacher_learning_rate, label_loss)
+    phase = Phase("fine-tuning", settings.teacher_epochs, settings.teacher_learning_rate, label_loss,
+                  batch_size=settings.teacher_batch_size)
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)

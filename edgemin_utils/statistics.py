@@ -149,20 +149,50 @@ def bootstrap_interval_of_ratio_of_medians(
     return Estimate(float(np.median(a) / np.median(b)), low, high)
 
 
-def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Mean of one number a seed, with Student's t-interval; one seed alone has none (low and high are None).
+def mean_with_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Mean of independent values (one a seed, or one a row) with Student's t-interval; one value alone has none (low
+    and high are None).
 
     Raises:
         DataError: no value.
     """
     numbers = np.asarray(values, dtype=float)
     if numbers.ndim != 1 or numbers.size == 0:
-        raise DataError("a mean over seeds needs one number a seed, at least one")
+        raise DataError("a mean needs a list of numbers, at least one")
     mean = float(numbers.mean())
     if numbers.size == 1:
         return Estimate(mean, None, None)
     half = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1) * stats.sem(numbers))
     return Estimate(mean, mean - half, mean + half)
+
+
+def contrasts_of_medians(rounds: ArrayLike, weights: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+                         confidence: float = 0.95) -> list[Estimate]:
+    r"""Geometric contrasts :math:`\prod_i \mathrm{median}(t_i)^{w_i}` with their percentile bootstrap intervals.
+
+    Whole rounds are drawn, as in `bootstrap_interval_of_ratio_of_medians`, which is the contrast with weights 1 and
+    -1; a factorial effect on latency has weights of 1/4 and -1/4.
+
+    Args:
+        rounds: positive numbers (variants, rounds), in one unit; a round timed all variants one after the other.
+        weights: (contrasts, variants).
+
+    Returns:
+        One estimate a contrast; all come from the same drawn rounds.
+
+    Raises:
+        DataError: shapes that do not fit, no round, or a value that is not positive.
+    """
+    times, exponents = np.asarray(rounds, dtype=float), np.asarray(weights, dtype=float)
+    if times.ndim != 2 or times.shape[1] == 0 or exponents.shape[1:] != times.shape[:1] or not np.all(times > 0):
+        raise DataError(f"times of shape {times.shape} and weights of shape {exponents.shape} make no contrast; give "
+                        "positive times, a row for each column of the weights")
+    generator, logs = np.random.default_rng(seed), np.log(times)
+    count = times.shape[1]
+    medians = np.array([np.median(logs[:, generator.integers(count, size=count)], axis=1) for _ in range(samples)])
+    low, high = np.exp(np.quantile(medians @ exponents.T, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
+    values = np.exp(exponents @ np.median(logs, axis=1))
+    return [Estimate(*map(float, ends)) for ends in zip(values, low, high, strict=True)]
 
 
 def _paired(first: ArrayLike, second: ArrayLike, dtype: type | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -186,8 +186,9 @@ def chain_stamp(run: Run, notebook: Path) -> dict[str, Any]:
     the earlier ones current.
     """
     stages = {key: run.fingerprint(key) for key, stage in run.plan.items() if stage.notebook == notebook.stem}
+    compared = [key for key in stages if run.stage(key).optional]
     return {"source": source_digest(notebook), "profile": run.settings.profile, "task": run.task, "seed": run.seed,
-            "stages": stages}
+            "stages": stages, "compared": compared}
 
 
 def is_current(run: Run, notebook: Path) -> bool:

@@ -50,6 +50,7 @@ class Phase:
         learning_rate: peak of the schedule.
         loss: what is minimised.
         evaluates: whether hold-out accuracy means something after each epoch (not while a head is untrained).
+        batch_size: rows a batch; None takes the settings'.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Phase:
     learning_rate: float
     loss: LossFunction
     evaluates: bool = True
+    batch_size: int | None = None
 
 
 @dataclass
@@ -113,7 +115,7 @@ def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer
 
 def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTrainedTokenizerBase,
                  settings: Settings, seed: int, holdout: Dataset | None, log: TrainingLog) -> None:
-    precision = training_precision(settings)
+    precision, batch_size = training_precision(settings), phase.batch_size or settings.batch_size
     steps_before = sum(item["steps"] for item in log.phases)
     epochs_before = sum(item["epochs"] for item in log.phases)
     set_seed(seed)
@@ -122,7 +124,7 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch, num_train_epochs=phase.epochs, learning_rate=phase.learning_rate,
-            per_device_train_batch_size=settings.batch_size, warmup_steps=settings.warmup_ratio,
+            per_device_train_batch_size=batch_size, warmup_steps=settings.warmup_ratio,
             weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=seed, data_seed=seed,
             bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(),
             save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
@@ -136,7 +138,7 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
         trainer.remove_callback(PrinterCallback)  # it would print the run's totals, which the log has
         trainer.phase_loss, trainer.collect = phase.loss, collect
         if settings.length_grouping:
-            trainer.row_order = GroupedByLength(rows["length"], settings.batch_size, seed)
+            trainer.row_order = GroupedByLength(rows["length"], batch_size, seed)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started - collect.evaluation_seconds

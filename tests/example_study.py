@@ -36,7 +36,7 @@ def flags(key: str) -> dict:
     source = next(iter(UPSTREAM[key]), "") if stage != "measurement" else ""
     steps = ([f"distill:{student}"] if student == "minilmv2" else []) + ([f"prune:{CUT}"] if CUT in variant else []) \
         + (["quantize:dynamic-int8"] if stage == "quantization" else [])
-    return {"stage": stage, "variant": variant, "student": student, "source": source, "steps": steps,
+    return {"stage": stage, "variant": variant, "student": student, "source": source, "steps": steps, "compared": False,
             "distilled": student == "minilmv2",
             "pruned": CUT in variant, "quantized": stage == "quantization"}
 
@@ -151,7 +151,7 @@ def cost_results(latency: dict[str, float] = LATENCY_MS) -> dict:
     for threads in (1, 2):
         for name, factor in (("1x32", 0.5), ("1x128", 1.0), ("dev rows", 0.25)):
             for key, base in latency.items():
-                rows.append({"key": key, "input": name, "threads": threads, "median_ms": base * factor / threads,
+                rows.append({"key": key, "timed_as": key, "input": name, "threads": threads, "median_ms": base * factor / threads,
                              "iqr_ms": 0.1, "p90_ms": base * factor / threads + 0.2, "runs": 30,
                              "noisy": key == NONE and name == "1x128" and threads == 1})
                 if key != TEACHER:
@@ -162,6 +162,33 @@ def cost_results(latency: dict[str, float] = LATENCY_MS) -> dict:
               for key in latency]
     return {"protocol": "quick", "rounds": 30, "latency": rows, "speed_ups": ratios, "memory": memory,
             "tokenizer": [{"input": "1x32", "median_ms": 0.1}], "int8_note": "", "cpu_seconds": [1.0]}
+
+
+def write_raw_times(folder: Path, rounds: int = 12) -> None:
+    """`latency.npz` of one-thread forwards at 1x128: rounds around each model's time, the machine drifting alike."""
+    drift = np.linspace(0.9, 1.1, rounds)
+    np.savez_compressed(folder / "latency.npz", **{
+        f"1x128, 1 threads | {key}": 1e6 * value * drift for key, value in LATENCY_MS.items()})
+
+
+def add_model(study: Path, like: str, key: str, steps: list[str], wrong: int, task: str = "sst2", **changes) -> None:
+    """A compared model's record made after that of key `like`, with `wrong` first dev rows wrong."""
+    source = study / task / "seed-0" / like
+    content = json.loads((source / "record.json").read_text())
+    stage, variant = key.split("/")
+    results = content["results"] | {name: changes.pop(name) for name in list(changes) if name in (
+        "metrics_after_cut", "agreement", "demands", "size")}
+    accuracy = 1 - wrong / ROWS
+    results["metrics"] = {"dev": results["metrics"]["dev"] | {"accuracy": accuracy}}
+    folder = study / task / "seed-0" / key
+    folder.mkdir(parents=True)
+    labels = np.arange(ROWS) % 2
+    predictions = np.where(np.arange(ROWS) < wrong, 1 - labels, labels)
+    lines = [f"{row},{label},{found},0,0" for row, (label, found) in enumerate(zip(labels, predictions, strict=True))]
+    (folder / "predictions-dev.csv").write_text("\n".join(["row,label,prediction,logit_0,logit_1", *lines]) + "\n")
+    (folder / "record.json").write_text(json.dumps(content | {
+        "stage": stage, "variant": variant, "steps": steps, "compared": True, "fingerprint": key, "results": results,
+        "identity": {"upstream": {}}, **changes}))
 
 
 def write_record(study: Path, task: str, seed: int, key: str, results, upstream: dict[str, str],
@@ -195,4 +222,6 @@ def write_chain(study: Path, task: str = "sst2", seed: int = 0, splits: tuple[st
                 found = model_results(key, folder, splits, wrong, rows)
                 return found | ({"relations": relations()} if key == DISTILLED else {})
         write_record(study, task, seed, key, results, upstream, mark[key])
+        if key == COST:
+            write_raw_times(study / task / f"seed-{seed}" / key)
     return study

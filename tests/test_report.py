@@ -64,7 +64,7 @@ def test_report_without_an_executed_analysis_is_the_folder(study):
 def test_report_of_hardly_any_records(tmp_path):
     path = tmp_path / "sst2" / "seed-0" / TEACHER
     path.mkdir(parents=True)
-    content = {"record_version": 1, "stage": "teacher", "variant": "fine-tuned", "task": "sst2", "seed": 0,
+    content = {"record_version": 2, "stage": "teacher", "variant": "fine-tuned", "task": "sst2", "seed": 0,
                "fingerprint": "x", "identity": {}, "results": {}}
     (path / "record.json").write_text(json.dumps(content))
     report.write_report(tmp_path)

@@ -179,13 +179,13 @@ def test_ratio_of_medians_refuses_times_that_are_none():
         statistics.bootstrap_interval_of_ratio_of_medians([1.0, 2.0], [1.0])
 
 
-def test_mean_over_seeds_is_students_interval():
-    estimate = statistics.mean_over_seeds([1.0, 2.0, 3.0])
+def test_mean_with_interval_is_students_interval():
+    estimate = statistics.mean_with_interval([1.0, 2.0, 3.0])
     half = 4.302652729911275 / math.sqrt(3)  # t(0.975, 2 degrees of freedom) x 1 / sqrt(3)
     assert estimate == pytest.approx((2.0, 2 - half, 2 + half))
 
 
 def test_mean_of_one_seed_has_no_interval():
-    assert statistics.mean_over_seeds([0.9]) == (0.9, None, None)
+    assert statistics.mean_with_interval([0.9]) == (0.9, None, None)
     with pytest.raises(DataError, match="at least one"):
-        statistics.mean_over_seeds([])
+        statistics.mean_with_interval([])

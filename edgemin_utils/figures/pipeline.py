@@ -14,7 +14,7 @@ from edgemin_utils.figures.style import (
     note_figure,
     styled,
 )
-from edgemin_utils.tables.contents import longest_input
+from edgemin_utils.tables.summary import longest_input
 
 BOX_WIDTH, BOX_HEIGHT = 1.5, 1.0
 COLUMN_STEP, ROW_STEP = 2.12, 1.28

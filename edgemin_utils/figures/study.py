@@ -17,8 +17,8 @@ from edgemin_utils.figures.style import (
     styled,
     three_digits,
 )
-from edgemin_utils.tables.contents import longest_input
 from edgemin_utils.tables.layout import task_labels
+from edgemin_utils.tables.summary import longest_input
 
 LARGEST_BUBBLE = 420.0
 """Area in square points of the largest file's bubble."""

@@ -1,16 +1,17 @@
 """Tables of a study, drawn from its records alone.
 
-`summary` holds the numbers, `contents` says what each table shows, `layout` how it looks, `findings` what it says in
+`summary` holds the numbers, `factorial` what each step does by itself, `comparisons` sets methods side by side,
+`contents` says what each table shows, `layout` how it looks, `findings` what it says in
 sentences; `variants` names the models and puts them in order.
 """
 
+from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
 from edgemin_utils.tables.contents import (
     Table,
     chains_table,
+    comparison_tables,
     cost_table,
     every_table,
-    factorial_effects,
-    factorial_table,
     latency_note,
     latency_table,
     main_results,
@@ -18,14 +19,16 @@ from edgemin_utils.tables.contents import (
     table_notes,
     training_time_table,
 )
+from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.findings import findings
 from edgemin_utils.tables.layout import as_html, as_latex, as_markdown, as_text, readable, task_label, write_tables
 from edgemin_utils.tables.summary import compare, summarize
 from edgemin_utils.tables.variants import StudyRecords, read_study
 
 __all__ = [
-    "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "chains_table", "compare", "cost_table",
-    "every_table", "factorial_effects", "factorial_table", "findings", "latency_note", "latency_table",
-    "main_results", "main_table", "read_study", "readable", "summarize", "table_notes", "task_label",
-    "training_time_table", "write_tables",
+    "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "chains_table", "compare",
+    "comparison_tables", "cost_table", "cuts_table", "every_table", "factorial_effects", "factorial_table",
+    "findings", "latency_note", "latency_table", "main_results", "main_table", "objectives_table", "orders_table",
+    "read_study", "readable", "schemes_table", "summarize", "table_notes", "task_label", "training_time_table",
+    "write_tables",
 ]

@@ -1,22 +1,23 @@
-"""The study's tables: which columns each one shows, and the effects that the 2x2x2 factorial gives."""
+"""The study's tables: which columns each one shows, with titles and notes."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
+from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.summary import (
     as_records,
+    columns_of,
     latencies,
+    longest_input,
     name_models,
     spread_latency,
     summarize,
 )
-from edgemin_utils.tables.variants import StudyRecords, describe_data, is_synthetic, main_student
-
-FACTORS = ("distilled", "pruned", "quantized")
+from edgemin_utils.tables.variants import StudyRecords, describe_data, is_synthetic
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class Table:
 
 
 def main_results(study: Path | StudyRecords) -> pd.DataFrame:
-    """One row per task, dev split and model: what it gets right, what it keeps of the teacher, and how it differs
-    from the model it came from. The columns are those of `summary.summarize`."""
-    return _choose(summarize(study), ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept",
-                                      "difference", "p_value", "test", "compared_with", "rows", "seeds", "folder"])
+    """One row per task, dev split and model of the study's own path and factorial: what it gets right, what it keeps of
+    the teacher, and how it differs from the model it came from. Models that are there for comparison only stand in the
+    tables of `comparisons`. The columns are those of `summary.summarize`."""
+    return _choose(_own(summarize(study)), ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept",
+                                            "difference", "p_value", "test", "compared_with", "rows", "seeds",
+                                            "folder"])
 
 
 def cost_table(study: Path | StudyRecords) -> pd.DataFrame:
@@ -62,53 +65,6 @@ def latency_table(study: Path | StudyRecords) -> pd.DataFrame:
                       ignore_index=True)
     wide = [name for name in frame if name.startswith(("latency_", "speed_up_"))]
     return frame[["task", "threads", "model", *wide, "folder"]]
-
-
-def factorial_table(study: Path | StudyRecords) -> pd.DataFrame:
-    """The eight students of distilled x pruned x quantized, per task and dev split."""
-    records = as_records(study)
-    frame = _factorial_rows(records, summarize(records))
-    longest = longest_input(frame)
-    columns = ["task", "split", *FACTORS, "accuracy", "parameters", "megabytes",
-               *([f"latency_{longest}"] if f"latency_{longest}" in frame else []), "folder"]
-    return _choose(frame, columns)
-
-
-def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
-    """Main effects and interactions of distilled, pruned and quantized, per task and dev split.
-
-    An effect is the mean over the four models whose codes (+1 with, -1 without; for an interaction their product)
-    are +1, minus the mean over the other four: in percentage points of accuracy, and for latency and file size as a
-    ratio of geometric means (under 1: faster, smaller). It is worked out where all eight models are there.
-    """
-    records = as_records(study)
-    frame = _factorial_rows(records, summarize(records))
-    longest = longest_input(frame)
-    outcomes = {"accuracy_effect": ("accuracy", False), "size_ratio": ("megabytes", True)}
-    if f"latency_{longest}" in frame:
-        outcomes["latency_ratio"] = (f"latency_{longest}", True)
-    rows = []
-    for (task, split), group in frame.groupby(["task", "split"], sort=False):
-        if len(group) == 8 and len(group[list(FACTORS)].drop_duplicates()) == 8:
-            for terms in _terms():
-                rows.append({"task": task, "split": split, "synthetic": group["synthetic"].iloc[0],
-                             "effect": " x ".join(terms)} | {
-                    name: factorial_effect(group, terms, column, ratio)
-                    for name, (column, ratio) in outcomes.items()})
-    return pd.DataFrame(rows, columns=["task", "split", "synthetic", "effect", *outcomes])
-
-
-def factorial_effect(eight: pd.DataFrame, terms: tuple[str, ...], outcome: str, ratio: bool = False) -> float:
-    """Effect of one factor, or interaction of several, on column `outcome` of a full 2x2x2 design (NaN where a value
-    is missing). With `ratio` the means are geometric and their quotient is returned.
-
-    Montgomery, Design and Analysis of Experiments, contrasts of a 2^k design.
-    """
-    codes = np.prod([np.where(eight[name].astype(bool), 1, -1) for name in terms], axis=0)
-    values = eight[outcome].to_numpy(dtype=float)
-    values = np.log(values) if ratio else values
-    effect = values[codes > 0].mean() - values[codes < 0].mean()
-    return float(np.exp(effect) if ratio else effect)
 
 
 def training_time_table(study: Path | StudyRecords) -> pd.DataFrame:
@@ -176,9 +132,36 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
         Table("factorial_effects", f"Main effects and interactions of the three steps{data}",
               factorial_effects(records),
               ("Effects on accuracy in percentage points; on size and latency as ratios (under 1: smaller, faster).",
-               *timing, *notes)),
+               "Brackets hold 95 % intervals: accuracy, Student's t over dev rows (one seed) or seeds; latency, "
+               "bootstrap over timing rounds (one seed) or Student's t over seeds.", *timing, *notes)),
+        *comparison_tables(records),
         Table("training_time", f"Time per stage{data}", training_time_table(records), notes),
     ]
+
+
+def comparison_tables(study: Path | StudyRecords) -> list[Table]:
+    """The tables of `comparisons` that have methods to compare, with their titles and notes."""
+    records = as_records(study)
+    notes, data = table_notes(records), data_kind(records)
+    tested = ("Difference: percentage points to {}, on the same rows, with its 95 % interval; p (Holm): corrected for "
+              "the rows of one task.")
+    timing = (latency_note(records), *noise_note(records))
+    found = [
+        Table("objectives", f"Distillation objectives{data}", objectives_table(records),
+              (tested.format("the same student without distillation"),
+               "Training time includes the teacher's passes; it was taken on whatever the machine was doing.", *notes)),
+        Table("cuts", f"Pruning: what is cut, by which criterion{data}", cuts_table(records),
+              (tested.format("the uncut student"), *timing, *notes)),
+        Table("schemes", f"Quantization schemes{data}", schemes_table(records),
+              (tested.format("the FP32 model that all start from"),
+               "Agreement: share of dev rows with the same answer as that model.", *timing, *notes)),
+        Table("orders", f"Orders of the steps{data}", orders_table(records),
+              (tested.format("the teacher"), *timing, *notes)),
+    ]
+    fewest = {"schemes": 3}  # the FP32 row is not a scheme
+    return [table for table in found
+            if len(table.frame.drop_duplicates(["task", "method"])) >= fewest.get(table.name, 2) * max(
+                1, table.frame["task"].nunique())]
 
 
 def table_notes(study: Path | StudyRecords) -> tuple[str, ...]:
@@ -247,31 +230,10 @@ def _choose(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame[chosen]
 
 
+def _own(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the models that are not there for comparison only."""
+    return frame[~frame["compared"].astype(bool)].reset_index(drop=True)
+
+
 def _one_row_per_model(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop_duplicates(["task", "key"]).reset_index(drop=True)
-
-
-def columns_of(frame: pd.DataFrame, quantity: str) -> list[str]:
-    """Columns that hold `quantity` for fixed inputs such as 1x32, shortest first."""
-    found = [name for name in frame if name.startswith(f"{quantity}_1x") and name.rsplit("x", 1)[1].isdigit()]
-    return sorted(found, key=lambda name: int(name.rsplit("x", 1)[1]))
-
-
-def longest_input(frame: pd.DataFrame) -> str | None:
-    """The longest fixed input, preferably one that was timed: "1x128"."""
-    for quantity in ("latency", "macs"):
-        found = columns_of(frame, quantity)
-        if found:
-            return found[-1].removeprefix(f"{quantity}_")
-    return None
-
-
-def _factorial_rows(records: StudyRecords, frame: pd.DataFrame) -> pd.DataFrame:
-    students = {main_student(records.chains), "none"}
-    groups = [group.sort_values(list(FACTORS), kind="stable") for _, group in
-              frame[frame["student"].isin(students)].groupby(["task", "split"], sort=False)]
-    return pd.concat(groups, ignore_index=True) if groups else frame.iloc[:0]
-
-
-def _terms() -> list[tuple[str, ...]]:
-    return [terms for count in (1, 2, 3) for terms in itertools.combinations(FACTORS, count)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from edgemin_utils.chain import TEACHER, distillation_key
-from edgemin_utils.tables.contents import factorial_effects, longest_input
+from edgemin_utils.tables.factorial import factorial_effects
 from edgemin_utils.tables.layout import p_value_text, task_label
-from edgemin_utils.tables.summary import as_records, compare, summarize
+from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
 from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student
 
 SIGNIFICANCE = 0.05

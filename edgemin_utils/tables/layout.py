@@ -16,7 +16,7 @@ from edgemin_utils.tables.variants import StudyRecords
 
 TEXT_WIDTH = 120
 _SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs")
-_LABELS = ("Task", "Threads", "Model")
+_LABELS = ("Task", "Threads", "Model", "Method")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,13 @@ COLUMNS = {
     "seed": Column("Seed", 0), "models": Column("Models", 0),
     "head_scans": Column("Head scans", 0), "finished": Column("Finished"), "distilled": Column("Distilled"),
     "pruned": Column("Pruned"),
-    "quantized": Column("Quantized"),
+    "quantized": Column("Quantized"), "p_holm": Column("p (Holm)", 3), "method": Column("Method"),
+    "weights_removed": Column("Weights removed %"), "after_cut": Column("After cut %"),
+    "agreement": Column("Agreement %"), "demands": Column("Demands"), "refused": Column("Refused"),
 }
 # In the csv files only: how a number came about, and what a second column or a note already says.
-_CSV_ONLY = {"test", "compared_with", "rows", "seeds", "synthetic", "listed_parameters", "fewer", "memory_baseline"}
+_CSV_ONLY = {"test", "compared_with", "rows", "seeds", "synthetic", "listed_parameters", "fewer", "memory_baseline",
+             "steps_taken"}
 
 
 def readable(frame: pd.DataFrame, trace: bool = False) -> pd.DataFrame:
@@ -199,7 +202,7 @@ def _cell(row: dict, name: str, column: Column) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if name == "p_value":
+    if name in ("p_value", "p_holm"):
         return p_value_text(value)
     low, high = (row.get(f"{name}{side}") for side in ("_low", "_high"))
     text = _number(value, column)
@@ -217,7 +220,8 @@ def _number(value: float, column: Column, suffix: bool = True) -> str:
 
 
 def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
-    left = {"Task", "Model", "Folder", "Effect", "Distilled", "Pruned", "Quantized", "Finished", "Measured", "State"}
+    left = {"Task", "Model", "Method", "Demands", "Refused", "Folder", "Effect", "Distilled", "Pruned", "Quantized",
+            "Finished", "Measured", "State"}
     return tuple("left" if name in left else "right" for name in cells)
 
 

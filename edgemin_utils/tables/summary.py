@@ -14,7 +14,7 @@ from scipy import stats
 
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.records import Record
-from edgemin_utils.statistics import compare_predictions, mean_over_seeds
+from edgemin_utils.statistics import compare_predictions, mean_with_interval
 from edgemin_utils.tables.variants import (
     Chain,
     StudyRecords,
@@ -35,10 +35,26 @@ def column_of_input(quantity: str, input_name: str) -> str:
     return f"{quantity}_{input_name.replace(' ', '_')}"
 
 
+def columns_of(frame: pd.DataFrame, quantity: str) -> list[str]:
+    """Columns that hold `quantity` for fixed inputs such as 1x32, shortest first."""
+    found = [name for name in frame if name.startswith(f"{quantity}_1x") and name.rsplit("x", 1)[1].isdigit()]
+    return sorted(found, key=lambda name: int(name.rsplit("x", 1)[1]))
+
+
+def longest_input(frame: pd.DataFrame) -> str | None:
+    """The longest fixed input, preferably one that was timed: "1x128"."""
+    for quantity in ("latency", "macs"):
+        found = columns_of(frame, quantity)
+        if found:
+            return found[-1].removeprefix(f"{quantity}_")
+    return None
+
+
 def summarize(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per task, dev split and model.
 
-    Columns: task, split, key, model, student, distilled, pruned, quantized, main (on the paper's path), seeds, rows,
+    Columns: task, split, key, model, student, distilled, pruned, quantized, compared (there for comparison
+    only), main (on the paper's path), seeds, rows,
     accuracy (with interval: Wilson's for one seed, Student's t over several), f1, matthews_correlation, kept (% of the
     teacher's accuracy), difference (points, to `compared_with`, with interval), p_value, test, parameters, megabytes,
     smaller (teacher's bytes over its own), macs_<input>, latency_<input> and speed_up_<input> with one thread,
@@ -69,10 +85,10 @@ def name_models(records: StudyRecords, frame: pd.DataFrame) -> pd.DataFrame:
     contents = {key: record.content for chain in records.chains for key, record in chain.models.items()}
     frame = frame.copy()
     frame.insert(frame.columns.get_loc("key") + 1, "model", frame["key"].map(names))
-    for offset, flag in enumerate(("student", "distilled", "pruned", "quantized")):
+    for offset, flag in enumerate(("student", "distilled", "pruned", "quantized", "compared")):
         frame.insert(frame.columns.get_loc("model") + 1 + offset, flag,
                      [contents[key][flag] for key in frame["key"]])
-    frame.insert(frame.columns.get_loc("quantized") + 1, "main",
+    frame.insert(frame.columns.get_loc("compared") + 1, "main",
                  [is_main(contents[key], main) for key in frame["key"]])
     if "compared_with" in frame:
         frame["compared_with"] = frame["compared_with"].map(names)
@@ -130,11 +146,19 @@ def compare(chains: Iterable[Chain], split: str, first: str, second: str) -> dic
     found = []
     for chain in chains:
         if first in chain.models and second in chain.models:
-            answers = [_predictions(chain.models[key], split) for key in (first, second)]
+            answers = [predictions_of(chain.models[key], split) for key in (first, second)]
             if all(answer is not None and len(answer) == len(answers[0]) for answer in answers):
                 found.append(compare_predictions(answers[0]["prediction"], answers[1]["prediction"],
                                                  answers[0]["label"]))
     return _difference_of_seeds(found) if found else None
+
+
+def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
+    """A model's label and prediction for every dev row, ordered by row; None where the file is missing."""
+    path = record.folder / f"predictions-{split}.csv"
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, usecols=["row", "label", "prediction"]).sort_values("row", kind="stable")
 
 
 def _difference_of_seeds(found: list[Mapping]) -> dict:
@@ -143,7 +167,7 @@ def _difference_of_seeds(found: list[Mapping]) -> dict:
         return {"difference": 100 * only["difference"], "low": 100 * only["low"], "high": 100 * only["high"],
                 "p_value": only["p_value"], "test": "McNemar", "seeds": 1}
     differences = np.array([100 * item["difference"] for item in found])
-    mean = mean_over_seeds(differences)
+    mean = mean_with_interval(differences)
     same = np.ptp(differences) == 0
     p_value = float("nan") if same else float(stats.ttest_1samp(differences, 0).pvalue)
     return {"difference": mean.value, "low": mean.low, "high": mean.high, "p_value": p_value,
@@ -171,7 +195,7 @@ def _accuracy_rows(chain: Chain) -> list[dict]:
 
 
 def _accuracy_of_seeds(group: pd.DataFrame) -> dict:
-    mean = mean_over_seeds(group["accuracy"])
+    mean = mean_with_interval(group["accuracy"])
     alone = len(group) == 1
     row = {"seeds": len(group), "rows": group["rows"].iloc[0], "accuracy": mean.value,
            "accuracy_low": group["accuracy_low"].iloc[0] if alone else mean.low,
@@ -231,7 +255,7 @@ def _latency_of_seeds(group: pd.DataFrame) -> dict:
     if len(group) == 1 or ratios.isna().any():
         return row | {name: group[name].astype(float).iloc[0] for name in
                       ("speed_up", "speed_up_low", "speed_up_high")}
-    mean = mean_over_seeds(ratios)
+    mean = mean_with_interval(ratios)
     return row | {"speed_up": float(np.exp(mean.value)), "speed_up_low": float(np.exp(mean.low)),
                   "speed_up_high": float(np.exp(mean.high))}
 
@@ -240,13 +264,6 @@ def _aggregate(frame: pd.DataFrame, columns: list[str], combine: Callable[[pd.Da
     """One row per distinct value of `columns`, made by `combine` from the rows of the single seeds."""
     return pd.DataFrame([dict(zip(columns, labels, strict=True)) | combine(group)
                          for labels, group in frame.groupby(columns, sort=False)])
-
-
-def _predictions(record: Record, split: str) -> pd.DataFrame | None:
-    path = record.folder / f"predictions-{split}.csv"
-    if not path.is_file():
-        return None
-    return pd.read_csv(path, usecols=["row", "label", "prediction"]).sort_values("row", kind="stable")
 
 
 def _folders(records: StudyRecords, task: str, key: str) -> str:
@@ -266,7 +283,7 @@ def _mega(value: float | None) -> float:
 
 def _empty() -> pd.DataFrame:
     return pd.DataFrame(columns=[
-        "task", "split", "key", "model", "student", "distilled", "pruned", "quantized", "main", "seeds", "rows",
-        "accuracy", "accuracy_low", "accuracy_high", "f1", "matthews_correlation", "kept", "difference",
+        "task", "split", "key", "model", "student", "distilled", "pruned", "quantized", "compared", "main", "seeds",
+        "rows", "accuracy", "accuracy_low", "accuracy_high", "f1", "matthews_correlation", "kept", "difference",
         "difference_low", "difference_high", "p_value", "test", "compared_with", "parameters", "megabytes", "smaller",
         "fewer", "peak_memory", "memory_baseline", "synthetic", "folder"])

@@ -1,10 +1,10 @@
 """Which records belong to a study's tables, what each model is called there, and in which order the rows stand."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.chain import LATENCY, TEACHER, UNDISTILLED
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
 
@@ -12,9 +12,12 @@ STUDENT_NAMES = {
     "none": "Student without distillation",
     "none-pretrained": "Undistilled from checkpoint",
 }
-OBJECTIVE_NAMES = {"minilmv2": "MiniLMv2"}
+OBJECTIVE_NAMES = {
+    "none": "None", "none-pretrained": "None, from the checkpoint", "logits": "Soft targets",
+    "distilbert": "DistilBERT", "pkd": "PKD-Skip", "pkd-skip": "PKD-Skip", "pkd-last": "PKD-Last",
+    "tinybert": "TinyBERT", "minilm": "MiniLM", "minilmv2": "MiniLMv2", "mlkd": "MLKD-BERT", "shd": "SHD",
+}
 SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with embeddings"}
-_BASELINES_FIRST = ("none", "none-pretrained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Chain:
     models: Mapping[str, Record]
     measurement: Record | None = None
     scans: Mapping[str, Record] | None = None
+    refused: Mapping[str, Record] = field(default_factory=dict)
 
     def measured_rows(self, name: str) -> list[Mapping]:
         """Rows of the measurement's list `name` (latency, speed_ups, memory) that time the models on disk.
@@ -81,7 +85,8 @@ def read_study(study: Path) -> StudyRecords:
         models = {key: record for key, record in current.items() if "metrics" in record.results}
         scans = {record.content["student"]: record for record in current.values()
                  if "curves" in record.results}
-        chain = Chain(task, seed, models, current.get(LATENCY), scans)
+        refused = {key: record for key, record in current.items() if record.refused}
+        chain = Chain(task, seed, models, current.get(LATENCY), scans, refused)
         notes += _missing(chain)
         chains.append(chain)
     return StudyRecords(study, tuple(chains), tuple(notes))
@@ -156,46 +161,69 @@ def is_synthetic(chains: Iterable[Chain]) -> bool:
 def model_names(chains: Iterable[Chain]) -> dict[str, str]:
     """Key -> name of every model, in the tables' row order.
 
-    A cut, scheme or objective is spelled out only where a study has more than one of them.
+    A cut, scheme or objective is spelled out only where it is not the study's own, or where it has several of its own.
     """
     chains = list(chains)
     main = main_student(chains)
     contents = {key: record.content for chain in chains for key, record in chain.models.items()}
-    several_objectives = len({content["student"] for content in contents.values() if content["distilled"]}) > 1
-    several_cuts = len({_cut(content) for content in contents.values() if content["pruned"]}) > 1
+    own = [content for content in contents.values() if not content["compared"]]
+    students = {content["student"] for content in own if content["distilled"]}
+    cuts = {what_of(content, "prune") for content in own if content["pruned"]}
     names = {}
     for key in sorted(contents, key=lambda key: _order(contents[key], main, key)):
-        names[key] = _name(contents[key], several_objectives, several_cuts)
+        names[key] = _name(contents[key], students, cuts)
     return names
 
 
 def is_main(content: Mapping, main: str | None) -> bool:
     """Whether a model lies on the paper's path: teacher, student, pruned, pruned and quantized."""
     on_way = content["pruned"] or not content["quantized"]
-    return not content["student"] or (content["student"] == main and on_way)
+    return not content["compared"] and (not content["student"] or (content["student"] == main and on_way))
 
 
-def _name(content: Mapping, several_objectives: bool, several_cuts: bool) -> str:
-    student, compressed = content["student"], content["pruned"] or content["quantized"]
+def what_of(content: Mapping, step: str) -> str:
+    """What the last step of that name did, e.g. the cut of "prune"; "" where the model took no such step."""
+    return next((text.split(":", 1)[1] for text in reversed(content["steps"]) if text.split(":", 1)[0] == step), "")
+
+
+def steps_since_student(content: Mapping) -> list[str]:
+    """The steps after a student came out of its distillation, or of training without, e.g. ["prune:...", ...]."""
+    return list(content["steps"]) if content["student"] in UNDISTILLED else list(content["steps"])[1:]
+
+
+def kinds_since_student(content: Mapping) -> list[str]:
+    """`steps_since_student` without what each did, e.g. ["prune", "quantize"]."""
+    return [text.split(":", 1)[0] for text in steps_since_student(content)]
+
+
+def order_of_steps(content: Mapping) -> str:
+    """The steps that led to a model, e.g. "distill, prune, quantize"."""
+    return ", ".join(text.split(":", 1)[0] for text in content["steps"])
+
+
+def _name(content: Mapping, students: set[str], cuts: set[str]) -> str:
+    """Base name and the steps since, e.g. "Distilled + pruned + INT8"."""
+    student = content["student"]
     if not student:
-        name = "Teacher"
-    elif content["distilled"]:
-        objective = OBJECTIVE_NAMES.get(student, student)
-        name = f"Distilled ({objective})" if several_objectives or not compressed else "Distilled"
-    elif compressed and student == "none":
-        name = "Undistilled"
+        return "Teacher"
+    steps = steps_since_student(content)
+    if student in UNDISTILLED:
+        name = ("Undistilled" if student == "none" else STUDENT_NAMES[student]) if steps else STUDENT_NAMES[student]
     else:
-        name = STUDENT_NAMES.get(student, student)
-    if content["pruned"]:
-        name += f" + pruned ({_cut(content)})" if several_cuts else " + pruned"
-    if content["quantized"]:
-        scheme = content["variant"].rsplit("+", 1)[-1]
-        name += f" + {SCHEME_NAMES.get(scheme, scheme)}"
-    return name
+        name = f"Distilled ({objective_name(student)})" if not steps or students != {student} else "Distilled"
+    return " + ".join([name, *(_step_name(step, cuts) for step in steps)])
 
 
-def _cut(content: Mapping) -> str:
-    return content["variant"].split("+")[1]
+def _step_name(step: str, cuts: set[str]) -> str:
+    kind, what = step.split(":", 1)
+    return {"distill": "distilled", "prune": "pruned" if cuts == {what} else f"pruned ({what})",
+            "quantize-aware": f"{what.upper()}-aware", "fine-tune": "fine-tuned",
+            "quantize": SCHEME_NAMES.get(what, what)}[kind]
+
+
+def objective_name(student: str) -> str:
+    """A student's objective as tables spell it."""
+    return OBJECTIVE_NAMES.get(student, student)
 
 
 def _order(content: Mapping, main: str | None, key: str) -> tuple:
@@ -206,7 +234,7 @@ def _order(content: Mapping, main: str | None, key: str) -> tuple:
         rank = 1
     else:
         rank = 4
-    known = _BASELINES_FIRST.index(student) if student in _BASELINES_FIRST else len(_BASELINES_FIRST)
+    known = UNDISTILLED.index(student) if student in UNDISTILLED else len(UNDISTILLED)
     if rank == 4:
-        return rank, not content["distilled"], content["pruned"], content["quantized"], key
+        return rank, content["compared"], not content["distilled"], content["pruned"], content["quantized"], key
     return rank, student == main, known, content["quantized"], key

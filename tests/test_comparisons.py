@@ -1,0 +1,109 @@
+"""Tables that set methods side by side, from hand-made records: which rows, against whom, and with which p-values."""
+
+import json
+
+import numpy as np
+import pytest
+from example_study import DISTILLED, NONE, PRUNED, PRUNED_INT8, ROWS, TEACHER, WRONG, add_model, write_chain
+from scipy import stats
+
+from edgemin_utils import tables
+from edgemin_utils.statistics import holm_correction
+
+CUT = "gradient-heads-0.25"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = write_chain(tmp_path_factory.mktemp("study"))
+    add_model(folder, DISTILLED, "distillation/logits", ["distill:logits"], 10, student="logits", source=TEACHER,
+              demands="nothing")
+    add_model(folder, DISTILLED, "distillation/tinybert", ["distill:tinybert"], 0, student="tinybert", source=TEACHER)
+    refuse(folder, "distillation/tinybert", "12 heads are not 4")
+    add_model(folder, PRUNED, "pruning/minilmv2+random-heads-0.5", ["distill:minilmv2", "prune:random-heads-0.5"], 18,
+              source=DISTILLED, metrics_after_cut={"dev": {"accuracy": 0.5}},
+              size={"stored_weights": 250_000, "framework_parameters": 250_000, "model_bytes": 1_000_000})
+    add_model(folder, PRUNED_INT8, f"quantization/minilmv2+{CUT}+onnx-dynamic-int8",
+              ["distill:minilmv2", f"prune:{CUT}", "quantize:onnx-dynamic-int8"], 9, source=PRUNED,
+              agreement={"dev": 0.975})
+    add_model(folder, PRUNED_INT8, f"quantization/none+{CUT}+minilmv2+dynamic-int8",
+              [f"prune:{CUT}", "distill:minilmv2", "quantize:dynamic-int8"], 5, student="none", source="x")
+    return folder
+
+
+def refuse(folder, key, sentence):
+    path = folder / "sst2" / "seed-0" / key / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"results": {"refused": sentence}}))
+
+
+def test_compared_models_do_not_stand_in_the_main_table(study):
+    assert len(tables.main_results(study)) == 9
+    assert "Distilled (Soft targets)" not in set(tables.main_results(study)["model"])
+
+
+def test_objectives_are_held_against_the_student_without_distillation(study):
+    frame = tables.objectives_table(study).set_index("method")
+    assert list(frame.index) == ["None", "Soft targets", "MiniLMv2", "TinyBERT"]
+    # None has the first 14 rows wrong, soft targets the first 10: four discordant rows, all one way.
+    assert frame.loc["Soft targets", "difference"] == pytest.approx(100 * 4 / ROWS)
+    p_values = [2 * 0.5 ** (WRONG[NONE] - WRONG[DISTILLED]), 2 * 0.5 ** 4]
+    assert [frame.loc[name, "p_holm"] for name in ("MiniLMv2", "Soft targets")] == pytest.approx(
+        holm_correction(p_values))
+    assert np.isnan(frame.loc["None", "p_holm"])
+    assert frame.loc["TinyBERT", "refused"] == "12 heads are not 4" and np.isnan(frame.loc["TinyBERT", "accuracy"])
+    assert frame.loc["Soft targets", "demands"] == "nothing"
+    assert frame.loc["Soft targets", "training_seconds"] == pytest.approx(40.0)  # two phases of 20 s
+
+
+def test_cuts_are_held_against_the_uncut_student(study):
+    frame = tables.cuts_table(study).set_index("method")
+    assert list(frame.index) == [CUT, "random-heads-0.5"]
+    row = frame.loc["random-heads-0.5"]
+    assert row["difference"] == pytest.approx(100 * (WRONG[DISTILLED] - 18) / ROWS)
+    assert row["after_cut"] == pytest.approx(50.0) and row["weights_removed"] == pytest.approx(50.0)
+    assert frame.loc[CUT, "weights_removed"] == pytest.approx(20.0)  # 500,000 to 400,000
+
+
+def test_schemes_stand_under_the_model_that_they_start_from(study):
+    frame = tables.schemes_table(study).set_index("method")
+    assert list(frame.index) == ["float32 (PyTorch)", "dynamic-int8", "onnx-dynamic-int8"]
+    assert np.isnan(frame.loc["float32 (PyTorch)", "p_holm"])
+    assert frame.loc["onnx-dynamic-int8", "agreement"] == pytest.approx(97.5)
+    assert frame.loc["onnx-dynamic-int8", "difference"] == pytest.approx(100 * (WRONG[PRUNED] - 9) / ROWS)
+
+
+def test_orders_hold_the_papers_and_every_recipes_last_model(study):
+    frame = tables.orders_table(study).set_index("method")
+    assert list(frame.index) == ["distill, prune, quantize", "prune, distill, quantize"]
+    assert frame.loc["prune, distill, quantize", "difference"] == pytest.approx(100 * (WRONG[TEACHER] - 5) / ROWS)
+
+
+def test_a_study_that_compares_nothing_has_only_the_objectives_table(tmp_path):
+    names = [table.name for table in tables.comparison_tables(write_chain(tmp_path))]
+    assert names == ["objectives"]
+
+
+def test_comparison_tables_can_be_written_in_every_form(study, tmp_path):
+    written = {path.name for path in tables.write_tables(study, tmp_path)}
+    for name in ("objectives", "cuts", "orders", "schemes"):
+        assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= written
+    text = (tmp_path / "objectives.md").read_text()
+    assert "12 heads are not 4" in text and "Holm" in text
+
+
+def test_effects_have_intervals_of_rows_and_of_rounds(study):
+    rows = tables.factorial_effects(study).set_index("effect")
+    # Per row of the eight models: right answers of those with distillation minus those without, over four.
+    wrong = {"with": [WRONG[key] for key in WRONG if "minilmv2" in key],
+             "without": [WRONG[key] for key in WRONG if "/none" in key]}
+    by_row = [25 * (sum(row >= count for count in wrong["with"]) - sum(row >= count for count in wrong["without"]))
+              for row in range(ROWS)]
+    assert len(wrong["with"]) == len(wrong["without"]) == 4
+    low, high = stats.t.interval(0.95, ROWS - 1, np.mean(by_row), stats.sem(by_row))
+    assert (rows.loc["distilled", "accuracy_effect_low"], rows.loc["distilled", "accuracy_effect_high"]) == \
+        pytest.approx((low, high))
+    assert rows.loc["distilled", "accuracy_effect"] == pytest.approx(np.mean(by_row))
+    # All models drift alike from round to round, so that the drift cancels in every contrast of a step.
+    quantized = rows.loc["quantized"]
+    assert quantized["latency_ratio_low"] == pytest.approx(quantized["latency_ratio"])
+    assert quantized["latency_ratio_high"] == pytest.approx(np.sqrt(6 / 30))
