@@ -187,7 +187,7 @@ def _look_at_relations(rows: TokenizedTask, view: RelationView, models: Mapping[
     for name, model in models.items():
         layer = view.teacher_layer if name == "teacher" else view.student_layer
         matrices[name] = relation_matrices(model.cpu().eval(), batch, layer, view.pairs, view.heads)
-    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]),
+    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]), "heads": view.heads,
             "models": {name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
                        for name, pairs in matrices.items()}}
 
