@@ -59,9 +59,10 @@ OBJECTIVES: Mapping[str, ObjectiveEntry] = {
                                "one vocabulary; relation heads that divide both hidden sizes",
                                (*ANSWERS, *FIRST_PHASE, *RELATIONS)),
     "mlkd": ObjectiveEntry("mlkd:MultiLevel", "MLKD-BERT, Zhang et al. 2024",
-                           "one vocabulary; learned projections where hidden sizes differ", (*ANSWERS, *FIRST_PHASE)),
-    "shd": ObjectiveEntry("shd:SqueezedHeads", "Squeezing-Heads Distillation, Bing et al. 2025", "one vocabulary",
-                          (*ANSWERS, *WEIGHT)),
+                           "one vocabulary; any head counts; learned projections where hidden sizes differ",
+                           (*ANSWERS, *FIRST_PHASE)),
+    "shd": ObjectiveEntry("shd:SqueezedHeads", "Squeezing-Heads Distillation, Bing et al. 2025",
+                          "one vocabulary; any head counts", (*ANSWERS, *WEIGHT)),
 }
 UNDISTILLED = ("none", "none-pretrained")
 # What `compared_objectives = all` stands for: every objective that any teacher can be compared under.

@@ -1,13 +1,21 @@
 """Objectives and students by name, and which stages and settings a name brings into a chain."""
 
-import pytest
+import dataclasses
+import re
 
+import pytest
+from conftest import PROJECT
+from small_models import small_batch, small_model
+
+from edgemin_utils import objectives
 from edgemin_utils.chain import TEACHER, plan_chain
 from edgemin_utils.config import load_settings
 from edgemin_utils.distillation import Objective, find_objective
+from edgemin_utils.distillation.objective import Lesson
 from edgemin_utils.errors import SettingError
 from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, SIGNAL_SETTINGS, read_student
 from edgemin_utils.records import Run
+from edgemin_utils.teacher_signals import teacher_signals
 
 
 def plan(**overrides):
@@ -105,3 +113,19 @@ def test_every_distilled_student_feels_transfer_text_and_only_its_content_counts
             for path in (first, second, third)]
     prints = [[run.fingerprint(f"distillation/{name}") for name in ("minilmv2", "none")] for run in runs]
     assert prints[0] == prints[1] and prints[0][0] != prints[2][0] and prints[0][1] == prints[2][1]
+
+
+def test_the_readmes_objective_works_as_it_stands_there():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "class " in block)
+    scope = {}
+    exec(code, scope)
+    teacher, student, batch = small_model(), small_model(seed=1), small_batch()
+    objective, lesson = scope["FirstLayer"](), Lesson(load_settings("demo"), teacher, student)
+    names = objective.signals(lesson)
+    lesson = dataclasses.replace(lesson, signals=lambda rows: teacher_signals(teacher, rows, names))
+    loss, parts = objective.phases(lesson)[0].loss(student, batch)
+    assert set(parts) == {"soft targets", "labels", "first layer"} and float(loss.detach()) > 0
+    line = re.search(r'"first-layer": (ObjectiveEntry\(.*\)),', readme)[1]
+    entry = eval(line, vars(objectives))
+    assert set(entry.settings) <= set(SIGNAL_SETTINGS) and entry.implementation.endswith(":FirstLayer")

@@ -258,7 +258,7 @@ def objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.Data
         if record.refused:
             rows.append({**row, "Refused because": record.refused})
             continue
-        row |= {"Weights": results["size"]["stored_weights"],
+        row |= {"Weights": f"{results['size']['stored_weights']:,}",
                 "Training s": f"{sum(phase['seconds'] for phase in results['training']['phases']):,.1f}"}
         for split, metrics in results["metrics"].items():
             row[f"{split}: accuracy %"] = percent(metrics["accuracy"], metrics["accuracy_low"],
