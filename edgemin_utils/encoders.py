@@ -258,7 +258,7 @@ def captured_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
     - "context.3": what the heads of layer 3 give to the output projection, (batch, tokens, heads * head_size);
     - "hidden.3": the output of layer 3, (batch, tokens, hidden_size);
     - "cls.3": the same of the first token alone, (batch, hidden_size);
-    - "embeddings": what goes into the first layer, (batch, tokens, embedding size).
+    - "embeddings": the normalized sum of the embeddings, (batch, tokens, embedding size).
 
     Raises:
         ModelError: a layer that the model does not have.

@@ -1,5 +1,6 @@
 """The objectives on small models: what they match, that they match it rightly, and what they refuse."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -14,7 +15,7 @@ from edgemin_utils.distillation.pkd import PatientLast, PatientSkip
 from edgemin_utils.distillation.relations import relation_loss, relation_matrices
 from edgemin_utils.distillation.shd import squeezed_attention
 from edgemin_utils.distillation.soft_targets import soft_target_loss
-from edgemin_utils.encoders import captured_states, encoder_layers
+from edgemin_utils.encoders import captured_states, encoder_layers, state_width
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.objectives import EVERY_OBJECTIVE
 from edgemin_utils.teacher_signals import CachedSignals, signal_source, teacher_signals
@@ -109,6 +110,17 @@ def test_every_objective_trains_as_many_epochs(name):
     assert [phase.evaluates for phase in found] == [True] if len(found) == 1 else [False, True]
 
 
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("name", DISTILLED)
+def test_every_family_learns_by_every_objective(name, family):
+    teacher, student = small_model(layers=3), small_model(family, layers=2, hidden_size=24, seed=1)
+    batch = small_batch()
+    for phase in phases(name, teacher, student):
+        loss, _ = phase.loss(student, batch)
+        loss.backward()
+        assert float(loss.detach()) > 0 and float(encoder_layers(student)[0].query.weight.grad.abs().max()) > 0
+
+
 def test_unknown_objective_names_the_nearest():
     with pytest.raises(SettingError, match="did you mean 'minilmv2'"):
         find_objective("minilm2")
@@ -132,6 +144,21 @@ def test_captured_states_are_those_that_transformers_gives_out(family):
         scores = losses.relation_scores(states[f"query.{layer}"], states[f"key.{layer}"], 4)
         attention = losses.log_attention(scores, batch["attention_mask"]).exp()
         torch.testing.assert_close(attention.transpose(1, 2)[real], output.attentions[layer].transpose(1, 2)[real])
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_widths_are_known_before_a_forward_pass(family):
+    model, batch = small_model(family), small_batch()
+    if family == "electra":  # the one family whose embeddings may be narrower than its layers
+        config = copy.deepcopy(model.config)
+        config.embedding_size = 16
+        model = type(model)(config).eval()
+    encoder_layers(model)[1].keep_heads([0, 3])
+    names = ["embeddings", "hidden.1", "cls.1", "query.0", "query.1", "value.1", "context.1"]
+    with captured_states(model, names) as states:
+        model(**model_inputs(model, batch))
+    assert {name: state_width(model, name) for name in names} == {name: states[name].shape[-1] for name in names}
+    assert state_width(model, "context.1") == 24
 
 
 def test_attention_is_recomputed_for_layers_whose_heads_were_cut():
