@@ -7,6 +7,7 @@ every batch. The variants are trained in turn (A B C A B C), so that the ratios 
 """
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from rich.console import Console
 from edgemin_utils.config import Settings, load_settings
 from edgemin_utils.data import load_task_data
 from edgemin_utils.distillation import find_objective
+from edgemin_utils.distillation.objective import Lesson
 from edgemin_utils.evaluation import TokenizedTask, tokenized_task
 from edgemin_utils.measurement.environment import available_cores, describe_environment
 from edgemin_utils.records import Run, open_run
@@ -46,12 +48,12 @@ def fine_tuning_seconds(run: Run, settings: Settings, rows: TokenizedTask, seed:
 def distillation_seconds(run: Run, settings: Settings, rows: TokenizedTask, seed: int) -> tuple[float, float]:
     """Seconds of both distillation phases, the teacher's passes included, and the epochs that they make."""
     tokenizer, teacher = make_teacher(run, rows.data)
-    student = make_student(run, teacher.eval(), tokenizer)
-    objective = find_objective(settings.objective)
+    student = make_student(settings, run.seed, teacher.eval(), tokenizer)
+    objective, lesson = find_objective(settings.objective), Lesson(settings, teacher, student)
     started = time.perf_counter()
-    source = signal_source(teacher, rows.train, tokenizer, objective.signals(settings, teacher),
+    source = signal_source(teacher, rows.train, tokenizer, objective.signals(lesson),
                            settings.evaluation_batch_size, settings.teacher_cache_gigabytes)
-    phases = objective.phases(settings, teacher, student, source)
+    phases = objective.phases(dataclasses.replace(lesson, signals=source))
     train_phases(student, rows.train, phases, tokenizer, settings, seed)
     return time.perf_counter() - started, sum(phase.epochs for phase in phases)
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgemin_utils.config import EVERY_OBJECTIVE, Settings, nearest, settings_of_stage
+from edgemin_utils.config import Settings, nearest, settings_of_stage
 from edgemin_utils.cuts import cut_name, read_cut
 from edgemin_utils.errors import SettingError
+from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, StudentName, read_student
 
 NOTEBOOKS = {
     "teacher": "01_teacher",
@@ -30,7 +31,6 @@ ANALYSIS_NOTEBOOK = NOTEBOOKS["measurement"]
 
 TEACHER = "teacher/fine-tuned"
 LATENCY = "measurement/cost"
-UNDISTILLED = ("none", "none-pretrained")
 
 RECIPES: Mapping[str, tuple[str, ...]] = {
     "paper": ("distill", "prune", "quantize"),
@@ -40,9 +40,6 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
 STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tuning", "fine-tune": "tuning",
          "quantize": "quantization"}
 
-# Settings of the distillation stage that a student trained without a teacher's signal does not feel.
-_DISTILLATION_SIGNAL = ("objective", "relation_heads", "teacher_layer", "student_layer", "relation_pairs",
-                        "relation_weights", "temperature", "soft_target_weight", "distillation_learning_rate")
 _SOFT_TARGETS = ("temperature", "soft_target_weight", "recovery_distillation")
 _SCAN = ("scan_rows", "random_draws")
 
@@ -229,11 +226,22 @@ class _Plan:
         return self.stages.setdefault(stage.key, dataclasses.replace(stage, notebook=max(names)))
 
     def student(self, name: str, optional: bool = False) -> Stage:
-        distilled = name not in UNDISTILLED
+        student = _read_student(name)
+        changes, teacher = self._lesson(student, optional)
         return self.add(Stage(
-            distillation_key(name), source=TEACHER, teacher=TEACHER if distilled else "", student=name,
-            changes={"objective": name} if distilled else {}, optional=optional,
-            steps=(f"distill:{name}",) if distilled else (), ignores=() if distilled else _DISTILLATION_SIGNAL))
+            distillation_key(name), source=TEACHER, teacher=teacher, student=name, changes=changes, optional=optional,
+            steps=(f"distill:{name}",) if student.distilled else (), ignores=student.ignores))
+
+    def _lesson(self, student: StudentName, optional: bool) -> tuple[dict[str, Any], str]:
+        """The settings that a student uses in place of the chain's, and the stage that teaches it."""
+        changes = dict(student.changes)
+        if student.is_assistant:
+            settings = self.settings
+            changes |= {"student": settings.assistant or settings.student, "student_layers": settings.assistant_layers,
+                        "student_from_layers": settings.assistant_from_layers}
+        if not student.distilled:
+            return changes, ""
+        return changes, self.student(student.assistant, optional).key if student.assistant else TEACHER
 
     def recipe(self, steps: Sequence[str]) -> Stage:
         """The last stage of a recipe. One that does not begin with distillation begins with the plain student."""
@@ -264,8 +272,10 @@ class _Plan:
     # Each returns what the step does, spelled out; the settings that it changes; and what else its stage has.
 
     def _distill(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
-        objective = what or self.settings.objective
-        return objective, {"objective": objective}, Stage("", teacher=TEACHER)
+        name = what or self.settings.objective
+        student = _read_student(name)
+        changes, teacher = self._lesson(student, optional=True)
+        return name, changes, Stage("", teacher=teacher, ignores=student.ignores)
 
     def _prune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         changes = read_cut(what) if what else {}
@@ -287,6 +297,13 @@ class _Plan:
         learns = source.distilled and self.settings.recovery_distillation
         ignores = () if learns else _SOFT_TARGETS[:2]
         return what or "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+
+
+def _read_student(name: str) -> StudentName:
+    student = read_student(name)
+    if student is None:
+        raise SettingError(f"unknown distillation objective {name!r}; {nearest(name, OBJECTIVES)}")
+    return student
 
 
 def _what(text: str) -> str:

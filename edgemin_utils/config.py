@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemin_utils.errors import SettingError
+from edgemin_utils.objectives import OBJECTIVES, read_student
 
 STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measurement")
 EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
-# What `compared_objectives = all` stands for.
-EVERY_OBJECTIVE = ("none", "logits", "minilmv2")
 
 
 def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
@@ -103,13 +102,29 @@ class Settings:
     # ---- distillation -----------------------------------------------------------------------------------
     objective: str = _setting("minilmv2", "distillation objective of the main student", stages=("distillation",))
     compared_objectives: list[str] = _setting(
-        ["none"], "objectives whose students are set beside the main one: none (no distillation, from the same start "
-        "as the main student), none-pretrained (from the pretrained checkpoint's layers), any objective, or all")
-    distillation_epochs: float = _setting(2, "relation phase", "epochs", ("distillation",))
-    distillation_learning_rate: float = _setting(1e-3, "peak learning rate of the relation phase", "",
+        ["none"], "students set beside the main one, by objective: none (no distillation, from the same start as the "
+        "main student), none-pretrained (from the pretrained checkpoint's layers), any objective, or all; also "
+        "minilmv2-layer-3 (another teacher layer), logits-transfer-5000 (with 5,000 transfer rows) and "
+        "minilmv2-by-assistant (through a teacher assistant)")
+    intermediate_weight: float = _setting(1.0, "weight of what is matched inside the model where answers are trained "
+                                          "at once: distilbert's hidden states, pkd's [CLS] vectors, shd's attention",
+                                          "", ("distillation",))
+    transfer_rows: int = _setting(0, "train rows not used otherwise that distilled students see without their labels; "
+                                  "the teacher's answers serve", "rows", ("distillation",))
+    transfer_file: str | None = _setting(None, "file of further texts without labels, with the task's text columns, "
+                                         "for the same use", stages=("distillation",))
+    assistant: str | None = _setting(None, "encoder of the teacher assistant, as student names one; none: of the "
+                                     "student's kind, with the assistant_* sizes")
+    assistant_layers: int = _setting(4, "layers of a scratch assistant; its width is the student's (MiniLM)",
+                                     "layers")
+    assistant_from_layers: list[int] = _setting([0, 1, 2, 3], "teacher layers that a teacher-layers assistant takes",
+                                                "layer numbers")
+    distillation_epochs: float = _setting(2, "first phase: what is matched inside the model", "epochs",
+                                          ("distillation",))
+    distillation_learning_rate: float = _setting(1e-3, "peak learning rate of the first phase", "",
                                                  ("distillation",))
     prediction_epochs: float = _setting(2, "prediction phase: soft targets, or labels alone without distillation "
-                                        "(which then also gets the relation phase's epochs)", "epochs",
+                                        "(an objective of one phase also gets the first phase's epochs)", "epochs",
                                         ("distillation",))
     prediction_learning_rate: float = _setting(1e-3, "peak learning rate of the prediction phase", "",
                                                ("distillation",))
@@ -183,7 +198,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.15,
         "teacher": "nreimers/MiniLM-L6-H384-uncased", "teacher_epochs": 4, "teacher_learning_rate": 8e-5,
         "teacher_batch_size": 16,
-        "student": "teacher-layers", "student_from_layers": [1, 3, 5],
+        "student": "teacher-layers", "student_from_layers": [1, 3, 5], "assistant_from_layers": [1, 2, 4, 5],
         "compared_objectives": ["none", "none-pretrained"],
         "distillation_epochs": 6, "distillation_learning_rate": 2e-4,
         "prediction_epochs": 5, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
@@ -195,6 +210,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data_source": "hub", "train_fraction": 0.1, "max_length": 128, "holdout_fraction": 0.15,
         "teacher": "distilbert-base-uncased", "teacher_epochs": 3, "teacher_learning_rate": 5e-5,
         "student": "microsoft/MiniLM-L12-H384-uncased", "student_from_layers": [],
+        "assistant": "teacher-layers", "assistant_from_layers": [1, 2, 4, 5],
         "compared_objectives": ["none"], "relation_heads": 48,
         "distillation_epochs": 3, "distillation_learning_rate": 1e-4,
         "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
@@ -344,13 +360,13 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"soft_target_weight is {settings.soft_target_weight}; it must be from 0 to 1")
     if settings.temperature <= 0:
         raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
-    for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads", "vocabulary_size",
-                 "teacher_layers", "teacher_heads", "student_layers", "student_heads", "importance_rows",
-                 "scan_rows", "bootstrap_samples", "memory_runs"):
+    for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads",
+                 "vocabulary_size", "teacher_layers", "teacher_heads", "student_layers", "student_heads",
+                 "assistant_layers", "importance_rows", "scan_rows", "bootstrap_samples", "memory_runs"):
         if getattr(settings, name) < 1:
             raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
-                 "tuning_epochs", "tuning_learning_rate",
+                 "tuning_epochs", "tuning_learning_rate", "transfer_rows", "intermediate_weight",
                  "teacher_learning_rate", "distillation_learning_rate", "prediction_learning_rate",
                  "recovery_learning_rate", "weight_decay"):
         if getattr(settings, name) < 0:
@@ -366,10 +382,9 @@ def _check(settings: Settings) -> None:
         if len(pair.split("-")) != 2 or any(part not in projections for part in pair.split("-")):
             raise SettingError(f"relation_pairs holds {pair!r}; a pair joins two of query, key and value, as in "
                                "'query-key'")
-    for name in settings.compared_objectives:
-        known = (*EVERY_OBJECTIVE, "none-pretrained", "all")
-        if name not in known:
-            raise SettingError(f"unknown objective {name!r} in compared_objectives; {nearest(name, known)}")
+    for name in (settings.objective, *settings.compared_objectives):
+        if name != "all" and read_student(name) is None:
+            raise SettingError(f"unknown objective {name!r}; {nearest(name, (*OBJECTIVES, 'all'))}")
     if settings.data_source == "folder" and not settings.data_dir:
         raise SettingError("data_source is folder but data_dir is not set; give the folder with --data-dir")
     if settings.data_source == "file" and not settings.task_file:

@@ -4,11 +4,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemin_utils.config import Settings
 from edgemin_utils.errors import DataError
-from edgemin_utils.sources import SourceRows, read_source, source_identity
+from edgemin_utils.sources import SourceRows, read_source, read_texts, source_identity
 from edgemin_utils.tasks import Task, resolve_task
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ DEV_SEED = 0
 """Seed of the dev rows drawn by `dev_rows` or `DEV_SHARE`: the same rows for every chain, so that chains can be
 compared row by row."""
 
+NO_LABEL = -1
+"""Label of a row without one."""
+
 FINGERPRINTED = ("train_fraction", "train_rows", "dev_rows", "holdout_fraction")
 
 
@@ -40,6 +44,7 @@ class TaskData:
         train: rows to train on, shuffled by the seed.
         holdout: train rows kept aside for choosing settings; empty when `holdout_fraction` is 0.
         dev: dev split -> rows in source order; the main split first.
+        transfer: texts without labels (`label` is -1) that only a teacher can answer; empty unless asked for.
         source: one sentence on where the rows come from; it says "synthetic" of the embedded corpora.
         notes: what was missing, left out or repeated, one sentence each.
         fingerprint: `data_fingerprint` of the same settings.
@@ -52,9 +57,10 @@ class TaskData:
     source: str
     notes: tuple[str, ...]
     fingerprint: str
+    transfer: "datasets.Dataset | None" = None
 
 
-def load_task_data(settings: Settings, task_name: str, seed: int) -> TaskData:
+def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool = False) -> TaskData:
     """The splits of a task.
 
     The train split is shuffled by `seed` and cut to floor(`train_fraction` x its rows) and then to `train_rows`. The
@@ -65,10 +71,12 @@ def load_task_data(settings: Settings, task_name: str, seed: int) -> TaskData:
         settings: the study's settings.
         task_name: "sst2", "mnli", "qqp", or the name of the task that `task_file` makes.
         seed: the chain's seed, not negative.
+        transfer: also read the transfer texts that the settings ask for.
 
     Raises:
         SettingError: no such task.
-        DataError: the rows cannot be read, or what is left of train cannot train a classifier.
+        DataError: the rows cannot be read, what is left of train cannot train a classifier, or there is no transfer
+            text where some is asked for.
     """
     import numpy
 
@@ -89,11 +97,14 @@ def load_task_data(settings: Settings, task_name: str, seed: int) -> TaskData:
         for label, count in used["label"].value_counts().sort_index().items():
             if count == 1:
                 notes.append(f"holdout: no row with label {task.labels[label]!r} (train has one, which it keeps)")
+    texts = _transfer_texts(settings, task, left_over.iloc[wanted * spare:], [train, holdout, *dev.values()], notes) \
+        if transfer else train.iloc[:0]
     dev = {split: _draw_dev(frame, settings.dev_rows, split, notes) for split, frame in dev.items()}
     return TaskData(
         task=task, train=_to_dataset(train, task), holdout=_to_dataset(holdout, task),
         dev={split: _to_dataset(frame, task) for split, frame in dev.items()},
         source=source.description, notes=tuple(notes), fingerprint=_fingerprint(settings, task),
+        transfer=_to_dataset(texts, task),
     )
 
 
@@ -155,6 +166,30 @@ def _train_and_dev(task: Task, source: SourceRows, notes: list[str]) \
                         "rows or give a dev file")
     notes.append(f"{task.main_dev_split}: {len(share):,} of {len(frame):,} rows held out, no dev file was given")
     return train.sort_values("row"), {task.main_dev_split: share.sort_values("row")}
+
+
+def _transfer_texts(settings: Settings, task: Task, unused: "pandas.DataFrame", labelled: "list[pandas.DataFrame]",
+                    notes: list[str]) -> "pandas.DataFrame":
+    """`transfer_rows` of the unused train rows and the texts of `transfer_file`, without labels and without the texts
+    that the labelled rows of any split hold."""
+    import pandas
+
+    if settings.transfer_rows and unused.empty:
+        raise DataError(f"transfer_rows is {settings.transfer_rows}, but every train row of {task.title} is in use; "
+                        "lower train_fraction or train_rows, or give texts with transfer_file")
+    frames = [unused.iloc[:settings.transfer_rows]]
+    if settings.transfer_file:
+        frames.append(read_texts(Path(settings.transfer_file).expanduser(), task))
+    texts = pandas.concat(frames, ignore_index=True).assign(label=NO_LABEL)
+    columns = list(task.text_columns)
+    known = {row for frame in labelled for row in frame[columns].itertuples(index=False, name=None)}
+    new = [row not in known for row in texts[columns].itertuples(index=False, name=None)]
+    if not all(new):
+        notes.append(f"transfer: {len(new) - sum(new):,} texts left out that labelled rows hold too")
+    texts = texts[pandas.Series(new, index=texts.index, dtype=bool)]
+    if len(texts):
+        notes.append(f"transfer: {len(texts):,} texts without labels")
+    return texts
 
 
 def _rows_used(settings: Settings, available: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +36,7 @@ OPERATION_LENGTHS = (32, 128)
 
 @dataclass(frozen=True)
 class TokenizedTask:
-    """A chain's rows as the models see them: `data` as read, and train, holdout and dev tokenized.
+    """A chain's rows as the models see them: `data` as read, and train, holdout, dev and transfer tokenized.
 
     `truncated` maps split -> rows longer than the model takes, which were cut.
     """
@@ -47,6 +47,12 @@ class TokenizedTask:
     holdout: Dataset
     dev: dict[str, Dataset]
     truncated: dict[str, int]
+    transfer: Dataset
+
+    @property
+    def learnt_from(self) -> Dataset:
+        """The rows that a student with a teacher is trained on: train, and the transfer texts after them."""
+        return concatenate_datasets([self.train, self.transfer]) if len(self.transfer) else self.train
 
     def describe(self) -> dict[str, Any]:
         """The `data` entry of a record."""
@@ -55,6 +61,7 @@ class TokenizedTask:
             "title": task.title, "text_columns": task.text_columns, "labels": task.labels, "source": self.data.source,
             "notes": self.data.notes, "train_rows": len(self.train), "holdout_rows": len(self.holdout),
             "dev_rows": {split: len(rows) for split, rows in self.dev.items()}, "truncated_rows": self.truncated,
+            "transfer_rows": len(self.transfer),
             "fingerprint": self.data.fingerprint}
 
 
@@ -67,11 +74,11 @@ def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequenc
         # A DistilBERT tokenizer leaves them out; a BERT student of a DistilBERT teacher needs them.
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
     limit = min(run.settings.max_length, *(longest_input(model) for model in models))
-    splits = {"train": data.train, "holdout": data.holdout, **data.dev}
+    splits = {"train": data.train, "holdout": data.holdout, "transfer": data.transfer, **data.dev}
     tokenized = {name: tokenize(rows, tokenizer, data.task, limit) for name, rows in splits.items()}
     return TokenizedTask(data, tokenizer, tokenized["train"][0], tokenized["holdout"][0],
                          {name: tokenized[name][0] for name in data.dev},
-                         {name: cut for name, (_, cut) in tokenized.items()})
+                         {name: cut for name, (_, cut) in tokenized.items()}, tokenized["transfer"][0])
 
 
 def predictor(model: nn.Module) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:

@@ -32,7 +32,7 @@ RECORD_FILE = "record.json"
 # Beside a chain's stages: the settings that it was last run with, folders of one's own included.
 CHAIN_FILE = "chain.json"
 # Raise a stage's number when its method changes, so that records made the old way count as stale.
-METHOD_VERSIONS = {"teacher": 1, "distillation": 1, "pruning": 1, "tuning": 1, "quantization": 1, "measurement": 1}
+METHOD_VERSIONS = {"teacher": 2, "distillation": 2, "pruning": 2, "tuning": 2, "quantization": 1, "measurement": 1}
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ class Run:
         for name in ("teacher", "student"):
             if name in settings:
                 settings[name] = model_identity(settings[name])
+        if settings.get("transfer_file"):
+            from edgemin_utils.sources import file_identity
+
+            settings["transfer_file"] = file_identity(settings["transfer_file"])
         return {
             "record_version": RECORD_VERSION, "method": METHOD_VERSIONS[stage.kind], "key": key, "task": self.task,
             "seed": self.seed, "settings": settings, "data": self.data_fingerprint,

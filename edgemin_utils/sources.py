@@ -80,6 +80,15 @@ def source_identity(settings: Settings, task: Task) -> list[str]:
             settings.label_column]
 
 
+def file_identity(path: str) -> str:
+    """What stands for a file in a fingerprint: its content, whatever its path.
+
+    Raises:
+        DataError: it is missing, or of a kind that cannot be read.
+    """
+    return f"file-{_content_hash(check_file(Path(path).expanduser()))[:16]}"
+
+
 def read_embedded(task: Task, seed: int) -> SourceRows:
     """The synthetic corpus of `task`, drawn from `seed`."""
     from edgemin_utils.corpus import CORPUS_VERSION, embedded_corpus
@@ -172,6 +181,23 @@ def read_file(task: Task, train_path: Path, dev_path: Path | None = None) -> Sou
         rows["dev"] = read_rows(dev_path)
     names = " and ".join(path.name for path in (train_path, dev_path) if path)
     return _assemble(task, rows, f"task {task.name} from {names}")
+
+
+def read_texts(path: Path, task: Task) -> "pandas.DataFrame":
+    """The texts of a file without labels: the task's text columns and `row`; rows with an empty text are left out.
+
+    Raises:
+        DataError: the file or a text column is missing, or no text is left.
+    """
+    import pandas
+
+    rows = read_rows(path)
+    frame = pandas.DataFrame({column: _texts(rows, rows.find_column(task.column_names(column)))
+                              for column in task.text_columns} | {"row": range(len(rows))})
+    frame = frame[(frame[list(task.text_columns)].apply(lambda texts: texts.str.strip()) != "").all(axis=1)]
+    if frame.empty:
+        raise DataError(f"{rows.name}: no text in its {len(rows)} rows")
+    return frame
 
 
 def rows_of_dataset(dataset: "datasets.Dataset", task: Task, name: str) -> RowFile:

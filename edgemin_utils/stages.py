@@ -4,6 +4,7 @@ This is where data, models and records meet; how things are computed is in the m
 `results` is listed at each stage.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,10 @@ from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.config import Settings
 from edgemin_utils.cost import measure_chain
 from edgemin_utils.data import TaskData, load_task_data, task_statistics
-from edgemin_utils.distillation import find_objective, relation_matrices, soft_target_loss
+from edgemin_utils.distillation import find_objective
+from edgemin_utils.distillation.objective import Lesson, RelationView
+from edgemin_utils.distillation.relations import relation_matrices
+from edgemin_utils.distillation.soft_targets import soft_target_loss
 from edgemin_utils.encoders import encoder_layers, model_with_layers, scratch_model
 from edgemin_utils.errors import ModelError
 from edgemin_utils.evaluation import (
@@ -34,6 +38,7 @@ from edgemin_utils.evaluation import (
 )
 from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
 from edgemin_utils.measurement.parameters import framework_parameters
+from edgemin_utils.objectives import OBJECTIVES
 from edgemin_utils.pruning import (
     accuracy_as_heads_go,
     find_criterion,
@@ -101,7 +106,8 @@ def train_student(run: Run, key: str) -> Record:
     """Stage `distillation/<student>`: a student by its objective's name, or an undistilled one. Also distillation of a
     model that a step made before, as in a recipe that prunes first.
 
-    Results: as the teacher's; with a relation objective also relations (one sentence's matrices).
+    Results: as the teacher's, and objective, source, demands (of the architectures), learnt_from (the teacher's key)
+    and transfer_rows; with a relation objective also relations (one sentence's matrices) and teacher_layer (from 0).
     """
     return run.run_stage(key, lambda folder: _train_student(run, key, folder))
 
@@ -109,35 +115,39 @@ def train_student(run: Run, key: str) -> Record:
 def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     settings, stage = run.settings_of(key), run.stage(key)
     name = "none-pretrained" if stage.student == "none-pretrained" else settings.objective if stage.teacher else "none"
-    objective = find_objective(name)
+    objective, entry = find_objective(name), OBJECTIVES[name]
     tokenizer, teacher = load_stage_model(run, stage.teacher or TEACHER)
     if stage.source == TEACHER:
-        model = make_student(run, teacher, tokenizer, pretrained=name == "none-pretrained")
+        start = teacher if stage.teacher in ("", TEACHER) else load_stage_model(run, TEACHER)[1]
+        model = make_student(settings, run.seed, start, tokenizer, pretrained=name == "none-pretrained")
     else:
         model = load_stage_model(run, stage.source)[1]
-    rows = tokenized_task(run, tokenizer, [teacher, model])
-    signals, started = objective.signals(settings, teacher), time.perf_counter()
-    # Checked before the teacher's pass over the rows: a mismatch should not cost minutes.
-    objective.phases(settings, teacher, model, None)
-    source = signal_source(teacher, rows.train, tokenizer, signals, settings.evaluation_batch_size,
+    # Checked before the rows and the teacher's pass over them: a mismatch should not cost minutes.
+    lesson = Lesson(settings, teacher, model, seed=run.seed)
+    objective.phases(lesson)
+    rows = tokenized_task(run, tokenizer, [teacher, model],
+                          load_task_data(settings, run.task, run.seed, transfer=bool(stage.teacher)))
+    signals, started = objective.signals(lesson), time.perf_counter()
+    source = signal_source(teacher, rows.learnt_from, tokenizer, signals, settings.evaluation_batch_size,
                            settings.teacher_cache_gigabytes) if signals else None
     signal_seconds = time.perf_counter() - started
-    relations = [name for name in signals if name != "logits"]
-    looked_at = _look_at_relations(run, rows, {"teacher": teacher, "student before": model}) if relations else {}
-    phases = objective.phases(settings, teacher, model, source)
-    log = train_phases(model, rows.train, phases, tokenizer, settings, run.seed, rows.holdout)
-    if relations:
-        looked_at["models"].update(_look_at_relations(run, rows, {"student after": model})["models"])
+    view = objective.relations(lesson)
+    looked_at = _look_at_relations(rows, view, {"teacher": teacher, "student before": model}) if view else {}
+    phases = objective.phases(dataclasses.replace(lesson, signals=source))
+    log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
+    if view:
+        looked_at["models"].update(_look_at_relations(rows, view, {"student after": model})["models"])
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
-    return {**results, "objective": name, "source": objective.source,
-            **({"relations": looked_at} if relations else {})}
+    return {**results, "objective": name, "source": entry.source, "demands": entry.demands,
+            "learnt_from": stage.teacher, "transfer_rows": len(rows.transfer),
+            **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {})}
 
 
-def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
+def make_student(settings: Settings, seed: int, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
                  pretrained: bool = False) -> nn.Module:
-    """The student before training, as `settings.student` names it.
+    """The student before training, as `settings.student` names it; new weights from the seed.
 
     Args:
         pretrained: take the same layers, but from the checkpoint that the teacher came from instead of from the
@@ -147,9 +157,8 @@ def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBas
         ModelError: the student's vocabulary is not the teacher's (relations are compared token by token), or the
             layers asked for do not exist.
     """
-    settings, labels = run.settings, list(teacher.config.id2label.values())
-    set_seed(run.seed)
-    kind = settings.student
+    labels, kind = list(teacher.config.id2label.values()), settings.student
+    set_seed(seed)
     if pretrained or kind == "pretrained-layers":
         if settings.teacher == "scratch":
             raise ModelError("a scratch teacher has no pretrained layers; use student = teacher-layers or scratch, "
@@ -169,18 +178,17 @@ def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBas
     return load_model(kind, labels, settings.attention_implementation, settings.dropout)
 
 
-def _look_at_relations(run: Run, rows: TokenizedTask, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _look_at_relations(rows: TokenizedTask, view: RelationView, models: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Relation matrices of the main dev split's first row of ordinary length, for the notebook to draw."""
-    settings, split = run.settings, next(iter(rows.dev.values()))
+    split = next(iter(rows.dev.values()))
     ordinary = next((place for place, length in enumerate(split["length"]) if 8 <= length <= 20), 0)
     sentence = split.select([ordinary])
     _, batch = next(batches(sentence, rows.tokenizer, 1))
     matrices = {}
     for name, model in models.items():
-        layer = settings.teacher_layer if name == "teacher" else settings.student_layer
-        matrices[name] = relation_matrices(model.eval(), batch, layer, settings.relation_pairs,
-                                           settings.relation_heads)
-    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]),
+        layer = view.teacher_layer if name == "teacher" else view.student_layer
+        matrices[name] = relation_matrices(model.cpu().eval(), batch, layer, view.pairs, view.heads)
+    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]), "heads": view.heads,
             "models": {name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
                        for name, pairs in matrices.items()}}
 

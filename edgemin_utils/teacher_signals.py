@@ -1,6 +1,6 @@
 """What the teacher says about each training row, computed once and kept where memory allows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,14 +8,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edgemin_utils.encoders import captured_projections
+from edgemin_utils.encoders import captured_states, state_width
 from edgemin_utils.training import Batch, batches, evaluation_mode, model_inputs
 
 
 def teacher_signals(teacher: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Named signals of one batch: "logits" (batch, labels), "query.5" (batch, tokens, hidden); no gradients."""
-    projections = [name for name in names if name != "logits"]
-    with evaluation_mode(teacher), torch.no_grad(), captured_projections(teacher, projections) as states:
+    """Named signals of one batch, without gradients: "logits" (batch, labels), or a state as
+    `encoders.captured_states` names it, such as "query.5" or "hidden.2"."""
+    states_named = [name for name in names if name != "logits"]
+    with evaluation_mode(teacher), torch.no_grad(), captured_states(teacher, states_named) as states:
         with torch.autocast(batch["input_ids"].device.type, enabled=False):
             logits = teacher(**model_inputs(teacher, batch)).logits
     return {**states, "logits": logits}
@@ -49,14 +50,31 @@ class CachedSignals:
                     store = self.by_token.setdefault(name, values.new_zeros(total + 1, values.shape[-1]))
                     store[places] = values[real]
 
-    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
-        device, positions = batch["position"].device, batch["position"].cpu()
-        steps = torch.arange(batch["input_ids"].shape[1])
-        lengths, starts = self.lengths[positions], self.starts[positions]
-        padding = next(iter(self.by_token.values())).shape[0] - 1 if self.by_token else 0
-        places = torch.where(steps < lengths[:, None], starts[:, None] + steps, padding)
-        return {**{name: store[positions].to(device) for name, store in self.by_row.items()},
-                **{name: store[places].to(device) for name, store in self.by_token.items()}}
+    def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        return _SignalsOfBatch(self, batch)
+
+
+class _SignalsOfBatch(Mapping):
+    """Signals of one batch, gathered when they are asked for: a phase pays for those that it uses."""
+
+    def __init__(self, cache: CachedSignals, batch: Batch):
+        self.cache, self.device, self.positions = cache, batch["position"].device, batch["position"].cpu()
+        self.tokens = batch["input_ids"].shape[1]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self.cache.by_row:
+            return self.cache.by_row[name][self.positions].to(self.device)
+        store = self.cache.by_token[name]
+        lengths, starts = self.cache.lengths[self.positions], self.cache.starts[self.positions]
+        steps = torch.arange(self.tokens)
+        places = torch.where(steps < lengths[:, None], starts[:, None] + steps, store.shape[0] - 1)
+        return store[places].to(self.device)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self.cache.by_row, *self.cache.by_token)
+
+    def __len__(self) -> int:
+        return len(self.cache.by_row) + len(self.cache.by_token)
 
 
 def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
@@ -66,8 +84,9 @@ def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokeni
     Args:
         cache_gigabytes: most memory the cache may take, in 10^9 bytes.
     """
-    tokens = int(np.sum(rows["length"]))
-    widths = sum(teacher.config.hidden_size for name in names if name != "logits")
-    if tokens * widths * 4 <= cache_gigabytes * 1e9:
+    tokens, count = int(np.sum(rows["length"])), len(rows)
+    states = [name for name in names if name != "logits"]
+    values = sum(state_width(teacher, name) * (count if name.startswith("cls.") else tokens) for name in states)
+    if values * 4 <= cache_gigabytes * 1e9:
         return CachedSignals(teacher, rows, tokenizer, names, batch_size)
-    return lambda batch: teacher_signals(teacher, batch, names)
+    return lambda batch: teacher_signals(teacher.to(batch["input_ids"].device), batch, names)

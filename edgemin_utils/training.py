@@ -51,6 +51,7 @@ class Phase:
         loss: what is minimised.
         evaluates: whether hold-out accuracy means something after each epoch (not while a head is untrained).
         batch_size: rows a batch; None takes the settings'.
+        projections: parameters that only the loss uses; trained with the model, and left behind with the phase.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Phase:
     loss: LossFunction
     evaluates: bool = True
     batch_size: int | None = None
+    projections: nn.Module | None = None
 
 
 @dataclass
@@ -66,7 +68,8 @@ class TrainingLog:
     """What training left to look at; `as_dict` is the `training` entry of a record.
 
     Attributes:
-        phases: name, epochs, steps, seconds, examples_per_second and precision of each phase.
+        phases: name, epochs, steps, seconds, examples_per_second, precision and projection_parameters (trained, but
+            not part of the model) of each phase.
         history: phase, step (counted through all phases), epoch, loss and its named parts, averaged between points.
         evaluations: phase, epoch (through all phases), loss and accuracy on the hold-out rows.
     """
@@ -81,8 +84,7 @@ class TrainingLog:
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """The entries of a batch that the model's forward takes."""
-    names = input_names(getattr(model, "module", model))
-    return {name: batch[name] for name in names if name in batch}
+    return {name: batch[name] for name in input_names(model) if name in batch}
 
 
 def label_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -131,12 +133,12 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
             remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
             # Relation losses do not reach the classification head.
             ddp_find_unused_parameters=True)
-        collect = _CollectHistory(phase, log, steps_before, epochs_before, holdout, tokenizer, settings)
+        collect = _CollectHistory(phase, log, steps_before, epochs_before, holdout, tokenizer, settings, model)
         trainer = _PhaseTrainer(
-            model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[collect],
+            model=_ModelWithLoss(model, phase), args=arguments, train_dataset=rows, callbacks=[collect],
             data_collator=DataCollatorWithPadding(tokenizer))
         trainer.remove_callback(PrinterCallback)  # it would print the run's totals, which the log has
-        trainer.phase_loss, trainer.collect = phase.loss, collect
+        trainer.collect = collect
         if settings.length_grouping:
             trainer.row_order = GroupedByLength(rows["length"], batch_size, seed)
         started = time.perf_counter()
@@ -145,7 +147,9 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
     steps = trainer.state.global_step
     log.phases.append({
         "name": phase.name, "epochs": phase.epochs, "steps": steps, "seconds": seconds, "precision": precision,
-        "learning_rate": phase.learning_rate, "examples_per_second": len(rows) * phase.epochs / seconds})
+        "learning_rate": phase.learning_rate, "examples_per_second": len(rows) * phase.epochs / seconds,
+        "projection_parameters": sum(value.numel() for value in phase.projections.parameters())
+        if phase.projections else 0})
     model.cpu().eval()
 
 
@@ -194,10 +198,25 @@ class GroupedByLength(Sampler):
 TRAINING_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "labels", "length")
 
 
-class _PhaseTrainer(Trainer):
-    """Trainer whose loss is the phase's."""
+class _ModelWithLoss(nn.Module):
+    """What the Trainer trains: a model, the projections of a phase, and a forward pass that gives the phase's loss.
 
-    phase_loss: LossFunction
+    With the loss inside, several GPUs see each parameter that it uses, and mixed precision wraps this module instead
+    of the model, which goes on to predict in float32.
+    """
+
+    def __init__(self, model: nn.Module, phase: Phase):
+        super().__init__()
+        self.model, self.projections, self.loss = model, phase.projections, phase.loss
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, parts = self.loss(self.model, batch)
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+
+class _PhaseTrainer(Trainer):
+    """Trainer whose model computes the phase's loss by itself."""
+
     collect: "_CollectHistory"
     row_order: "GroupedByLength | None" = None
 
@@ -205,7 +224,7 @@ class _PhaseTrainer(Trainer):
         return self.row_order or super()._get_train_sampler(train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, parts = self.phase_loss(model, inputs)
+        loss, parts = model(inputs)
         self.collect.add(loss, parts)
         return (loss, None) if return_outputs else loss
 
@@ -214,8 +233,9 @@ class _CollectHistory(TrainerCallback):
     """Averages the loss and its parts between the points kept, evaluates after each epoch, and shows progress."""
 
     def __init__(self, phase: Phase, log: TrainingLog, steps_before: int, epochs_before: float,
-                 holdout: Dataset | None, tokenizer: PreTrainedTokenizerBase, settings: Settings):
+                 holdout: Dataset | None, tokenizer: PreTrainedTokenizerBase, settings: Settings, model: nn.Module):
         self.phase, self.log, self.holdout, self.tokenizer, self.settings = phase, log, holdout, tokenizer, settings
+        self.model = model
         self.steps_before, self.epochs_before = steps_before, epochs_before
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
@@ -242,12 +262,11 @@ class _CollectHistory(TrainerCallback):
                                      "epoch": self.epochs_before + state.epoch, **means})
             self.sums, self.count = {}, 0
 
-    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+    def on_epoch_end(self, args, state, control, **kwargs):
         if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)):
             return
         started = time.perf_counter()
-        model = getattr(model, "module", model)
-        logits = predict(model, self.holdout, self.tokenizer, self.settings.evaluation_batch_size)
+        logits = predict(self.model, self.holdout, self.tokenizer, self.settings.evaluation_batch_size)
         labels = torch.tensor(self.holdout["labels"])
         self.log.evaluations.append({
             "phase": self.phase.name, "epoch": self.epochs_before + state.epoch,

@@ -254,3 +254,38 @@ def test_statistics_of_pairs_count_both_texts(tmp_path):
                             holdout_fraction=0)
     words = task_statistics(load_task_data(settings, "own", 0))["train"]["words"]
     assert (words["median"], words["longest"]) == (2.5, 3)
+
+
+# ---- transfer text ---------------------------------------------------------------------------------------------
+
+
+def test_transfer_rows_are_unused_train_rows_without_their_labels():
+    settings = load_settings("demo", {"train_rows": 100, "holdout_fraction": 0.2, "transfer_rows": 50})
+    data = load_task_data(settings, "sst2", 0, transfer=True)
+    assert 0 < len(data.transfer) <= 50 and set(data.transfer["label"]) == {-1}
+    labelled = {text for rows in (data.train, data.holdout, data.dev["dev"]) for text in rows["sentence"]}
+    assert not labelled & set(data.transfer["sentence"])
+    assert not set(data.transfer["row"]) & {*data.train["row"], *data.holdout["row"]}
+    assert any("texts without labels" in note for note in data.notes)
+    # The labelled rows are what they are without it, and it is only read where it is asked for.
+    plain = load_task_data(load_settings("demo", {"train_rows": 100, "holdout_fraction": 0.2}), "sst2", 0)
+    assert plain.train["row"] == data.train["row"] and plain.fingerprint == data.fingerprint
+    assert len(plain.transfer) == 0 == len(load_task_data(settings, "sst2", 0).transfer)
+
+
+def test_transfer_texts_come_from_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "texts.csv"
+    settings = load_settings("demo", {"transfer_file": str(file)})
+    known = load_task_data(load_settings("demo"), "sst2", 0).dev["dev"]["sentence"][0]
+    file.write_text(f'sentence\nfirst words\n""\n"{known}"\nlast words\n')
+    data = load_task_data(settings, "sst2", 0, transfer=True)
+    assert data.transfer["sentence"] == ["first words", "last words"] and data.transfer["label"] == [-1, -1]
+    assert "transfer: 1 texts left out that labelled rows hold too" in data.notes
+    file.write_text("text\nfirst words\n")
+    with pytest.raises(DataError, match="no column 'sentence'"):
+        load_task_data(settings, "sst2", 0, transfer=True)
+
+
+def test_transfer_rows_need_rows_that_are_not_in_use():
+    with pytest.raises(DataError, match="every train row of SST-2 is in use"):
+        load_task_data(load_settings("demo", {"transfer_rows": 5}), "sst2", 0, transfer=True)

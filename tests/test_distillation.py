@@ -1,124 +1,179 @@
-import numpy as np
+"""The objectives on small models: what they match, that they match it rightly, and what they refuse."""
+
+import copy
+import dataclasses
+
 import pytest
 import torch
-from small_models import small_batch, small_model, tokenized_sentences
+from small_models import FAMILY_NAMES, small_batch, small_model, tokenized_sentences
+from torch.nn import functional
 
 from edgemin_utils.config import load_settings
-from edgemin_utils.distillation import (
-    find_objective,
-    relation_divergence,
-    relation_loss,
-    relation_matrices,
-    relation_scores,
-    soft_target_divergence,
-    soft_target_loss,
-)
-from edgemin_utils.errors import ModelError, SettingError
+from edgemin_utils.distillation import find_objective, losses
+from edgemin_utils.distillation.objective import Lesson, RelationView, uniform_layers
+from edgemin_utils.distillation.pkd import PatientLast, PatientSkip
+from edgemin_utils.distillation.relations import relation_loss, relation_matrices
+from edgemin_utils.distillation.shd import squeezed_attention
+from edgemin_utils.distillation.soft_targets import soft_target_loss
+from edgemin_utils.encoders import captured_states, encoder_layers, state_width
+from edgemin_utils.errors import MethodRefused, ModelError, SettingError
+from edgemin_utils.objectives import EVERY_OBJECTIVE
 from edgemin_utils.teacher_signals import CachedSignals, signal_source, teacher_signals
-from edgemin_utils.training import batches
+from edgemin_utils.training import batches, model_inputs, train_phases
 
 PAIRS = ("query-query", "key-key", "value-value")
 PROJECTIONS = ("query", "key", "value")
+DISTILLED = tuple(name for name in EVERY_OBJECTIVE if name != "none")
+ONLY_INSIDE = {"soft_target_weight": 1.0, "relation_heads": 12}
 
 
-def relations_in_numpy(teacher, student, mask, heads):
-    """MiniLMv2's loss for one pair of projections, written from the paper's equation with loops, in float64."""
-
-    def distribution(states, row, head, length):
-        size = states.shape[-1] // heads
-        part = states[row, :length, head * size:(head + 1) * size].astype(np.float64)
-        scores = part @ part.T / np.sqrt(size)
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)
-
-    total, count = 0.0, 0
-    for row in range(len(mask)):
-        length = int(mask[row].sum())
-        for head in range(heads):
-            t, s = (distribution(states, row, head, length) for states in (teacher, student))
-            total += float((t * np.log(t / s)).sum())
-            count += length
-    return total / count
+def lesson(name, teacher, student, **overrides):
+    """The objective of that name, and its lesson with signals straight from the teacher."""
+    objective, settings = find_objective(name), load_settings("demo", {**ONLY_INSIDE, **overrides})
+    plain = Lesson(settings, teacher, student)
+    names = objective.signals(plain)
+    return objective, dataclasses.replace(plain, signals=lambda batch: teacher_signals(teacher, batch, names))
 
 
-def random_states(rows, tokens, hidden, seed):
-    return torch.randn(rows, tokens, hidden, generator=torch.Generator().manual_seed(seed))
+def phases(name, teacher, student, **overrides):
+    objective, given = lesson(name, teacher, student, **overrides)
+    return objective.phases(given)
 
 
-@pytest.mark.parametrize("heads", [1, 3, 6])
-def test_relation_divergence_equals_the_independent_numpy_version(heads):
-    teacher, student = random_states(4, 7, 24, 0), random_states(4, 7, 12, 1)  # unequal hidden sizes
-    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 2 + [0] * 5, [1] + [0] * 6])
-    ours = relation_divergence(relation_scores(teacher, teacher, heads), relation_scores(student, student, heads), mask)
-    assert float(ours) == pytest.approx(relations_in_numpy(teacher.numpy(), student.numpy(), mask.numpy(), heads),
-                                        rel=1e-5)
+# ---- every objective -------------------------------------------------------------------------------------------
 
 
-def test_hand_worked_two_tokens():
-    """One head of size 1, teacher tokens (1, 0), student tokens (0, 0).
-
-    Teacher scores [[1, 0], [0, 0]]: rows (e/(e+1), 1/(e+1)) and (1/2, 1/2); student rows are (1/2, 1/2).
-    KL of row 1: p ln(2p) + q ln(2q) with p = 0.7310586 and q = 0.2689414, that is 0.11094; of row 2: 0. The mean over
-    two tokens is half of it.
-    """
-    p = np.e / (np.e + 1)
-    by_hand = (p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))) / 2
-    teacher, student = torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 2, 1)
-    ours = relation_divergence(relation_scores(teacher, teacher, 1), relation_scores(student, student, 1),
-                               torch.ones(1, 2))
-    assert float(ours) == pytest.approx(by_hand, abs=1e-7) and by_hand == pytest.approx(0.05547, abs=1e-5)
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
+    model, batch = small_model(layers=2).double(), small_batch()
+    for phase in phases(name, model, model):
+        if phase.name == "row relations":
+            continue  # rows of one label go on to attract each other: the contrast is no distance to the teacher
+        model.zero_grad()
+        loss, parts = phase.loss(model, batch)
+        loss.backward()
+        assert abs(float(loss.detach())) < 1e-7, (phase.name, parts)
+        assert all(value.grad is None or float(value.grad.abs().max()) < 1e-7 for value in model.parameters())
 
 
-def test_loss_and_gradient_are_zero_when_student_equals_teacher():
-    states = random_states(2, 5, 12, 0)
-    student = states.clone().requires_grad_()
-    loss = relation_divergence(relation_scores(states, states, 3), relation_scores(student, student, 3),
-                               torch.ones(2, 5))
-    loss.backward()
-    assert abs(loss.item()) < 1e-7 and float(student.grad.abs().max()) < 1e-7
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    assert float(soft_target_divergence(logits, logits, 2.0)) == pytest.approx(0, abs=1e-7)
+@pytest.mark.parametrize("name", DISTILLED)
+def test_padding_changes_nothing(name):
+    teacher, student, batch = small_model(layers=3).double(), small_model(layers=2, seed=1).double(), small_batch()
+    longer = {key: functional.pad(value, (0, 3)) if value.dim() == 2 else value for key, value in batch.items()}
+    for phase in phases(name, teacher, student):
+        plain, padded = (float(phase.loss(student, rows)[0].detach()) for rows in (batch, longer))
+        assert plain > 0 and padded == pytest.approx(plain, rel=1e-9)
 
 
-def test_padding_changes_nothing():
-    teacher, student = random_states(2, 5, 12, 0), random_states(2, 5, 12, 1)
-    mask = torch.ones(2, 5)
-    padded = [torch.cat([states, 100 * random_states(2, 4, 12, 2)], dim=1) for states in (teacher, student)]
-    longer = torch.cat([mask, torch.zeros(2, 4)], dim=1)
-    plain = relation_divergence(relation_scores(teacher, teacher, 3), relation_scores(student, student, 3), mask)
-    with_padding = relation_divergence(*(relation_scores(states, states, 3) for states in padded), longer)
-    assert float(with_padding) == pytest.approx(float(plain), rel=1e-6)
+@pytest.mark.parametrize("name", DISTILLED)
+def test_gradients_agree_with_finite_differences(name):
+    """Along one random direction of all weights, learned projections included."""
+    heads = 4 if name in ("tinybert", "minilm") else 2
+    teacher = small_model(layers=2).double()
+    student = small_model(layers=2, hidden_size=24, heads=heads, seed=1).double()
+    batch = small_batch()
+    for phase in phases(name, teacher, student, soft_target_weight=0.6):
+        modules = [student] + ([phase.projections.double()] if phase.projections else [])
+        weights = [value for module in modules for value in module.parameters()]
+        generator = torch.Generator().manual_seed(3)
+        directions = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in weights]
+
+        def moved(step, phase=phase, weights=weights, directions=directions):
+            with torch.no_grad():
+                for value, direction in zip(weights, directions, strict=True):
+                    value.add_(direction, alpha=step)
+            return float(phase.loss(student, batch)[0].detach())
+
+        loss, _ = phase.loss(student, batch)
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        slope = sum(float((gradient * direction).sum()) for gradient, direction in
+                    zip(gradients, directions, strict=True) if gradient is not None)
+        ahead, behind = moved(1e-6), moved(-2e-6)
+        moved(1e-6)
+        assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4), phase.name
 
 
-def test_autograd_agrees_with_finite_differences():
-    teacher = random_states(1, 4, 6, 0).double()
-    mask = torch.tensor([[1, 1, 1, 0]])
-    student = random_states(1, 4, 6, 1).double().requires_grad_()
-
-    def loss(states):
-        scores = states.view(1, 4, 2, 3).transpose(1, 2)
-        other = teacher.view(1, 4, 2, 3).transpose(1, 2)
-        return relation_divergence(other @ other.transpose(-1, -2), scores @ scores.transpose(-1, -2), mask)
-
-    assert torch.autograd.gradcheck(loss, (student,))
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_phases_parts_are_named_and_sum_to_its_loss(name):
+    teacher, student, batch = small_model(layers=3), small_model(layers=2, seed=1), small_batch()
+    for phase in phases(name, teacher, student):
+        loss, parts = phase.loss(student, batch)
+        used = sum(value for part, value in parts.items() if part != "labels")  # at soft_target_weight 1
+        torch.testing.assert_close(loss, used)
 
 
-def test_more_relation_heads_than_attention_heads_are_free():
-    states = random_states(1, 3, 48, 0)
-    assert relation_scores(states, states, 48).shape == (1, 48, 3, 3)
-    with pytest.raises(ModelError, match="7 relation heads do not divide the hidden size 48"):
-        relation_scores(states, states, 7)
+@pytest.mark.parametrize("name", EVERY_OBJECTIVE)
+def test_every_objective_trains_as_many_epochs(name):
+    teacher, student = small_model(layers=3), small_model(layers=2)
+    found = phases(name, teacher, student, distillation_epochs=2, prediction_epochs=3)
+    assert sum(phase.epochs for phase in found) == 5
+    assert [phase.evaluates for phase in found] == [True] if len(found) == 1 else [False, True]
 
 
-def test_soft_targets_follow_hinton():
-    """T² KL by hand for one row; its gradient tends to (student - teacher) / labels as T grows (section 2.1)."""
-    teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]], requires_grad=True)
-    p, q = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum(), np.exp([0.0, 0.5]) / np.exp([0.0, 0.5]).sum()
-    by_hand = 4 * (p * np.log(p / q)).sum()
-    assert soft_target_divergence(teacher, student, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
-    centred = (student - student.mean()) - (teacher - teacher.mean())
-    soft_target_divergence(teacher, student, 1000.0).backward()
-    torch.testing.assert_close(student.grad, centred.detach() / 2, atol=1e-2, rtol=1e-2)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("name", DISTILLED)
+def test_every_family_learns_by_every_objective(name, family):
+    teacher, student = small_model(layers=3), small_model(family, layers=2, hidden_size=24, seed=1)
+    batch = small_batch()
+    for phase in phases(name, teacher, student):
+        loss, _ = phase.loss(student, batch)
+        loss.backward()
+        assert float(loss.detach()) > 0 and float(encoder_layers(student)[0].query.weight.grad.abs().max()) > 0
+
+
+def test_unknown_objective_names_the_nearest():
+    with pytest.raises(SettingError, match="did you mean 'minilmv2'"):
+        find_objective("minilm2")
+
+
+# ---- what is captured, against transformers' own outputs --------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_captured_states_are_those_that_transformers_gives_out(family):
+    model, batch = small_model(family), small_batch()
+    model.set_attn_implementation("eager")
+    names = ["embeddings", *(f"{what}.{layer}" for layer in range(3) for what in ("hidden", "cls", "query", "key"))]
+    with captured_states(model, names) as states:
+        output = model(**model_inputs(model, batch), output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(states["embeddings"], output.hidden_states[0])
+    real = batch["attention_mask"].bool()
+    for layer in range(3):
+        torch.testing.assert_close(states[f"hidden.{layer}"], output.hidden_states[layer + 1])
+        torch.testing.assert_close(states[f"cls.{layer}"], output.hidden_states[layer + 1][:, 0])
+        scores = losses.relation_scores(states[f"query.{layer}"], states[f"key.{layer}"], 4)
+        attention = losses.log_attention(scores, batch["attention_mask"]).exp()
+        torch.testing.assert_close(attention.transpose(1, 2)[real], output.attentions[layer].transpose(1, 2)[real])
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_widths_are_known_before_a_forward_pass(family):
+    model, batch = small_model(family), small_batch()
+    if family == "electra":  # the one family whose embeddings may be narrower than its layers
+        config = copy.deepcopy(model.config)
+        config.embedding_size = 16
+        model = type(model)(config).eval()
+    encoder_layers(model)[1].keep_heads([0, 3])
+    names = ["embeddings", "hidden.1", "cls.1", "query.0", "query.1", "value.1", "context.1"]
+    with captured_states(model, names) as states:
+        model(**model_inputs(model, batch))
+    assert {name: state_width(model, name) for name in names} == {name: states[name].shape[-1] for name in names}
+    assert state_width(model, "context.1") == 24
+
+
+def test_attention_is_recomputed_for_layers_whose_heads_were_cut():
+    model, batch = small_model(layers=1), small_batch()
+    encoder_layers(model)[0].keep_heads([0, 2, 3])
+    with captured_states(model, ["query.0", "key.0", "value.0", "context.0"]) as states:
+        model(**model_inputs(model, batch))
+    scores = losses.relation_scores(states["query.0"], states["key.0"], encoder_layers(model)[0].num_heads)
+    attention = losses.log_attention(scores, batch["attention_mask"]).exp()
+    value = states["value.0"].view(3, 9, 3, 12).transpose(1, 2)
+    context = (attention @ value).transpose(1, 2).reshape(3, 9, 36)
+    torch.testing.assert_close(context, states["context.0"], atol=1e-5, rtol=1e-4)
+
+
+# ---- one by one ------------------------------------------------------------------------------------------------
 
 
 def test_soft_target_loss_is_cross_entropy_at_weight_zero():
@@ -126,18 +181,93 @@ def test_soft_target_loss_is_cross_entropy_at_weight_zero():
     signals = {"logits": torch.randn(3, 2, generator=torch.Generator().manual_seed(0))}
     loss, parts = soft_target_loss(lambda _batch: signals, 2.0, 0.0)(model, batch)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    expected = torch.nn.functional.cross_entropy(logits, batch["labels"])
+    expected = functional.cross_entropy(logits, batch["labels"])
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(parts["labels"], expected)
     mixed, parts = soft_target_loss(lambda _batch: signals, 2.0, 0.3)(model, batch)
     torch.testing.assert_close(mixed, 0.3 * parts["soft targets"] + 0.7 * parts["labels"])
 
 
+@pytest.mark.parametrize("teacher, student, expected", [
+    (12, 6, [2, 4, 6, 8, 10, 12]), (12, 4, [3, 6, 9, 12]), (6, 3, [2, 4, 6]), (4, 3, [2, 3, 4]), (2, 4, [1, 1, 2, 2]),
+])
+def test_layers_are_spread_as_published(teacher, student, expected):
+    teacher, student = (small_model(layers=count, hidden_size=12, heads=2) for count in (teacher, student))
+    assert [(own + 1, other + 1) for own, other in uniform_layers(teacher, student)] == list(enumerate(expected, 1))
+
+
+def test_patient_layers_are_the_papers():
+    """Section 3.2: for twelve teacher layers and six of the student, Skip {2, 4, 6, 8, 10} and Last {7, ..., 11}."""
+    teacher, student = (small_model(layers=count, hidden_size=12, heads=2) for count in (12, 6))
+    assert [other + 1 for _, other in PatientSkip().layers(teacher, student)] == [2, 4, 6, 8, 10]
+    assert [other + 1 for _, other in PatientLast().layers(teacher, student)] == [7, 8, 9, 10, 11]
+
+
+def test_tinybert_matches_embeddings_hidden_states_and_attention():
+    """The first phase from transformers' own hidden states, and from scores whose softmax is its attention."""
+    teacher, student, batch = small_model(layers=4), small_model(layers=2, hidden_size=24, seed=1), small_batch()
+    phase = phases("tinybert", teacher, student)[0]
+    outputs = [model(**model_inputs(model, batch), output_hidden_states=True).hidden_states
+               for model in (teacher, student)]
+    real = batch["attention_mask"].bool()
+
+    def error(name, theirs, own):
+        return functional.mse_loss(phase.projections[name](own[real]), theirs[real])
+
+    _, parts = phase.loss(student, batch)
+    torch.testing.assert_close(parts["embeddings"], error("embeddings", outputs[0][0], outputs[1][0]))
+    torch.testing.assert_close(parts["hidden states"], error("hidden", outputs[0][2], outputs[1][1])
+                               + error("hidden", outputs[0][4], outputs[1][2]))
+    assert float(parts["attention"].detach()) > 0
+    assert sum(value.numel() for value in phase.projections.parameters()) == 2 * 24 * 48
+
+
+def test_mlkd_takes_as_many_parts_of_the_heads_as_both_models_have():
+    teacher, student, batch = small_model(heads=4), small_model(heads=6, seed=1), small_batch()
+    phase = phases("mlkd", teacher, student)[0]
+    names = [f"context.{layer}" for layer in range(3)]
+    states = []
+    for model in (teacher, student):
+        with captured_states(model, names) as found:
+            model(**model_inputs(model, batch))
+        states.append(found)
+    expected = sum(losses.relation_divergence(*(losses.relation_scores(each[name], each[name], 2) for each in states),
+                                              batch["attention_mask"]) for name in names)
+    torch.testing.assert_close(phase.loss(student, batch)[1]["attention heads"], expected)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (2, 4), (4, 3)])
+def test_squeezed_attention_of_unequal_heads_is_compared(heads):
+    teacher, student = (small_model(heads=count, seed=count) for count in heads)
+    batch = small_batch()
+    loss, parts = phases("shd", teacher, student)[0].loss(student, batch)
+    loss.backward()
+    assert float(parts["attention"].detach()) > 0
+    assert float(encoder_layers(student)[0].query.weight.grad.abs().max()) > 0
+
+
+def test_a_squeezed_layer_of_enough_heads_is_its_own_attention():
+    layer = encoder_layers(small_model())[0]
+    states = [torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    mask = torch.ones(2, 5)
+    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 4),
+                               losses.log_attention(losses.relation_scores(*states[:2], 4), mask))
+    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
+
+
+def test_minilm_is_minilmv2_with_its_own_pairs_layers_and_heads():
+    teacher, student, batch = small_model(layers=3), small_model(layers=2, seed=1), small_batch()
+    names = [f"{name}.2" for name in PROJECTIONS]
+    view = RelationView(("query-key", "value-value"), 4, 2, 1)
+    expected, _ = relation_loss(lambda rows: teacher_signals(teacher, rows, names), view, (1, 1))(student, batch)
+    torch.testing.assert_close(phases("minilm", teacher, student)[0].loss(student, batch)[0], expected)
+
+
 def test_relation_loss_takes_the_layers_and_weights_it_is_told():
     teacher, student, batch = small_model(layers=3), small_model(layers=2, hidden_size=24, seed=1), small_batch()
     names = [f"{name}.1" for name in PROJECTIONS]
-    loss_function = relation_loss(lambda rows: teacher_signals(teacher, rows, names), 1, 0,
-                                  ("query-query", "query-key", "value-value"), (1.0, 2.0, 0.5), 12)
+    view = RelationView(("query-query", "query-key", "value-value"), 12, 1, 0)
+    loss_function = relation_loss(lambda rows: teacher_signals(teacher, rows, names), view, (1.0, 2.0, 0.5))
     loss, parts = loss_function(student, batch)
     torch.testing.assert_close(loss, parts["query-query"] + 2 * parts["query-key"] + 0.5 * parts["value-value"])
     loss.backward()
@@ -148,54 +278,20 @@ def test_relation_loss_takes_the_layers_and_weights_it_is_told():
     assert not any("layer.1." in name or "classifier" in name or "layer.0.output" in name for name in with_gradient)
 
 
-def test_relation_loss_of_a_student_that_is_its_teacher_is_zero():
-    model, batch = small_model(), small_batch()
-    names = [f"{name}.2" for name in PROJECTIONS]
-    loss, _ = relation_loss(lambda rows: teacher_signals(model, rows, names), 2, 2, PAIRS, (1, 1, 1), 12)(model, batch)
-    assert abs(float(loss)) < 1e-6
+def test_all_nine_pairs_are_there():
+    teacher, student, batch = small_model(), small_model(hidden_size=24, seed=1), small_batch()
+    pairs = [f"{first}-{second}" for first in PROJECTIONS for second in PROJECTIONS]
+    phase = phases("minilmv2", teacher, student, relation_pairs=pairs, relation_weights=[1.0] * 9)[0]
+    loss, parts = phase.loss(student, batch)
+    assert list(parts) == pairs and len({round(float(value.detach()), 6) for value in parts.values()}) == 9
+    torch.testing.assert_close(loss, sum(parts.values()))
 
 
-def test_cached_signals_are_the_teachers_own_whatever_the_padding():
-    rows, tokenizer = tokenized_sentences(23)
-    teacher = small_model(vocabulary_size=len(tokenizer))
-    names = ("logits", "query.2", "value.0")
-    cached = CachedSignals(teacher, rows, tokenizer, names, batch_size=5)
-    for positions, batch in batches(rows.select(range(3, 17)), tokenizer, 6):
-        batch["position"] = torch.from_numpy(positions.copy()) + 3
-        fresh, kept = teacher_signals(teacher, batch, names), cached(batch)
-        assert set(kept) == set(names)
-        torch.testing.assert_close(kept["logits"], fresh["logits"], atol=1e-5, rtol=1e-4)
-        real = batch["attention_mask"].bool()
-        for name in ("query.2", "value.0"):
-            assert kept[name].shape == fresh[name].shape
-            torch.testing.assert_close(kept[name][real], fresh[name][real], atol=1e-5, rtol=1e-4)
-            assert float(kept[name][~real].abs().sum()) == 0
-
-
-def test_signals_are_cached_only_where_they_fit():
-    rows, tokenizer = tokenized_sentences(8)
-    teacher = small_model(vocabulary_size=len(tokenizer))
-    needed = sum(rows["length"]) * 48 * 4 / 1e9
-    assert isinstance(signal_source(teacher, rows, tokenizer, ("query.0",), 4, needed), CachedSignals)
-    assert not isinstance(signal_source(teacher, rows, tokenizer, ("query.0",), 4, needed * 0.99), CachedSignals)
-
-
-def test_minilmv2_phases_and_their_checks():
-    settings = load_settings("demo", {"relation_heads": 12, "distillation_epochs": 2, "prediction_epochs": 3})
+def test_minilmv2_names_its_phases_and_signals():
     teacher, student = small_model(), small_model(layers=2)
-    objective = find_objective("minilmv2")
-    assert objective.signals(settings, teacher) == ("key.2", "query.2", "value.2", "logits")
-    phases = objective.phases(settings, teacher, student, None)
-    assert [(phase.name, phase.epochs) for phase in phases] == [("relations", 2), ("soft targets", 3)]
-    none = find_objective("none").phases(settings, teacher, student, None)
-    assert [(phase.name, phase.epochs) for phase in none] == [("labels", 5)]  # as many epochs as distillation in all
-    with pytest.raises(ModelError, match="relation_heads = 7 does not divide the teacher's hidden size 48"):
-        objective.phases(load_settings("demo", {"relation_heads": 7}), teacher, student, None)
-
-
-def test_unknown_objective_names_the_nearest():
-    with pytest.raises(SettingError, match="did you mean 'minilmv2'"):
-        find_objective("minilm2")
+    objective, given = lesson("minilmv2", teacher, student, distillation_epochs=2, prediction_epochs=3)
+    assert objective.signals(given) == ("key.2", "query.2", "value.2", "logits")
+    assert [(phase.name, phase.epochs) for phase in objective.phases(given)] == [("relations", 2), ("soft targets", 3)]
 
 
 def test_relation_matrices_are_distributions():
@@ -205,3 +301,78 @@ def test_relation_matrices_are_distributions():
     for matrix in matrices.values():
         assert matrix.shape == (9, 9)
         torch.testing.assert_close(matrix.sum(-1), torch.ones(9))
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, student, message", [
+    ("tinybert", {"heads": 6}, "teacher layer 0 has 4 heads and student layer 0 has 6"),
+    ("minilm", {"heads": 2}, "teacher layer 2 has 4 heads and student layer 2 has 2"),
+    ("pkd", {"layers": 1}, "give it two layers or more"),
+    ("pkd-last", {"layers": 5}, "this student has 2 more than its teacher"),
+    ("minilmv2", {"hidden_size": 40}, "relation_heads = 12 does not divide the student's hidden size 40"),
+])
+def test_what_does_not_fit_is_refused_with_a_sentence(name, student, message):
+    with pytest.raises(MethodRefused, match=message):
+        find_objective(name).phases(lesson(name, small_model(), small_model(**student))[1])
+
+
+def test_a_teacher_layer_that_is_not_there_is_refused():
+    with pytest.raises(MethodRefused, match="no layer 7; it has 3"):
+        lesson("minilmv2", small_model(), small_model(), teacher_layer=7)
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+
+
+def test_projections_are_seeded_trained_and_left_behind():
+    rows, tokenizer = tokenized_sentences(16)
+    teacher = small_model(vocabulary_size=len(tokenizer))
+    weights, keys = [], set(small_model(vocabulary_size=len(tokenizer), hidden_size=24).state_dict())
+    for seed in (0, 0, 1):
+        student = small_model(vocabulary_size=len(tokenizer), hidden_size=24, seed=1)
+        objective, given = lesson("tinybert", teacher, student, batch_size=8, distillation_epochs=1)
+        phase = objective.phases(dataclasses.replace(given, seed=seed))[0]
+        before = phase.projections["hidden"].weight.detach().clone()
+        log = train_phases(student, rows, [phase], tokenizer, given.settings, 0)
+        after = phase.projections["hidden"].weight.detach()
+        assert not torch.equal(before, after) and set(student.state_dict()) == keys
+        assert log.phases[0]["projection_parameters"] == 2 * 24 * 48
+        weights.append(after)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("names", [("logits", "query.2", "value.0"),
+                                   ("logits", "embeddings", "cls.1", "hidden.1", "context.0")])
+def test_cached_signals_are_the_teachers_own_whatever_the_padding(names):
+    rows, tokenizer = tokenized_sentences(23)
+    teacher = small_model(vocabulary_size=len(tokenizer))
+    cached = CachedSignals(teacher, rows, tokenizer, names, batch_size=5)
+    for positions, batch in batches(rows.select(range(3, 17)), tokenizer, 6):
+        batch["position"] = torch.from_numpy(positions.copy()) + 3
+        fresh, kept = teacher_signals(teacher, batch, names), cached(batch)
+        assert set(kept) == set(names) and len(kept) == len(names)
+        real = batch["attention_mask"].bool()
+        for name in names:
+            assert kept[name].shape == fresh[name].shape
+            if kept[name].dim() == 2:
+                torch.testing.assert_close(kept[name], fresh[name], atol=1e-5, rtol=1e-4)
+            else:
+                torch.testing.assert_close(kept[name][real], fresh[name][real], atol=1e-5, rtol=1e-4)
+                assert float(kept[name][~real].abs().sum()) == 0
+
+
+def test_signals_are_cached_only_where_they_fit():
+    rows, tokenizer = tokenized_sentences(8)
+    teacher = small_model(vocabulary_size=len(tokenizer))
+    for names, values in ((("query.0",), sum(rows["length"]) * 48), (("cls.0", "logits"), len(rows) * 48)):
+        needed = values * 4 / 1e9
+        assert isinstance(signal_source(teacher, rows, tokenizer, names, 4, needed), CachedSignals)
+        assert not isinstance(signal_source(teacher, rows, tokenizer, names, 4, needed * 0.99), CachedSignals)
+
+
+def test_relation_heads_must_divide():
+    states = torch.zeros(1, 3, 48)
+    with pytest.raises(ModelError, match="7 relation heads do not divide the hidden size 48"):
+        losses.relation_scores(states, states, 7)

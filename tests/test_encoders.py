@@ -3,7 +3,7 @@ import torch
 from small_models import FAMILY_NAMES, small_batch, small_model
 
 from edgemin_utils.encoders import (
-    captured_projections,
+    captured_states,
     describe_model,
     encoder_layers,
     has_equal_shapes,
@@ -37,12 +37,12 @@ def test_layers_show_the_projections_of_every_family(family):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_captured_projections_are_the_ones_attention_is_computed_from(family):
+def test_captured_states_are_the_ones_attention_is_computed_from(family):
     """Attention recomputed by hand from the captured query, key and value gives the layer's attention output."""
     model, batch = small_model(family, layers=1), small_batch(rows=1)
     layer, taken = encoder_layers(model)[0], {}
     handle = layer.attention_output.register_forward_pre_hook(lambda _m, inputs: taken.update(context=inputs[0]))
-    with captured_projections(model, ["query.0", "key.0", "value.0"]) as states:
+    with captured_states(model, ["query.0", "key.0", "value.0"]) as states:
         logits(model, batch)
     handle.remove()
     query, key, value = (states[f"{name}.0"].view(1, 9, 4, 12).transpose(1, 2) for name in ("query", "key", "value"))

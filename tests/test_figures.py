@@ -42,6 +42,18 @@ def summary(study):
     return tables.summarize(study)
 
 
+def scanned_students() -> dict:
+    """Four students of three teacher layers, one of them through an assistant, and one without a teacher."""
+
+    def results(accuracy, **more):
+        return {"metrics": {"dev": {"accuracy": accuracy, "accuracy_low": accuracy - 0.02,
+                                    "accuracy_high": accuracy + 0.01}}, "transfer_rows": 0, **more}
+
+    return {"minilmv2": results(0.8, teacher_layer=3), "minilmv2-layer-1": results(0.82, teacher_layer=1),
+            "minilmv2-layer-0": results(0.78, teacher_layer=0), "none": results(0.7),
+            "minilmv2-by-assistant": results(0.9, teacher_layer=2)}
+
+
 @pytest.fixture(scope="module")
 def drawn(study, summary):
     return {
@@ -53,7 +65,9 @@ def drawn(study, summary):
         "confusion": figures.confusion_matrix([[300, 20, 10], [30, 280, 15], [9, 11, 325]],
                                               ["entailment", "neutral", "contradiction"]),
         "relations": figures.relation_matrices(relations()),
-        "relation losses": figures.relation_loss_curves(training(True)),
+        "objective losses": figures.objective_loss_curves(training(True)),
+        "losses without parts": figures.objective_loss_curves(training(False)),
+        "teacher layers": figures.teacher_layer_scan(scanned_students()),
         "importance": figures.importance_heatmaps(importance()),
         "importance of many heads": figures.importance_heatmaps(
             {"gradient": np.random.default_rng(0).random((12, 12)), "magnitude": np.ones((12, 12))}),
@@ -68,8 +82,9 @@ def drawn(study, summary):
     }
 
 
-NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "relation losses",
-         "importance", "importance of many heads", "removal", "bytes", "quantized layers", "trade", "accuracy", "cost",
+NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "objective losses",
+         "losses without parts", "teacher layers", "importance", "importance of many heads", "removal", "bytes",
+         "quantized layers", "trade", "accuracy", "cost",
          "effects", "pipeline")
 
 
@@ -136,7 +151,8 @@ def test_every_axis_is_named(drawn, name):
 @pytest.mark.parametrize(("name", "units"), [
     ("trade", ("(ms)", "(%)")), ("accuracy", ("(%)",)), ("cost", ("(MB)", "(ms)", "(millions)")), ("bytes", ("MB",)),
     ("lengths", ("(tokens)",)), ("curves", ("(%)", "epochs")), ("removal", ("(%)", "of 12")),
-    ("effects", ("percentage points", "ratio")), ("relation losses", ("nats",))])
+    ("effects", ("percentage points", "ratio")), ("objective losses", ("nats", "step")),
+        ("teacher layers", ("(%)", "counted from 0"))])
 def test_units_stand_on_the_axes(drawn, name, units):
     labels = " ".join(label for axes in drawn[name].axes for label in (axes.get_xlabel(), axes.get_ylabel()))
     for unit in units:
@@ -216,7 +232,9 @@ def test_missing_pieces_leave_a_note(tmp_path):
                  figures.pipeline_picture):
         assert len(texts_of(draw(empty))) == 1
     for figure in (figures.factorial_effects_figure(tables.factorial_effects(tmp_path / "nothing")),
-                   figures.relation_matrices({}), figures.relation_loss_curves(training(False)),
+                   figures.relation_matrices({}),
+                   figures.teacher_layer_scan({"minilmv2": scanned_students()["minilmv2"]}),
+                   figures.objective_loss_curves({"phases": [], "history": []}),
                    figures.head_removal_curves({"curves": {}}), figures.token_length_histogram([], 8),
                    figures.training_curves({"phases": [], "history": [], "evaluations": []})):
         assert len(texts_of(figure)) == 1
@@ -229,6 +247,21 @@ def test_teacher_alone_can_be_drawn(tmp_path):
     for draw in (figures.accuracy_over_latency, figures.accuracy_by_stage, figures.cost_by_stage,
                  figures.pipeline_picture):
         assert texts_of(draw(frame))
+
+
+def test_a_scan_of_teacher_layers_shows_those_that_differ_in_nothing_else():
+    axes = figures.teacher_layer_scan(scanned_students()).axes[0]
+    line = axes.containers[0].lines[0]
+    assert line.get_xdata().tolist() == [0, 1, 3]
+    assert line.get_ydata() == pytest.approx([78, 82, 80])
+    assert any(each.get_ydata()[0] == pytest.approx(70) for each in axes.lines if len(set(each.get_ydata())) == 1)
+
+
+def test_each_phase_has_its_panel_and_each_part_its_curve():
+    figure = figures.objective_loss_curves(training(True))
+    assert [axes.get_title() for axes in figure.axes] == ["relations", "predictions"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["query-query", "key-key", "value-value"]
+    assert [line.get_label() for line in figure.axes[1].lines] == ["loss"]
 
 
 def test_saved_files_have_the_same_bytes_each_time(tmp_path, summary):

@@ -200,10 +200,26 @@ def test_models_table_spells_out_unequal_layers():
     assert table["MB"].tolist() == ["2.00"] * 2 and table["MiB"].tolist() == ["1.91"] * 2
 
 
-def test_relation_heads_are_free_of_attention_heads(tmp_path):
-    settings = open_run("sst2", "demo", 0, tmp_path, {"relation_heads": 16}).settings
-    row = stage_tables.relation_heads_table(settings, {"Teacher": model_record()}).iloc[0]
+def test_relation_heads_are_free_of_attention_heads():
+    row = stage_tables.heads_table({"Teacher": model_record()}, 16).iloc[0]
     assert (row["Size of an attention head"], row["Size of a relation head"]) == (16, 4)
+    assert "Relation heads" not in stage_tables.heads_table({"Teacher": model_record()}, None)
+
+
+def test_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refusal():
+    trained = record(size={"stored_weights": 500}, metrics={"dev": METRICS},
+                     training={"phases": [{"seconds": 2.0}, {"seconds": 3.5}]})
+    test = stage_tables.paired_tests(predictions([0, 0, 0, 0], [0, 1, 1, 0]), predictions([0, 1, 1, 0], [0, 1, 1, 0]))
+    students = {"none": trained, "minilmv2-layer-2": trained, "tinybert": record(refused="unequal heads")}
+    table = stage_tables.objectives_table(students, {"minilmv2-layer-2": test}).set_index("Student")
+    assert list(table)[-2:] == ["Demands", "Refused because"]
+    assert table["Training s"].tolist() == ["5.5", "5.5", None]
+    assert table["dev: points over none"]["minilmv2-layer-2"].startswith("+50.0 [")
+    assert table["dev: accuracy %"]["none"] == "80.0 [67.0, 89.0]"
+    refused = table.loc["tinybert"]
+    assert refused["Refused because"] == "unequal heads" and "equal head counts" in refused["Demands"]
+    assert table["Source"]["minilmv2-layer-2"] == "MiniLMv2, Wang et al. 2021"
+    assert stage_tables.show(table).to_html()
 
 
 def test_training_table_has_one_row_a_phase():

@@ -186,12 +186,28 @@ def test_relation_heads_that_do_not_divide_are_refused_before_the_teacher_passes
         stages.train_student(wrong, "distillation/minilmv2")
 
 
+def test_compared_objectives_leave_what_their_table_needs_and_refusals_leave_their_sentence(chain):
+    run, _ = chain
+    compared = "minilmv2-layer-0,minilmv2-by-assistant,pkd,logits-transfer-20"
+    more = tiny_run(run.study, "mnli", compared_objectives=compared, assistant_from_layers=[0, 1])
+    found = {key.split("/")[1]: stages.run_stage(more, key) for key in more.plan if key.startswith("distillation/")}
+    assert found["pkd"].results == {"refused": found["pkd"].refused} and "two layers or more" in found["pkd"].refused
+    assert found["minilmv2"].results["teacher_layer"] == 1 and found["minilmv2-layer-0"].results["teacher_layer"] == 0
+    by_assistant = found["minilmv2-by-assistant"].results
+    assert by_assistant["learnt_from"] == "distillation/minilmv2-assistant"
+    assert found["minilmv2-assistant"].results["model"]["layers"] == 2 and by_assistant["model"]["layers"] == 1
+    transfer = found["logits-transfer-20"].results
+    assert transfer["transfer_rows"] == transfer["data"]["transfer_rows"] > 0 == by_assistant["transfer_rows"]
+    assert transfer["source"] == "Hinton et al. 2015" and transfer["demands"] == "the same labels"
+    assert sum(phase["seconds"] for phase in transfer["training"]["phases"]) > 0
+
+
 def test_students_are_made_as_named(tmp_path, chain):
     run, _ = chain
     tokenizer, teacher = stages.load_stage_model(run, TEACHER)
 
     def student(**overrides):
-        return stages.make_student(tiny_run(run.study, "mnli", **overrides), teacher, tokenizer)
+        return stages.make_student(tiny_run(run.study, "mnli", **overrides).settings, 0, teacher, tokenizer)
 
     assert describe_model(student())["layers"] == 1
     torch.testing.assert_close(student().classifier.weight, teacher.classifier.weight)
@@ -209,7 +225,8 @@ def test_student_with_another_vocabulary_is_refused(tmp_path, chain):
     stages.fine_tune_teacher(other)
     tokenizer, teacher = stages.load_stage_model(run, TEACHER)
     with pytest.raises(ModelError, match="another vocabulary"):
-        stages.make_student(tiny_run(run.study, "mnli", student=str(other.stage_folder(TEACHER))), teacher, tokenizer)
+        stages.make_student(tiny_run(run.study, "mnli", student=str(other.stage_folder(TEACHER))).settings, 0, teacher,
+                            tokenizer)
 
 
 def test_rows_longer_than_the_model_are_cut_and_counted(tmp_path):

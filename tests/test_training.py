@@ -141,3 +141,14 @@ def test_length_grouped_order_is_a_fresh_permutation_each_epoch_of_alike_batches
     assert grouped < 0.2 * padding(np.random.default_rng(1).permutation(1003))[0]
     # Batches come in no order of length: neighbours are as unlike as any two.
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+
+
+def test_a_model_trained_in_half_precision_predicts_as_its_saved_weights_do():
+    """Autocast is for the loss: what is predicted afterwards, and recorded, is what a reloaded model gives."""
+    rows, tokenizer = tokenized_sentences(16)
+    model = small_model(vocabulary_size=len(tokenizer))
+    settings = load_settings("demo", {"training_precision": "bfloat16"})
+    train_phases(model, rows, [Phase("labels", 1, 1e-3, label_loss)], tokenizer, settings, 0)
+    again = small_model(vocabulary_size=len(tokenizer))
+    again.load_state_dict(model.state_dict())
+    assert (predict(model, rows, tokenizer) == predict(again, rows, tokenizer)).all()

@@ -1,15 +1,18 @@
-"""Figures about distillation: what the relations look like, and how far the student's are from the teacher's."""
+"""Figures about distillation: what the relations look like, what each phase reduces, which layer teaches best."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn
 
-from edgemin_utils.figures.style import CYCLE, WIDTH, StudyFigure, new_figure, note_figure, styled
+from edgemin_utils.figures.style import CYCLE, GREY, MARKERS, WIDTH, StudyFigure, new_figure, note_figure, styled
+from edgemin_utils.objectives import read_student
 
 COLOUR_QUANTILE = 0.98
+LINE_STYLES = ("-", "--", "-.", ":")
 
 
 @styled
@@ -51,24 +54,67 @@ def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
 
 
 @styled
-def relation_loss_curves(training: Mapping[str, Any]) -> StudyFigure:
-    """Divergence between the student's and the teacher's relations over the training steps, per pair of projections.
+def objective_loss_curves(training: Mapping[str, Any]) -> StudyFigure:
+    """What the student is trained to reduce over the training steps: a panel for each phase, a curve for each part.
 
     Args:
-        training: `results["training"]` of a record with a relation phase.
+        training: `results["training"]` of a record: phases and history.
     """
     history = pd.DataFrame(training["history"])
-    pairs = [name for name in history if set(name.split("-")) <= {"query", "key", "value"} and "-" in name]
-    rows = history.dropna(subset=pairs, how="all") if pairs else history.iloc[:0]
-    if rows.empty:
-        return note_figure("this student was trained without a relation phase")
-    figure = new_figure(2.9)
+    if history.empty:
+        return note_figure("no training steps recorded")
+    names = [phase["name"] for phase in training["phases"]]
+    figure = new_figure(3.1)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        rows = history[history["phase"] == name].dropna(axis="columns", how="all")
+        parts = [column for column in rows if column not in ("phase", "step", "epoch", "loss")] or ["loss"]
+        for number, part in enumerate(parts):
+            axes.plot(rows["step"], rows[part], color=CYCLE[number % len(CYCLE)],
+                      linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=part)
+        if (rows[parts] > 0).all(axis=None):
+            axes.set_yscale("log")
+        divergences = all(set(part.split("-")) <= {"query", "key", "value"} for part in parts)
+        axes.set(xlabel="training step", ylabel="KL divergence (nats)" if divergences else "loss", title=name)
+        axes.grid(axis="y")
+        axes.legend(loc="best", fontsize=7)
+    return figure
+
+
+@styled
+def teacher_layer_scan(students: Mapping[str, Mapping[str, Any]]) -> StudyFigure:
+    """Accuracy of students that differ only in the teacher layer they learn from, with 95 % intervals; the line is the
+    student without distillation.
+
+    Args:
+        students: student's name -> results of its record; refused ones are left out.
+    """
+    scanned = {}
+    for name, results in students.items():
+        student = read_student(name)
+        if "teacher_layer" in results and not (student.assistant or student.is_assistant or results["transfer_rows"]):
+            scanned.setdefault(student.objective, {})[results["teacher_layer"]] = _main_accuracy(results)
+    scanned = {objective: dict(sorted(layers.items())) for objective, layers in scanned.items() if len(layers) > 1}
+    if not scanned:
+        return note_figure("no teacher layers were scanned: add students such as minilmv2-layer-0 to "
+                           "compared_objectives")
+    figure = new_figure(3.0)
     axes = figure.add_subplot()
-    for pair, colour, style in zip(pairs, CYCLE, ("-", "--", "-.", ":", "-", "--"), strict=False):
-        axes.plot(rows["step"], rows[pair], color=colour, linestyle=style, label=pair)
-    axes.set(xlabel="training step", ylabel="KL divergence (nats)", title="relations: student against teacher")
-    if (rows[pairs] > 0).all(axis=None):
-        axes.set_yscale("log")
+    for number, (objective, layers) in enumerate(scanned.items()):
+        middle, low, high = (100 * np.array(values) for values in zip(*layers.values(), strict=True))
+        axes.errorbar(list(layers), middle, yerr=(middle - low, high - middle), color=CYCLE[number],
+                      marker=MARKERS[number], capsize=3, label=objective)
+    if "none" in students and "metrics" in students["none"]:
+        plain, low, high = (100 * value for value in _main_accuracy(students["none"]))
+        axes.axhline(plain, color=GREY, linestyle="--", label="without distillation")
+        axes.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
+    axes.set(xlabel="teacher layer (counted from 0)", ylabel="accuracy (%)", title="which teacher layer to learn from")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _main_accuracy(results: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Accuracy on the main dev split and the ends of its interval."""
+    metrics = next(iter(results["metrics"].values()))
+    return metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]

@@ -68,7 +68,8 @@ def comparison_sentences(step: str, tests: pd.DataFrame) -> list[str]:
     """Whether a step helped, harmed or made no difference that the rows can show, split by split.
 
     Args:
-        step: "distillation", "pruning with recovery", "quantization", ... as the sentence's subject.
+        step: "distillation", "pruning with recovery", "quantization", ... as the sentence's subject; or the name of
+            a method that is set beside another.
         tests: `stage_tables.paired_tests` of the model without and the one with the step.
     """
     return [

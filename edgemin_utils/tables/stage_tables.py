@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 
 from edgemin_utils.config import EVERY_TRAINED_STAGE, Settings, load_settings, setting_fields
 from edgemin_utils.errors import DataError
+from edgemin_utils.objectives import OBJECTIVES, read_student
 from edgemin_utils.records import Record, Run
 from edgemin_utils.statistics import compare_predictions
 from edgemin_utils.tables.layout import p_value_text
@@ -222,17 +223,53 @@ def _run_lengths(numbers: Sequence[int]) -> str:
     return f"{numbers[0]:,}" if len(set(numbers)) == 1 else ", ".join(f"{number:,}" for number in numbers)
 
 
-def relation_heads_table(settings: Settings, records: Mapping[str, Record]) -> pd.DataFrame:
-    """Attention heads beside relation heads: what the relations are made from in each model."""
+def heads_table(records: Mapping[str, Record], relation_heads: int | None) -> pd.DataFrame:
+    """Attention heads of several models, and beside them the relation heads that their relations are made from.
+
+    Args:
+        relation_heads: number of relation heads; None for an objective without relations.
+    """
     rows = []
     for name, record in records.items():
         model = record.results["model"]
-        heads = model["heads"][0]
-        rows.append({"Model": name, "Hidden size": model["hidden_size"], "Attention heads": heads,
-                     "Size of an attention head": model["hidden_size"] // heads,
-                     "Relation heads": settings.relation_heads,
-                     "Size of a relation head": model["hidden_size"] // settings.relation_heads})
+        heads, row = model["heads"][0], {"Model": name, "Hidden size": model["hidden_size"]}
+        row |= {"Attention heads": heads, "Size of an attention head": model["hidden_size"] // heads}
+        if relation_heads:
+            row |= {"Relation heads": relation_heads, "Size of a relation head": model["hidden_size"] // relation_heads}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+# ---- distillation objectives -----------------------------------------------------------------------------------
+
+
+def objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every student of a chain: how it learnt, what that demands, weights, accuracy, training time; or why there is
+    none.
+
+    Args:
+        students: student's name -> its record.
+        tests: student's name -> `paired_tests` of the student without distillation and this one, where both exist.
+    """
+    rows = []
+    for name, record in students.items():
+        results, entry = record.results, OBJECTIVES[read_student(name).objective]
+        row = {"Student": name, "Source": entry.source, "Demands": entry.demands}
+        if record.refused:
+            rows.append({**row, "Refused because": record.refused})
+            continue
+        row |= {"Weights": f"{results['size']['stored_weights']:,}",
+                "Training s": f"{sum(phase['seconds'] for phase in results['training']['phases']):,.1f}"}
+        for split, metrics in results["metrics"].items():
+            row[f"{split}: accuracy %"] = percent(metrics["accuracy"], metrics["accuracy_low"],
+                                                  metrics["accuracy_high"])
+        for test in tests[name].to_dict("records") if name in tests else ():
+            row[f"{test['split']}: points over none"] = \
+                f"{test['difference']:+.1f} [{test['low']:+.1f}, {test['high']:+.1f}]"
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    last = [name for name in ("Demands", "Refused because") if name in frame]
+    return frame[[name for name in frame if name not in last] + last].astype(object).where(frame.notna(), None)
 
 
 # ---- pruning ---------------------------------------------------------------------------------------------------
