@@ -152,7 +152,8 @@ def cost_results(latency: dict[str, float] = LATENCY_MS) -> dict:
         for name, factor in (("1x32", 0.5), ("1x128", 1.0), ("dev rows", 0.25)):
             for key, base in latency.items():
                 rows.append({"key": key, "timed_as": key, "input": name, "threads": threads,
-                             "median_ms": base * factor / threads, "iqr_ms": 0.1, "p90_ms": base * factor / threads + 0.2, "runs": 30,
+                             "median_ms": base * factor / threads, "iqr_ms": 0.1,
+                             "p90_ms": base * factor / threads + 0.2, "runs": 30,
                              "noisy": key == NONE and name == "1x128" and threads == 1})
                 if key != TEACHER:
                     ratio = LATENCY_MS[TEACHER] / base

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemin_utils.chain import LATENCY, TEACHER, UNDISTILLED
+from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.objectives import UNDISTILLED
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
 
@@ -14,7 +15,7 @@ STUDENT_NAMES = {
 }
 OBJECTIVE_NAMES = {
     "none": "None", "none-pretrained": "None, from the checkpoint", "logits": "Soft targets",
-    "distilbert": "DistilBERT", "pkd": "PKD-Skip", "pkd-skip": "PKD-Skip", "pkd-last": "PKD-Last",
+    "distilbert": "DistilBERT", "pkd": "PKD-Skip", "pkd-last": "PKD-Last",
     "tinybert": "TinyBERT", "minilm": "MiniLM", "minilmv2": "MiniLMv2", "mlkd": "MLKD-BERT", "shd": "SHD",
 }
 SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with embeddings"}
@@ -222,8 +223,10 @@ def _step_name(step: str, cuts: set[str]) -> str:
 
 
 def objective_name(student: str) -> str:
-    """A student's objective as tables spell it."""
-    return OBJECTIVE_NAMES.get(student, student)
+    """A student's objective as tables spell it, with what else its name says: "MiniLMv2, layer 3"."""
+    objective = max((name for name in OBJECTIVE_NAMES if student.startswith(name)), key=len, default=student)
+    rest = student.removeprefix(objective).strip("-").replace("-", " ")
+    return ", ".join(part for part in (OBJECTIVE_NAMES.get(objective, objective), rest) if part)
 
 
 def _order(content: Mapping, main: str | None, key: str) -> tuple:
