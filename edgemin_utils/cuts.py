@@ -67,8 +67,9 @@ def read_cut(name: str) -> Mapping[str, Any]:
     ranks = match and (match["heads"] or match["neurons"] or (match["layers"] or "").startswith("least"))
     if not cuts or (ranks and criterion is None):
         raise SettingError(f"{name!r} names no cut; write it like gradient-heads-0.2, "
-                           "gradient-heads-0.2-neurons-0.25, layers-top-1 or vocabulary, with one of the criteria "
-                           f"{', '.join(PRUNING_CRITERIA)}")
+                           "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
+                           f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "
+                           "vocabulary, global, rounds, draw, without-distillation")
     if criterion is not None and criterion not in PRUNING_CRITERIA:
         raise SettingError(f"cut {name!r}: unknown pruning criterion {criterion!r}; "
                            f"{nearest(criterion, PRUNING_CRITERIA)}")
