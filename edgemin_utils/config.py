@@ -150,6 +150,8 @@ class Settings:
                                          "important), or their numbers as in 0-2-4; none: none", stages=("pruning",))
     prune_vocabulary: bool = _setting(False, "drop the tokens that no train row (or vocabulary_text) needs; single "
                                       "characters stay, so that any text still tokenizes", stages=("pruning",))
+    vocabulary_occurrences: int = _setting(1, "times that a token must be seen there to stay", "occurrences",
+                                           ("pruning",))
     pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
                                    ("pruning",))
     recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
@@ -161,7 +163,7 @@ class Settings:
     recovery_epochs: float = _setting(0.5, "fine-tuning after the cut", "epochs", ("pruning",))
     recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
     compared_cuts: list[str] = _setting([], "cuts set beside the main one, by name, as in magnitude-heads-0.2, "
-                                        "gradient-neurons-0.25-multiple-16, layers-top-1 or vocabulary")
+                                        "gradient-neurons-0.25-multiple-16, layers-top-1 or vocabulary-seen-2")
     scan_criteria: list[str] = _setting(["gradient", "gradient-l2", "taylor", "magnitude"], "criteria whose order the "
                                         "scans follow", stages=("pruning",))
     scan_rows: int = _setting(512, "hold-out rows on which the scans mask units one by one", "rows", ("pruning",))
@@ -367,8 +369,8 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
     for name in ("batch_size", "evaluation_batch_size", "max_length", "relation_heads", "vocabulary_size",
                  "teacher_layers", "teacher_heads", "student_layers", "student_heads", "importance_rows",
-                 "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple", "pruning_rounds", "scan_rows",
-                 "bootstrap_samples", "memory_runs"):
+                 "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple", "vocabulary_occurrences",
+                 "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs"):
         if getattr(settings, name) < 1:
             raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",

@@ -91,10 +91,10 @@ def _inputs(run: Run, loaded: Mapping[str, tuple[Any, nn.Module]]) -> dict[str, 
     own lengths through its own tokenizer. Every model gets the same rows in the same order."""
     inputs = {f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)]
                               for key, (_, model) in loaded.items()} for length in run.settings.latency_lengths}
-    models = [model for _, model in loaded.values()]
+    models, data = [model for _, model in loaded.values()], load_task_data(run.settings, run.task, run.seed)
     inputs["dev rows"] = {}
     for key, (tokenizer, _) in loaded.items():
-        rows = next(iter(tokenized_task(run, tokenizer, models).dev.values()))
+        rows = next(iter(tokenized_task(run, tokenizer, models, data).dev.values()))
         make = batch_maker(rows, tokenizer)
         batches = (make([place]) for place in range(min(DEV_ROWS_TIMED, len(rows))))
         inputs["dev rows"][key] = [{name: value for name, value in batch.items() if name != "labels"}

@@ -6,7 +6,7 @@
     random-heads-0.5-draw-2                   at random, the second draw
     layers-top-1, layers-0-2                  the last layer; the layers numbered 0 and 2
     gradient-layers-least-1                   the least important layer
-    vocabulary                                tokens that the train rows do not need
+    vocabulary, vocabulary-seen-3             without tokens that the train rows never need; need less than three times
     magnitude-heads-0.5-rounds-4              cut and recovered in four rounds
     gradient-heads-0.2-without-distillation   recovery on labels alone
 
@@ -29,7 +29,7 @@ _CUT = re.compile(
     rf"(?:-heads-(?P<heads>{_RATIO})(?:-multiple-(?P<heads_multiple>{_COUNT}))?)?"
     rf"(?:-neurons-(?P<neurons>{_RATIO})(?:-multiple-(?P<neurons_multiple>{_COUNT}))?)?"
     rf"(?:-layers-(?P<layers>(?:{PRUNED_LAYERS.pattern})))?"
-    rf"(?P<vocabulary>-vocabulary)?(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
+    rf"(?P<vocabulary>-vocabulary(?:-seen-(?P<seen>{_COUNT}))?)?(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
     rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?")
 
 
@@ -47,7 +47,8 @@ def cut_name(settings: Settings) -> str:
     if neurons:
         parts += ["neurons", _decimal(neurons), *_unless(1, "multiple", settings.kept_neurons_multiple)]
     parts += ["layers", layers] if layers else []
-    parts += ["vocabulary"] if settings.prune_vocabulary else []
+    if settings.prune_vocabulary:
+        parts += ["vocabulary", *_unless(1, "seen", settings.vocabulary_occurrences)]
     parts += ["global"] if settings.pruning_scope == "global" and (heads or neurons) else []
     parts += _unless(1, "rounds", settings.pruning_rounds)
     parts += _unless(1, "draw", settings.pruning_draw if ranks and settings.pruning_criterion == "random" else 1)
@@ -81,8 +82,9 @@ def read_cut(name: str) -> Mapping[str, Any]:
         **ratios, "pruning_criterion": criterion or PRUNING_CRITERIA[0], "pruning_draw": int(match["draw"] or 1),
         "kept_heads_multiple": int(match["heads_multiple"] or 1),
         "kept_neurons_multiple": int(match["neurons_multiple"] or 1), "pruned_layers": match["layers"],
-        "prune_vocabulary": bool(match["vocabulary"]), "pruning_scope": "global" if match["everywhere"] else "layer",
-        "pruning_rounds": int(match["rounds"] or 1), "recovery_distillation": not match["labels"]}
+        "prune_vocabulary": bool(match["vocabulary"]), "vocabulary_occurrences": int(match["seen"] or 1),
+        "pruning_scope": "global" if match["everywhere"] else "layer", "pruning_rounds": int(match["rounds"] or 1),
+        "recovery_distillation": not match["labels"]}
 
 
 CUT_SETTINGS = tuple(read_cut("vocabulary"))

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils.config import Settings
+from edgemin_utils.data import TaskData
 from edgemin_utils.distillation import soft_target_loss
 from edgemin_utils.evaluation import load_stage_model, tokenized_task
 from edgemin_utils.records import Run
@@ -20,7 +21,7 @@ def load_teacher(run: Run, key: str) -> tuple[PreTrainedTokenizerBase, nn.Module
 
 
 def answer_loss(run: Run, settings: Settings, teacher: tuple[PreTrainedTokenizerBase, nn.Module] | None,
-                models: Sequence[nn.Module]) -> LossFunction:
+                models: Sequence[nn.Module], data: TaskData) -> LossFunction:
     """The loss of recovery and tuning.
 
     The teacher reads the train rows through its own tokenizer: soft targets belong to rows, so that a student whose
@@ -28,11 +29,12 @@ def answer_loss(run: Run, settings: Settings, teacher: tuple[PreTrainedTokenizer
 
     Args:
         models: those that the student's rows are tokenized for, so that teacher and student see rows cut alike.
+        data: the chain's rows.
     """
     if teacher is None:
         return label_loss
     tokenizer, model = teacher
-    rows = tokenized_task(run, tokenizer, models).train
+    rows = tokenized_task(run, tokenizer, models, data).train
     signals = signal_source(model, rows, tokenizer, ("logits",), settings.evaluation_batch_size,
                             settings.teacher_cache_gigabytes)
     return soft_target_loss(signals, settings.temperature, settings.soft_target_weight)

@@ -105,7 +105,8 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     else:
         tokenizer, model = load_stage_model(run, stage.source)
     # The same rows for both, each through its own tokenizer: a vocabulary may have been cut before.
-    rows, teacher_rows = (tokenized_task(run, own, [teacher, model]) for own in (tokenizer, teacher_tokenizer))
+    rows = tokenized_task(run, tokenizer, [teacher, model])
+    teacher_rows = tokenized_task(run, teacher_tokenizer, [teacher, model], rows.data)
     objective = find_objective(name)
     signals, started = objective.signals(settings, teacher), time.perf_counter()
     # Checked before the teacher's pass over the rows: a mismatch should not cost minutes.
@@ -215,7 +216,7 @@ def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
     models = [model] if teacher is None else [model, teacher[1]]
     rows = tokenized_task(run, tokenizer, models)
     phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
-                  answer_loss(run, settings, teacher, models))
+                  answer_loss(run, settings, teacher, models, rows.data))
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
     return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),

@@ -22,6 +22,7 @@ def drawn_settings(count):
             head_prune_ratio=draw.choice(ratios), kept_heads_multiple=draw.choice((1, 2)),
             feed_forward_prune_ratio=draw.choice(ratios), kept_neurons_multiple=draw.choice((1, 16, 32)),
             pruning_scope=draw.choice(("layer", "global")), prune_vocabulary=draw.random() < 0.3,
+            vocabulary_occurrences=draw.choice((1, 3)),
             pruned_layers=draw.choice((None, None, "top-1", "least-2", "0", "0-2-4", "10")),
             pruning_rounds=draw.choice((1, 3)), recovery_distillation=draw.random() < 0.5)
 
@@ -40,6 +41,8 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
             idle |= {"kept_heads_multiple"}
         if not settings.feed_forward_prune_ratio:
             idle |= {"kept_neurons_multiple"}
+        if not settings.prune_vocabulary:
+            idle |= {"vocabulary_occurrences"}
         if not (settings.head_prune_ratio or settings.feed_forward_prune_ratio):
             idle |= {"pruning_scope"}
             if settings.pruned_layers != "least-2":
@@ -62,7 +65,8 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         "kept_neurons_multiple": 16, "pruning_scope": "global"}),
     ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
     ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
-    ("layers-top-2-vocabulary", {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True}),
+    ("layers-top-2-vocabulary-seen-3", {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True,
+                                         "vocabulary_occurrences": 3}),
     ("gradient-heads-0.2-rounds-4-without-distillation", {"pruning_rounds": 4, "recovery_distillation": False}),
 ])
 def test_names_as_they_are_written(name, changes):
@@ -78,7 +82,8 @@ def test_what_names_no_cut_is_refused(name):
         read_cut(name)
 
 
-@pytest.mark.parametrize("name, nearest", [("gradiant-heads-0.2", "gradient"), ("gradient-l3-neurons-0.5", "gradient-l2"),
+@pytest.mark.parametrize("name, nearest", [("gradiant-heads-0.2", "gradient"),
+                                           ("gradient-l3-neurons-0.5", "gradient-l2"),
                                            ("tailor-layers-least-1", "taylor"), ("magnitud-vocabulary", "magnitude")])
 def test_an_unknown_criterion_names_the_nearest(name, nearest):
     with pytest.raises(SettingError, match=f"did you mean '{nearest}'"):

@@ -18,8 +18,8 @@ from edgemin_utils.training import predict
 
 CORPUS = ["the film was good and the story warm", "naïve 東京 café dull plot", "unbelievable storytelling \U0001F600"]
 SEEN = ["the film", "good story , warm"]
-ODD = ["zyzzyva quixotry", "the café was naïve", "東京 film", "\U0001F600 good \U0001F600", "a" * 120, "ÅNGSTRÖM İstanbul",
-       "don't... re-do\tit\n", "", "\u200b\u0301", "\U0001F468\u200d\U0001F469 ok"]
+ODD = ["zyzzyva quixotry", "the café was naïve", "東京 film", "\U0001F600 good \U0001F600", "a" * 120,
+       "ÅNGSTRÖM İstanbul", "don't... re-do\tit\n", "", "\u200b\u0301", "\U0001F468\u200d\U0001F469 ok"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,13 @@ def test_what_is_kept(tokenizer):
     assert not {"unbelievable", "dull", "plot"} & set(names)
     assert {name for name in names if len(name.removeprefix("##")) > 1 and not name.startswith("[")} == \
         {"the", "film", "good", "story", "warm"}
+
+
+def test_a_token_must_be_seen_often_enough(tokenizer):
+    texts = ["the film", "the good film", "the"]
+    words = [{name for name in tokenizer.convert_ids_to_tokens(tokens_in_use(tokenizer, texts, least))
+              if name in ("the", "film", "good")} for least in (1, 2, 3, 4)]
+    assert words == [{"the", "film", "good"}, {"the", "film"}, {"the"}, set()]
 
 
 def test_texts_without_a_lost_token_are_cut_as_before_and_others_into_characters(tokenizer):

@@ -8,6 +8,7 @@ into single characters, which are always kept.
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import tokenizers
@@ -18,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from edgemin_utils.errors import MethodRefused
 
 
-def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[int]:
-    """Ids to keep, sorted: tokens seen in `texts`, special and added tokens, and all single characters, alone and as
-    continuations.
+def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1) -> list[int]:
+    """Ids to keep, sorted: tokens seen in `texts` at least `occurrences` times, special and added tokens, and all
+    single characters, alone and as continuations.
 
     Raises:
         MethodRefused: the tokenizer is not WordPiece.
@@ -32,9 +33,10 @@ def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> l
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()  # a tokenizer keeps the truncation that it was last used with
     backend.no_padding()
+    counts: Counter[int] = Counter()
     for encoding in backend.encode_batch(list(texts), add_special_tokens=False):
-        kept.update(encoding.ids)
-    return sorted(kept)
+        counts.update(encoding.ids)
+    return sorted(kept.union(number for number, count in counts.items() if count >= occurrences))
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerFast:
