@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgemin_utils.config import Settings, nearest, settings_of_stage
-from edgemin_utils.cuts import cut_name, read_cut
+from edgemin_utils.cuts import CUT_SETTINGS, cut_name, read_cut
 from edgemin_utils.errors import SettingError
 from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, StudentName, read_student
 
@@ -41,7 +41,9 @@ STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tunin
          "quantize": "quantization"}
 
 _SOFT_TARGETS = ("temperature", "soft_target_weight", "recovery_distillation")
-_SCAN = ("scan_rows", "random_draws")
+_SCAN = ("scan_criteria", "scan_rows", "random_draws")
+_AFTER_A_SCAN = ("recovery_epochs", "recovery_learning_rate", "vocabulary_text", *_SOFT_TARGETS, *CUT_SETTINGS)
+SCANNED_UNITS = ("heads", "neurons", "layers")
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ def distillation_key(student: str) -> str:
     return f"distillation/{student}"
 
 
-def scan_key(student: str) -> str:
-    return f"pruning/{student}+head-scan"
+def scan_key(student: str, units: str = "heads") -> str:
+    """Key of the scan in which a student's heads, neurons or layers are masked one after another."""
+    return f"pruning/{student}+{units.removesuffix('s')}-scan"
 
 
 def pruning_key(settings: Settings, student: str) -> str:
@@ -166,8 +169,9 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
     main = plan.student(settings.objective)
     for name in students(settings):
         plan.student(name, optional=True)
-    plan.add(Stage(scan_key(main.student), source=main.key, student=main.student, steps=main.steps, keeps_model=False,
-                   ignores=("recovery_epochs", "recovery_learning_rate", *_SOFT_TARGETS)))
+    for units in SCANNED_UNITS:
+        plan.add(Stage(scan_key(main.student, units), source=main.key, student=main.student, steps=main.steps,
+                       keeps_model=False, ignores=_AFTER_A_SCAN))
     pruned = plan.step(main, "prune")
     plan.step(pruned, "quantize")
     if settings.factorial:
@@ -278,11 +282,12 @@ class _Plan:
         return name, changes, Stage("", teacher=teacher, ignores=student.ignores)
 
     def _prune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
-        changes = read_cut(what) if what else {}
-        settings = dataclasses.replace(self.settings, **changes)
-        learns = source.distilled and settings.recovery_distillation
-        ignores = _SCAN if learns else (*_SCAN, *_SOFT_TARGETS[:2])
-        return cut_name(settings), changes, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+        name = cut_name(dataclasses.replace(self.settings, **read_cut(what)) if what else self.settings)
+        changes = read_cut(name)  # the settings of a cut that do not matter to this one have their defaults in it
+        learns = source.distilled and changes["recovery_distillation"]
+        ignores = (*_SCAN, *(() if learns else _SOFT_TARGETS[:2]),
+                   *(() if changes["prune_vocabulary"] else ("vocabulary_text",)))
+        return name, changes, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 
     def _quantize(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         scheme = what or self.settings.quantization_scheme

@@ -8,6 +8,7 @@ not what comes out of it.
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from edgemin_utils.objectives import OBJECTIVES, read_student
 
 STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measurement")
 EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
+# Each is a function of pruning/importance.py.
+PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "random")
+PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
 
 
 def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
@@ -145,23 +149,42 @@ class Settings:
                                               "the teacher runs once an epoch", "GB")
 
     # ---- pruning ----------------------------------------------------------------------------------------
-    pruning_criterion: str = _setting("gradient", "importance of a head", stages=("pruning",),
-                                      choices=("gradient", "magnitude", "random"))
+    # What is cut, and how. All of these are in a cut's name (cuts.py).
+    pruning_criterion: str = _setting("gradient", "importance of a head, neuron or layer", stages=("pruning",),
+                                      choices=PRUNING_CRITERIA)
+    pruning_draw: int = _setting(1, "which draw, with the criterion random", "number", ("pruning",))
     head_prune_ratio: float = _setting(0.2, "share of the attention heads removed", "0..1)", ("pruning",))
+    kept_heads_multiple: int = _setting(1, "heads that a layer keeps are rounded up to a multiple of this", "heads",
+                                        ("pruning",))
+    feed_forward_prune_ratio: float = _setting(0.0, "share of the feed-forward neurons removed", "0..1)", ("pruning",))
+    kept_neurons_multiple: int = _setting(1, "neurons that a layer keeps are rounded up to a multiple of this, such as "
+                                          "the 16 or 32 that matrix kernels work in", "neurons", ("pruning",))
     pruning_scope: str = _setting("layer", "layer: int(ratio * heads) in each layer, as the paper; global: the "
                                   "least important of all, at least one head a layer stays", stages=("pruning",),
                                   choices=("layer", "global"))
-    feed_forward_prune_ratio: float = _setting(0.0, "share of the feed-forward neurons removed in each layer",
-                                               "0..1)", ("pruning",))
-    importance_rows: int = _setting(512, "train rows from which importance is taken", "rows", ("pruning",))
-    scan_rows: int = _setting(512, "hold-out rows on which heads are taken away one by one", "rows", ("pruning",))
-    random_draws: int = _setting(3, "random orders that the importance orders are held against", "draws",
-                                 ("pruning",))
-    recovery_epochs: float = _setting(0.5, "fine-tuning after the cut", "epochs", ("pruning",))
-    recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
+    pruned_layers: str | None = _setting(None, "layers dropped whole: top-2 (the last two), least-2 (the two least "
+                                         "important), or their numbers as in 0-2-4; none: none", stages=("pruning",))
+    prune_vocabulary: bool = _setting(False, "drop the tokens that no train row (or vocabulary_text) needs; single "
+                                      "characters stay, so that any text still tokenizes", stages=("pruning",))
+    vocabulary_occurrences: int = _setting(1, "times that a token must be seen there to stay", "occurrences",
+                                           ("pruning",))
+    pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
+                                   ("pruning",))
     recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
                                            "targets", stages=("pruning", "tuning"))
-    compared_cuts: list[str] = _setting([], "cuts set beside the main one, by name, as in magnitude-heads-0.2")
+    # What is the same for all cuts of a chain.
+    vocabulary_text: str | None = _setting(None, "text file whose tokens a vocabulary cut keeps; none: the train rows",
+                                           stages=("pruning",))
+    importance_rows: int = _setting(512, "train rows from which importance is taken", "rows", ("pruning",))
+    recovery_epochs: float = _setting(0.5, "fine-tuning after the cut", "epochs", ("pruning",))
+    recovery_learning_rate: float = _setting(2e-4, "peak learning rate of recovery", "", ("pruning",))
+    compared_cuts: list[str] = _setting([], "cuts set beside the main one, by name, as in magnitude-heads-0.2, "
+                                        "gradient-neurons-0.25-multiple-16, layers-top-1 or vocabulary-seen-2")
+    scan_criteria: list[str] = _setting(["gradient", "gradient-l2", "taylor", "magnitude"], "criteria whose order the "
+                                        "scans follow", stages=("pruning",))
+    scan_rows: int = _setting(512, "hold-out rows on which the scans mask units one by one", "rows", ("pruning",))
+    random_draws: int = _setting(3, "random orders that the importance orders are held against", "draws",
+                                 ("pruning",))
 
     # ---- tuning: training a compressed model again ---------------------------------------------------------
     tuning_epochs: float = _setting(1, "quantization-aware training, or final fine-tuning", "epochs", ("tuning",))
@@ -204,6 +227,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
         "tuning_learning_rate": 3e-5,
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
+        "scan_criteria": ["gradient", "magnitude"],
     },
     "paper": {
         "dropout": 0.1, "warmup_ratio": 0.1, "recovery_epochs": 1,
@@ -216,6 +240,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "prediction_epochs": 3, "prediction_learning_rate": 5e-5, "recovery_learning_rate": 3e-5,
         "tuning_learning_rate": 3e-5,
         "training_precision": "auto", "latency_protocol": "full", "memory_runs": 3, "importance_rows": 1024,
+        "scan_criteria": ["gradient", "magnitude"],
     },
 }
 
@@ -362,7 +387,8 @@ def _check(settings: Settings) -> None:
         raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
     for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads",
                  "vocabulary_size", "teacher_layers", "teacher_heads", "student_layers", "student_heads",
-                 "assistant_layers", "importance_rows", "scan_rows", "bootstrap_samples", "memory_runs"):
+                 "assistant_layers", "importance_rows", "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple",
+                 "vocabulary_occurrences", "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs"):
         if getattr(settings, name) < 1:
             raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
@@ -385,9 +411,20 @@ def _check(settings: Settings) -> None:
     for name in (settings.objective, *settings.compared_objectives):
         if name != "all" and read_student(name) is None:
             raise SettingError(f"unknown objective {name!r}; {nearest(name, (*OBJECTIVES, 'all'))}")
+    _check_pruning(settings)
     if settings.data_source == "folder" and not settings.data_dir:
         raise SettingError("data_source is folder but data_dir is not set; give the folder with --data-dir")
     if settings.data_source == "file" and not settings.task_file:
         raise SettingError("data_source is file but task_file is not set; give the file with --task-file")
     if settings.data_source == "file" and len(settings.text_columns) not in (1, 2):
         raise SettingError("a task of one's own needs one or two text columns; give them with --text-columns")
+
+
+def _check_pruning(settings: Settings) -> None:
+    ranking = [name for name in PRUNING_CRITERIA if name != "random"]  # random orders are drawn anyway
+    for name in settings.scan_criteria:
+        if name not in ranking:
+            raise SettingError(f"unknown criterion {name!r} in scan_criteria; {nearest(name, ranking)}")
+    if settings.pruned_layers is not None and not PRUNED_LAYERS.fullmatch(settings.pruned_layers):
+        raise SettingError(f"pruned_layers is {settings.pruned_layers!r}; write top-2, least-2, numbers as in 0-2-4, "
+                           "or none")

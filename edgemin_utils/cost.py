@@ -5,17 +5,18 @@ speed drifts. Models of equal shapes and scheme run the same operations; one of 
 all (`timed_as` says which).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.evaluation import load_stage_model, load_stage_tokenizer, predictor, tokenized_task
+from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
 from edgemin_utils.measurement.environment import describe_environment, supports_int8_dot_product
 from edgemin_utils.measurement.latency import (
     PROTOCOLS,
@@ -28,7 +29,7 @@ from edgemin_utils.measurement.latency import (
 )
 from edgemin_utils.measurement.memory import peak_memory
 from edgemin_utils.records import Record, Run
-from edgemin_utils.training import batches
+from edgemin_utils.training import Batch, batch_maker
 
 DEV_ROWS_TIMED = 100
 
@@ -47,16 +48,16 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     settings = run.settings
     records = {key: run.read(key) for key in run.stage(LATENCY).upstream}
     timed_as = representatives({key: record for key, record in records.items() if not record.refused})
-    models = {key: load_stage_model(run, key)[1] for key in dict.fromkeys(timed_as.values())}
-    tokenizer = load_stage_tokenizer(run, TEACHER)
-    timed = {key: predictor(model) for key, model in models.items()}
-    inputs = _inputs(run, models, tokenizer)
+    loaded = {key: load_stage_model(run, key) for key in dict.fromkeys(timed_as.values())}
+    inputs = _inputs(run, loaded)
     latency, ratios, raw = [], [], {}
     threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
     with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting", leave=False) as progress:
         for number in threads:
-            for name, batch_list in inputs.items():
-                result = measure_latency(timed, batch_list, number, PROTOCOLS[settings.latency_protocol])
+            for name, of_model in inputs.items():
+                timed = {key: _answers(predictor(model), of_model[key]) for key, (_, model) in loaded.items()}
+                places = range(len(of_model[TEACHER]))
+                result = measure_latency(timed, places, number, PROTOCOLS[settings.latency_protocol])
                 raw[f"{name}, {number} threads"] = result
                 latency += _latency_rows(result, timed_as, name)
                 ratios += _speed_up_rows(result, timed_as, name, settings.bootstrap_samples)
@@ -65,7 +66,7 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
         f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names})
     memory = _memory(run, timed_as)
     return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
-            "tokenizer": [_time_tokenizer(run, tokenizer)], "timed_as": timed_as, "int8_note": int8_note()}
+            "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])], "timed_as": timed_as, "int8_note": int8_note()}
 
 
 def representatives(records: Mapping[str, Record]) -> dict[str, str]:
@@ -85,15 +86,25 @@ def int8_note() -> str:
             "have them.")
 
 
-def _inputs(run: Run, models: Mapping[str, nn.Module], tokenizer: Any) -> dict[str, list[Any]]:
-    """Fixed inputs at batch 1, and dev rows one by one at their own lengths."""
-    vocabulary = min(model.config.vocab_size for model in models.values())
-    inputs = {f"1x{length}": [fixed_inputs(1, length, vocabulary)] for length in run.settings.latency_lengths}
-    rows = next(iter(tokenized_task(run, tokenizer, list(models.values())).dev.values()))
-    rows = rows.select(range(min(DEV_ROWS_TIMED, len(rows))))
-    inputs["dev rows"] = [{name: value for name, value in batch.items() if name != "labels"}
-                          for _, batch in batches(rows, tokenizer, 1)]
+def _inputs(run: Run, loaded: Mapping[str, tuple[Any, nn.Module]]) -> dict[str, dict[str, list[Batch]]]:
+    """Name -> model's key -> batches of one row: fixed inputs from the model's own vocabulary, and dev rows at their
+    own lengths through its own tokenizer. Every model gets the same rows in the same order."""
+    inputs = {f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)]
+                              for key, (_, model) in loaded.items()} for length in run.settings.latency_lengths}
+    models, data = [model for _, model in loaded.values()], load_task_data(run.settings, run.task, run.seed)
+    inputs["dev rows"] = {}
+    for key, (tokenizer, _) in loaded.items():
+        rows = next(iter(tokenized_task(run, tokenizer, models, data).dev.values()))
+        make = batch_maker(rows, tokenizer)
+        batches = (make([place]) for place in range(min(DEV_ROWS_TIMED, len(rows))))
+        inputs["dev rows"][key] = [{name: value for name, value in batch.items() if name != "labels"}
+                                   for batch in batches]
     return inputs
+
+
+def _answers(predict: Callable[[Batch], torch.Tensor], batches: Sequence[Batch]) -> Callable[[int], torch.Tensor]:
+    """A function from a place in a model's own inputs to its logits there."""
+    return lambda place: predict(batches[place])
 
 
 def _latency_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ RECORD_FILE = "record.json"
 # Beside a chain's stages: the settings that it was last run with, folders of one's own included.
 CHAIN_FILE = "chain.json"
 # Raise a stage's number when its method changes, so that records made the old way count as stale.
-METHOD_VERSIONS = {"teacher": 2, "distillation": 2, "pruning": 2, "tuning": 2, "quantization": 1, "measurement": 1}
+METHOD_VERSIONS = {"teacher": 2, "distillation": 2, "pruning": 3, "tuning": 2, "quantization": 1, "measurement": 2}
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Run:
     def _identity(self, key: str) -> dict[str, Any]:
         stage = self.stage(key)
         settings = stage.settings(self.settings)
-        for name in ("teacher", "student"):
-            if name in settings:
-                settings[name] = model_identity(settings[name])
+        for name in ("teacher", "student", "vocabulary_text"):
+            if settings.get(name):
+                settings[name] = content_identity(settings[name])
         if settings.get("transfer_file"):
             from edgemin_utils.sources import file_identity
 
@@ -316,18 +316,26 @@ def plain(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def model_identity(name: str) -> str:
-    """What stands for a model setting in a fingerprint: the content of a folder, else the name itself."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+def content_identity(name: str) -> str:
+    """What stands for a model or text file in a fingerprint: the content of a folder or file, else the name itself."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return f"file-{_content_digest([path])}"
+    if not path.is_dir():
         return name
+    return "folder-" + _content_digest(
+        sorted(file for file in path.iterdir()
+               if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")), names=True)
+
+
+def _content_digest(paths: Iterable[Path], names: bool = False) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+    for path in paths:
+        if names:
             digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"folder-{digest.hexdigest()[:16]}"
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _digest(content: Any) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from edgemin_utils import quantization
-from edgemin_utils.chain import TEACHER, distillation_key, scan_key
+from edgemin_utils.chain import TEACHER
 from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.config import Settings
 from edgemin_utils.cost import measure_chain
@@ -23,34 +23,25 @@ from edgemin_utils.data import TaskData, load_task_data, task_statistics
 from edgemin_utils.distillation import find_objective
 from edgemin_utils.distillation.objective import Lesson, RelationView
 from edgemin_utils.distillation.relations import relation_matrices
-from edgemin_utils.distillation.soft_targets import soft_target_loss
-from edgemin_utils.encoders import encoder_layers, model_with_layers, scratch_model
-from edgemin_utils.errors import ModelError
+from edgemin_utils.encoders import model_with_layers, scratch_model
+from edgemin_utils.errors import MethodRefused, ModelError
 from edgemin_utils.evaluation import (
     OPERATION_LENGTHS,
     TokenizedTask,
     describe_trained,
-    evaluate,
     load_stage_model,
     predictor,
     read_predictions,
     tokenized_task,
 )
 from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
-from edgemin_utils.measurement.parameters import framework_parameters
 from edgemin_utils.objectives import OBJECTIVES
-from edgemin_utils.pruning import (
-    accuracy_as_heads_go,
-    find_criterion,
-    parameters_of_units,
-    plan_removal,
-    removal_order,
-    remove_units,
-)
+from edgemin_utils.pruning_stages import prune_student, scan_units
 from edgemin_utils.records import Record, Run
+from edgemin_utils.recovery import answer_loss, load_teacher
 from edgemin_utils.teacher_signals import signal_source
-from edgemin_utils.tokenization import load_tokenizer, train_tokenizer
-from edgemin_utils.training import LossFunction, Phase, batches, label_loss, train_phases
+from edgemin_utils.tokenization import load_tokenizer, rows_in_other_tokens, train_tokenizer
+from edgemin_utils.training import Phase, batches, label_loss, train_phases
 
 # Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
 FEWEST_POSITIONS = 128
@@ -116,27 +107,35 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     settings, stage = run.settings_of(key), run.stage(key)
     name = "none-pretrained" if stage.student == "none-pretrained" else settings.objective if stage.teacher else "none"
     objective, entry = find_objective(name), OBJECTIVES[name]
-    tokenizer, teacher = load_stage_model(run, stage.teacher or TEACHER)
+    teacher_tokenizer, teacher = load_stage_model(run, stage.teacher or TEACHER)
     if stage.source == TEACHER:
         start = teacher if stage.teacher in ("", TEACHER) else load_stage_model(run, TEACHER)[1]
-        model = make_student(settings, run.seed, start, tokenizer, pretrained=name == "none-pretrained")
+        tokenizer, model = teacher_tokenizer, make_student(settings, run.seed, start, teacher_tokenizer,
+                                                           pretrained=name == "none-pretrained")
     else:
-        model = load_stage_model(run, stage.source)[1]
+        tokenizer, model = load_stage_model(run, stage.source)
     # Checked before the rows and the teacher's pass over them: a mismatch should not cost minutes.
     lesson = Lesson(settings, teacher, model, seed=run.seed)
     objective.phases(lesson)
+    # The same rows for both, each through its own tokenizer: a vocabulary may have been cut before.
     rows = tokenized_task(run, tokenizer, [teacher, model],
                           load_task_data(settings, run.task, run.seed, transfer=bool(stage.teacher)))
+    teacher_rows = rows if tokenizer is teacher_tokenizer else tokenized_task(
+        run, teacher_tokenizer, [teacher, model], rows.data)
     signals, started = objective.signals(lesson), time.perf_counter()
-    source = signal_source(teacher, rows.learnt_from, tokenizer, signals, settings.evaluation_batch_size,
-                           settings.teacher_cache_gigabytes) if signals else None
+    if any(signal != "logits" and not signal.startswith("cls.") for signal in signals):
+        _refuse_other_tokens(name, teacher_rows, rows)
+    source = signal_source(teacher, teacher_rows.learnt_from, teacher_tokenizer, signals,
+                           settings.evaluation_batch_size, settings.teacher_cache_gigabytes) if signals else None
     signal_seconds = time.perf_counter() - started
-    view = objective.relations(lesson)
-    looked_at = _look_at_relations(rows, view, {"teacher": teacher, "student before": model}) if view else {}
+    view, place = objective.relations(lesson), _ordinary_row(teacher_rows, rows)
+    looked_at = _look_at_relations(teacher_rows, place, view, {"teacher": teacher}) if view else {}
+    if view:
+        looked_at["models"] |= _look_at_relations(rows, place, view, {"student before": model})["models"]
     phases = objective.phases(dataclasses.replace(lesson, signals=source))
     log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
     if view:
-        looked_at["models"].update(_look_at_relations(rows, view, {"student after": model})["models"])
+        looked_at["models"] |= _look_at_relations(rows, place, view, {"student after": model})["models"]
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
@@ -178,11 +177,28 @@ def make_student(settings: Settings, seed: int, teacher: nn.Module, tokenizer: P
     return load_model(kind, labels, settings.attention_implementation, settings.dropout)
 
 
-def _look_at_relations(rows: TokenizedTask, view: RelationView, models: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Relation matrices of the main dev split's first row of ordinary length, for the notebook to draw."""
-    split = next(iter(rows.dev.values()))
-    ordinary = next((place for place, length in enumerate(split["length"]) if 8 <= length <= 20), 0)
-    sentence = split.select([ordinary])
+def _refuse_other_tokens(objective: str, teacher: TokenizedTask, student: TokenizedTask) -> None:
+    """An objective that matches token by token needs rows that both tokenizers cut into the same tokens."""
+    other = rows_in_other_tokens(teacher.learnt_from, teacher.tokenizer, student.learnt_from,
+                                 student.tokenizer)
+    if other:
+        raise MethodRefused(
+            f"objective {objective!r} compares teacher and student token by token, but since the vocabulary was cut "
+            f"{other:,} of {len(student.learnt_from):,} train rows have other tokens than before; use an objective on "
+            "logits, or keep the train rows' tokens (vocabulary_text = none)")
+
+
+def _ordinary_row(teacher: TokenizedTask, student: TokenizedTask) -> int:
+    """Place of the main dev split's first row of ordinary length that has as many tokens for both."""
+    lengths = (next(iter(rows.dev.values()))["length"] for rows in (teacher, student))
+    return next((place for place, (one, other) in enumerate(zip(*lengths, strict=True))
+                 if 8 <= one <= 20 and one == other), 0)
+
+
+def _look_at_relations(rows: TokenizedTask, place: int, view: RelationView,
+                       models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Relation matrices of one row of the main dev split, for the notebook to draw."""
+    sentence = next(iter(rows.dev.values())).select([place])
     _, batch = next(batches(sentence, rows.tokenizer, 1))
     matrices = {}
     for name, model in models.items():
@@ -191,92 +207,6 @@ def _look_at_relations(rows: TokenizedTask, view: RelationView, models: Mapping[
     return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]), "heads": view.heads,
             "models": {name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
                        for name, pairs in matrices.items()}}
-
-
-# ---- pruning ---------------------------------------------------------------------------------------------------
-
-
-def scan_heads(run: Run) -> Record:
-    """Stage `pruning/<student>+head-scan`: importance of every head, and accuracy as heads are taken away.
-
-    Results: importance (criterion -> layers x heads), curves (order -> [{removed, accuracy}]), rows, total_heads,
-    split.
-    """
-    key = scan_key(run.settings.objective)
-    return run.run_stage(key, lambda folder: _scan_heads(run))
-
-
-def _scan_heads(run: Run) -> dict[str, Any]:
-    settings = run.settings
-    tokenizer, model = load_stage_model(run, distillation_key(settings.objective))
-    rows = tokenized_task(run, tokenizer, [model])
-    held_out, split = (rows.holdout, "hold-out") if len(rows.holdout) else (rows.train, "train")
-    held_out = held_out.select(range(min(settings.scan_rows, len(held_out))))
-    importance = {name: _importance(run, model, rows, name) for name in ("gradient", "magnitude")}
-    orders = {name: removal_order(values) for name, values in importance.items()}
-    for draw in range(1, settings.random_draws + 1):
-        orders[f"random-{draw}"] = removal_order(_importance(run, model, rows, "random", seed=run.seed + draw))
-    curves = {name: accuracy_as_heads_go(model, held_out, tokenizer, order, settings.evaluation_batch_size)
-              for name, order in orders.items()}
-    return {"importance": importance, "curves": curves, "rows": len(held_out), "split": split,
-            "total_heads": sum(layer.num_heads for layer in encoder_layers(model)),
-            "importance_rows": min(settings.importance_rows, len(rows.train))}
-
-
-def _importance(run: Run, model: nn.Module, rows: TokenizedTask, criterion: str, units: str = "heads",
-                seed: int | None = None) -> list[np.ndarray]:
-    settings = run.settings
-    chosen = rows.train.select(range(min(settings.importance_rows, len(rows.train))))
-    return find_criterion(criterion)(model, chosen, rows.tokenizer, label_loss, settings.evaluation_batch_size,
-                                     units, run.seed if seed is None else seed)
-
-
-def prune_student(run: Run, key: str) -> Record:
-    """Stage `pruning/<student>+<criterion>-...`: heads (and neurons) cut out for real, then recovery fine-tuning.
-
-    Results: as a student's, and criterion, scope, ratio, importance, removed_heads, removed_neurons (numbers a
-    layer), parameters_removed, metrics_before, metrics_after_cut (before recovery).
-    """
-    return run.run_stage(key, lambda folder: _prune_student(run, key, folder))
-
-
-def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, stage = run.settings_of(key), run.stage(key)
-    tokenizer, model = load_stage_model(run, stage.source)
-    teacher = load_stage_model(run, stage.teacher)[1] if stage.teacher else None
-    rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
-    importance = _importance(run, model, rows, settings.pruning_criterion)
-    heads = plan_removal(importance, settings.head_prune_ratio, settings.pruning_scope)
-    neurons: list[list[int]] = [[] for _ in heads]
-    if settings.feed_forward_prune_ratio:
-        neurons = plan_removal(_importance(run, model, rows, settings.pruning_criterion, "neurons"),
-                               settings.feed_forward_prune_ratio, settings.pruning_scope)
-    by_formula = parameters_of_units(model, heads) + parameters_of_units(model, neurons, "neurons")
-    before = framework_parameters(model)
-    remove_units(model, heads)
-    remove_units(model, neurons, "neurons")
-    if before - framework_parameters(model) != by_formula:
-        raise ModelError(f"{key}: the cut removed {before - framework_parameters(model)} parameters where the formula "
-                         f"says {by_formula}")
-    after_cut, _ = evaluate(model, rows, settings.evaluation_batch_size, None)
-    phase = Phase("recovery", settings.recovery_epochs, settings.recovery_learning_rate,
-                  _answer_loss(settings, teacher, rows))
-    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
-    save_model(model, folder, tokenizer)
-    return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
-            "criterion": settings.pruning_criterion, "scope": settings.pruning_scope,
-            "ratio": settings.head_prune_ratio, "importance": importance, "removed_heads": heads,
-            "removed_neurons": [len(numbers) for numbers in neurons], "parameters_removed": by_formula,
-            "metrics_before": run.read(stage.source).results["metrics"], "metrics_after_cut": after_cut}
-
-
-def _answer_loss(settings: Settings, teacher: nn.Module | None, rows: TokenizedTask) -> LossFunction:
-    """What a compressed model is trained on again: the labels, and the teacher's soft targets where it has one."""
-    if teacher is None:
-        return label_loss
-    signals = signal_source(teacher, rows.train, rows.tokenizer, ("logits",), settings.evaluation_batch_size,
-                            settings.teacher_cache_gigabytes)
-    return soft_target_loss(signals, settings.temperature, settings.soft_target_weight)
 
 
 # ---- tuning ----------------------------------------------------------------------------------------------------
@@ -293,10 +223,11 @@ def tune_model(run: Run, key: str) -> Record:
 def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
     settings, stage = run.settings_of(key), run.stage(key)
     tokenizer, model = load_stage_model(run, stage.source)
-    teacher = load_stage_model(run, stage.teacher)[1] if stage.teacher else None
-    rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
+    teacher = load_teacher(run, key)
+    models = [model] if teacher is None else [model, teacher[1]]
+    rows = tokenized_task(run, tokenizer, models)
     phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
-                  _answer_loss(settings, teacher, rows))
+                  answer_loss(run, settings, teacher, models, rows.data))
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
     return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
@@ -360,7 +291,7 @@ def run_stage(run: Run, key: str) -> Record:
     if stage.kind == "teacher":
         return fine_tune_teacher(run)
     if stage.kind == "pruning":
-        return prune_student(run, key) if stage.keeps_model else scan_heads(run)
+        return prune_student(run, key) if stage.keeps_model else scan_units(run, key)
     if stage.kind == "measurement":
         return measure_chain(run)
     return _MAKERS[stage.kind](run, key)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils.encoders import captured_states, state_width
-from edgemin_utils.training import Batch, batches, evaluation_mode, model_inputs
+from edgemin_utils.training import Batch, batch_maker, batches, evaluation_mode, model_inputs
 
 
 def teacher_signals(teacher: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -81,7 +81,12 @@ def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokeni
                   batch_size: int, cache_gigabytes: float):
     """A function from a training batch to the teacher's signals: cached if they fit, else computed batch by batch.
 
+    Rows are found by `batch["position"]` and read through the teacher's own tokenizer, which is not the student's
+    once a vocabulary was cut. Signals of tokens then fit only where both cut a row into the same tokens.
+
     Args:
+        rows: the training rows as the teacher sees them, in the training rows' order.
+        tokenizer: the teacher's.
         cache_gigabytes: most memory the cache may take, in 10^9 bytes.
     """
     tokens, count = int(np.sum(rows["length"])), len(rows)
@@ -89,4 +94,10 @@ def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokeni
     values = sum(state_width(teacher, name) * (count if name.startswith("cls.") else tokens) for name in states)
     if values * 4 <= cache_gigabytes * 1e9:
         return CachedSignals(teacher, rows, tokenizer, names, batch_size)
-    return lambda batch: teacher_signals(teacher.to(batch["input_ids"].device), batch, names)
+    make = batch_maker(rows, tokenizer)
+
+    def compute(batch: Batch) -> dict[str, torch.Tensor]:
+        device, own = batch["position"].device, make(batch["position"].tolist())
+        return teacher_signals(teacher.to(device), {name: value.to(device) for name, value in own.items()}, names)
+
+    return compute

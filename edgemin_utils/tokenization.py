@@ -134,6 +134,21 @@ def tokenize(dataset: "datasets.Dataset", tokenizer: PreTrainedTokenizerFast, ta
     return _tokenized[key]
 
 
+def rows_in_other_tokens(first: "datasets.Dataset", first_tokenizer: PreTrainedTokenizerFast,
+                         second: "datasets.Dataset", second_tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many rows two tokenizers cut into different tokens; which number a token has does not matter.
+
+    Args:
+        first, second: the same rows, as `tokenize` returns them for each tokenizer.
+    """
+    if first is second:  # equal tokenizers share what `tokenize` keeps
+        return 0
+    known = second_tokenizer.get_vocab()
+    numbers = {number: known.get(token) for token, number in first_tokenizer.get_vocab().items()}
+    return sum([numbers[number] for number in one] != list(other)
+               for one, other in zip(first["input_ids"], second["input_ids"], strict=True))
+
+
 def _tokenize(dataset: "datasets.Dataset", tokenizer: PreTrainedTokenizerFast, task: Task, limit: int) \
         -> "tuple[datasets.Dataset, int]":
     import datasets

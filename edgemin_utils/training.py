@@ -102,14 +102,16 @@ def training_precision(settings: Settings) -> str:
 
 
 def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer: PreTrainedTokenizerBase,
-                 settings: Settings, seed: int, holdout: Dataset | None = None) -> TrainingLog:
-    """Trains `model` in place through `phases` on tokenized `rows` and returns the log.
+                 settings: Settings, seed: int, holdout: Dataset | None = None,
+                 log: TrainingLog | None = None) -> TrainingLog:
+    """Trains `model` in place through `phases` on tokenized `rows` and returns the log: a new one, or `log` with the
+    phases behind those that it has.
 
     `rows` has the columns of `tokenization.tokenize`; each row's place in it reaches the loss as
     `batch["position"]`. Order, dropout and initial schedule depend on `seed` alone.
     """
-    log = TrainingLog()
-    for number, phase in enumerate(phases):
+    log = log or TrainingLog()
+    for number, phase in enumerate(phases, start=len(log.phases)):
         if phase.epochs > 0 and len(rows):
             _train_phase(model, rows, phase, tokenizer, settings, seed + 1000 * number, holdout, log)
     return log
@@ -281,17 +283,25 @@ def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, 
     `positions` are the rows' places in `rows`; the batch holds int64 tensors of shape (batch, tokens) and, where the
     rows have them, labels of shape (batch,).
     """
-    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
-               if name in rows.column_names]
-    collate = DataCollatorWithPadding(tokenizer)
+    make = batch_maker(rows, tokenizer)
     order = np.argsort(-np.asarray(rows["length"]), kind="stable")
-    plain = rows.select_columns(columns)
     for start in range(0, len(order), batch_size):
         positions = order[start:start + batch_size]
-        columns_of_batch = plain[positions]
-        features = [dict(zip(columns, values, strict=True))
-                    for values in zip(*(columns_of_batch[name] for name in columns), strict=True)]
-        yield positions, {name: value.to(device) for name, value in collate(features).items()}
+        yield positions, {name: value.to(device) for name, value in make(positions).items()}
+
+
+def batch_maker(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], Batch]:
+    """A function from places in tokenized `rows` to a batch of them, padded to its longest row."""
+    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
+               if name in rows.column_names]
+    collate, plain = DataCollatorWithPadding(tokenizer), rows.select_columns(columns)
+
+    def make(positions: Sequence[int]) -> Batch:
+        chosen = plain[positions]
+        return collate([dict(zip(columns, values, strict=True))
+                        for values in zip(*(chosen[name] for name in columns), strict=True)])
+
+    return make
 
 
 def predict(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:

@@ -136,9 +136,24 @@ def relations(tokens: int = 7) -> dict:
 def scan_results() -> dict:
     falling = [0.85 - 0.003 * number ** 2 for number in range(11)]
     names = ("gradient", "magnitude", "random-1", "random-2", "random-3")
-    return {"importance": importance(), "rows": 300, "total_heads": 12, "split": "holdout",
+    return {"importance": importance(), "rows": 300, "units": "heads", "total": 12, "split": "holdout",
             "curves": {name: [{"removed": number, "accuracy": value - 0.01 * position}
                               for number, value in enumerate(falling)] for position, name in enumerate(names)}}
+
+
+def cut_results() -> tuple[dict, dict]:
+    """A model's results, and those of ten ways of cutting it, each at two or three ratios."""
+    def metrics(accuracy):
+        return {"dev": {"accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02,
+                        "rows": 872}}
+
+    names = ("gradient heads", "gradient-l2 heads", "taylor heads", "magnitude heads", "random heads",
+             "gradient neurons", "gradient heads and neurons, global, 4 rounds", "top layers", "vocabulary",
+             "magnitude neurons, labels alone")
+    cuts = {name: [{"parameters_removed": 40 * step * (1 + place % 4), "metrics_after_cut": metrics(
+        0.83 - 0.05 * step - 0.01 * place), "metrics": metrics(0.85 - 0.015 * step - 0.004 * place)}
+        for step in range(1, 3 + place % 2)] for place, name in enumerate(names)}
+    return {"metrics": metrics(0.86), "size": {"stored_weights": 1000}}, cuts
 
 
 def importance() -> dict:

@@ -1,12 +1,9 @@
 """The plan of a chain: which stages settings ask for, what each starts from, and which notebook makes it."""
 
-import dataclasses
-
 import pytest
 
 from edgemin_utils.chain import CHAIN_NOTEBOOKS, LATENCY, TEACHER, main_path, plan_chain, recipes
 from edgemin_utils.config import load_settings
-from edgemin_utils.cuts import cut_name, read_cut
 from edgemin_utils.errors import SettingError
 
 STUDENT = "distillation/minilmv2"
@@ -14,22 +11,6 @@ STUDENT = "distillation/minilmv2"
 
 def plan(**overrides):
     return plan_chain(load_settings("demo", overrides))
-
-
-@pytest.mark.parametrize("changes", [
-    {}, {"pruning_criterion": "magnitude", "head_prune_ratio": 0.25}, {"feed_forward_prune_ratio": 0.5},
-    {"pruning_criterion": "random", "feed_forward_prune_ratio": 0.125, "pruning_scope": "global"},
-])
-def test_a_cuts_name_says_all_of_it(changes):
-    settings = load_settings("demo", changes)
-    plain = load_settings("demo")
-    assert dataclasses.replace(plain, **read_cut(cut_name(settings))) == settings
-
-
-@pytest.mark.parametrize("name", ["", "heads-0.2", "gradient-heads", "gradient-heads-0.2-sideways"])
-def test_what_names_no_cut_is_refused(name):
-    with pytest.raises(SettingError, match="names no cut"):
-        read_cut(name)
 
 
 def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
@@ -101,6 +82,29 @@ def test_a_stage_computes_under_its_own_changes():
     assert stage.apply(settings).head_prune_ratio == 0.5
     assert stage.settings(settings)["pruning_criterion"] == "magnitude"
     assert settings.head_prune_ratio == 0.2
+
+
+def test_a_cut_that_ranks_nothing_does_not_depend_on_the_criterion():
+    key = "pruning/minilmv2+layers-top-1-vocabulary"
+    identities = [plan(compared_cuts="layers-top-1-vocabulary", **changes)[key].settings(load_settings("demo", changes))
+                  for changes in ({}, {"pruning_criterion": "magnitude"}, {"vocabulary_text": "words.txt"})]
+    assert identities[0] == identities[1] != identities[2]  # the text decides which tokens stay
+
+
+def test_recovery_without_distillation_has_no_teacher():
+    stages = plan(compared_cuts="gradient-heads-0.2-without-distillation,layers-top-1")
+    alone, plain = (stages[f"pruning/minilmv2+{cut}"] for cut in ("gradient-heads-0.2-without-distillation",
+                                                                  "layers-top-1"))
+    assert alone.teacher == "" and alone.upstream == (STUDENT,)
+    assert plain.teacher == TEACHER and "temperature" in plain.settings(load_settings("demo"))
+
+
+def test_scans_do_not_depend_on_the_cut():
+    changed = load_settings("demo", {"head_prune_ratio": 0.5, "pruning_rounds": 2, "recovery_epochs": 3})
+    for units in ("head", "neuron", "layer"):
+        key = f"pruning/minilmv2+{units}-scan"
+        assert plan()[key].settings(load_settings("demo")) == plan_chain(changed)[key].settings(changed)
+        assert "scan_rows" in plan()[key].settings(changed)
 
 
 def test_the_notebooks_of_a_chain_are_those_of_its_stages():

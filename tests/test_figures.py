@@ -9,6 +9,7 @@ from example_study import (
     COST,
     NONE_PRUNED_INT8,
     TEACHER,
+    cut_results,
     importance,
     quantized_layers,
     relations,
@@ -71,7 +72,11 @@ def drawn(study, summary):
         "importance": figures.importance_heatmaps(importance()),
         "importance of many heads": figures.importance_heatmaps(
             {"gradient": np.random.default_rng(0).random((12, 12)), "magnitude": np.ones((12, 12))}),
-        "removal": figures.head_removal_curves(scan_results()),
+        "importance of four criteria": figures.importance_heatmaps(
+            {name: scores for first in ("", "other ") for name, scores in
+             ((first + name, scores) for name, scores in importance().items())}),
+        "removal": figures.removal_curves(scan_results()),
+        "cuts": figures.cut_curves(*cut_results()),
         "bytes": figures.bytes_by_part(BEFORE, AFTER),
         "quantized layers": figures.quantized_layers(quantized_layers()),
         "trade": figures.accuracy_over_latency(summary),
@@ -83,8 +88,8 @@ def drawn(study, summary):
 
 
 NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "objective losses",
-         "losses without parts", "teacher layers", "importance", "importance of many heads", "removal", "bytes",
-         "quantized layers", "trade", "accuracy", "cost",
+         "losses without parts", "teacher layers", "importance", "importance of many heads",
+         "importance of four criteria", "removal", "cuts", "bytes", "quantized layers", "trade", "accuracy", "cost",
          "effects", "pipeline")
 
 
@@ -235,7 +240,8 @@ def test_missing_pieces_leave_a_note(tmp_path):
                    figures.relation_matrices({}),
                    figures.teacher_layer_scan({"minilmv2": scanned_students()["minilmv2"]}),
                    figures.objective_loss_curves({"phases": [], "history": []}),
-                   figures.head_removal_curves({"curves": {}}), figures.token_length_histogram([], 8),
+                   figures.removal_curves({"units": "layers", "curves": {"top": [{"removed": 0, "accuracy": 1.0}]}}),
+                   figures.cut_curves({}, {}), figures.token_length_histogram([], 8),
                    figures.training_curves({"phases": [], "history": [], "evaluations": []})):
         assert len(texts_of(figure)) == 1
 

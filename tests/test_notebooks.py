@@ -25,6 +25,7 @@ SMALL = {
     "student_layers": 1, "student_hidden_size": 24, "student_heads": 4, "student_intermediate_size": 48,
     "relation_heads": 4, "distillation_epochs": 0.5, "prediction_epochs": 1, "head_prune_ratio": 0.25,
     "recovery_epochs": 0.5, "importance_rows": 32, "scan_rows": 12, "random_draws": 1, "factorial": False,
+    "compared_cuts": ["gradient-neurons-0.25-vocabulary-seen-3-rounds-2"],
     "latency_lengths": [32], "latency_threads": [1], "latency_protocol": "quick", "memory_runs": 1,
     "bootstrap_samples": 100,
 }
@@ -166,10 +167,11 @@ def test_every_figure_and_sentence_of_the_chapters_is_drawn(finished):
         return [output.data[kind] for cell in code_cells(finished[1][name]) for output in cell.outputs
                 if kind in output.get("data", {})]
 
-    figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 3, "04_quantization": 2}
+    figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 6, "04_quantization": 2}
     assert {name: len(outputs(name, "image/png")) for name in figures} == figures
     assert all(outputs(name, "text/markdown") for name in figures)
     assert "1 of 4 heads are gone: 25.0 %" in "\n".join(outputs("03_pruning", "text/markdown"))
+    assert "12 of 48 neurons, " in "\n".join(outputs("03_pruning", "text/html"))
     assert "`model.parameters()` lists" in "\n".join(outputs("04_quantization", "text/markdown"))
 
 

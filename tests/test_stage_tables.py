@@ -255,7 +255,8 @@ def test_twenty_percent_of_all_heads_together():
 
 def test_cut_by_layer_names_the_heads():
     dense = {"model": {"heads": [4, 4], "intermediate_sizes": [8, 8]}}
-    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], []]}
+    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], []],
+              "removed_layers": []}
     table = stage_tables.cut_by_layer_table(dense, pruned)
     assert table["Removed heads"].tolist() == [[2], []] and table["Heads after"].tolist() == [3, 4]
     assert table["Neurons after"].tolist() == [8, 6]
@@ -271,6 +272,8 @@ def test_shapes_that_changed_have_an_arrow():
     row = stage_tables.matrix_shapes_table([Layer(8)], [Layer(6)]).iloc[0]
     assert row["query"] == "8 x 8 → 6 x 8" and row["attention output"] == "8 x 8 → 8 x 6"
     assert row["feed forward in"] == "16 x 8"
+    rows = stage_tables.matrix_shapes_table([Layer(8), Layer(8)], [Layer(6)], dropped=[0])
+    assert rows["query"].tolist() == ["gone", "8 x 8 → 6 x 8"]
 
 
 def test_importance_sentences_compare_the_criteria():
@@ -278,10 +281,12 @@ def test_importance_sentences_compare_the_criteria():
     scan = {"importance": {"gradient": [[1.0, 2.0], [3.0, 4.0]], "magnitude": [[4.0, 3.0], [2.0, 1.0]]},
             "curves": {"gradient": curve, "magnitude": curve, "random-1": [{"removed": 2, "accuracy": 0.5}],
                        "random-2": [{"removed": 2, "accuracy": 0.6}]},
-            "total_heads": 4, "rows": 100, "split": "hold-out"}
+            "units": "heads", "total": 4, "rows": 100, "split": "hold-out"}
     correlation, half = stage_findings.importance_sentences(scan)
     assert "-1.00" in correlation
     assert "from 90.0 % to 70.0 % by gradient, 70.0 % by magnitude, 55.0 % in a random order (mean of 2)" in half
+    alone = {"units": "layers", "total": 1, "importance": {}, "curves": {"top": curve[:1]}}
+    assert stage_findings.importance_sentences(alone) == ["There is 1 layer alone, which has to stay."]
 
 
 def test_cut_sentences_count_twice():
@@ -290,6 +295,7 @@ def test_cut_sentences_count_twice():
     # 24 heads of size 32 in a model of hidden size 384: 4 x 32 x 384 weights and 3 x 32 biases each.
     removed = 24 * (4 * 32 * 384 + 3 * 32)
     pruned = {"removed_heads": [[0, 1]] * 12, "removed_neurons": [0] * 12, "parameters_removed": removed, "ratio": 0.2,
+              "removed_layers": [], "vocabulary": None,
               "size": {"stored_weights": 32_178_818, "model_bytes": 128_700_000}}
     heads, parameters, file = stage_findings.cut_sentences(dense, pruned)
     assert "24 of 144 heads are gone: 16.7 %, where the setting asks for 20 %" in heads
@@ -298,6 +304,29 @@ def test_cut_sentences_count_twice():
     wrong = pruned | {"parameters_removed": removed + 1, "removed_neurons": [100] * 12}
     sentences = stage_findings.cut_sentences(dense, wrong)
     assert "1,200 of 18,432 feed-forward neurons" in sentences[1] and "**not** the same" in sentences[2]
+
+
+def test_cut_sentences_name_layers_and_tokens():
+    dense = {"model": {"heads": [4] * 4, "intermediate_sizes": [8] * 4, "layers": 4},
+             "size": {"stored_weights": 1000, "model_bytes": 4_000_000}}
+    tokens = {"tokens_before": 500, "tokens_after": 400, "rows_in_other_tokens": {"dev": 30}}
+    pruned = {"removed_heads": [[]] * 4, "removed_neurons": [0] * 4, "parameters_removed": 300, "ratio": 0,
+              "removed_layers": [1, 3], "vocabulary": tokens, "metrics": {"dev": {"rows": 200}},
+              "size": {"stored_weights": 700, "model_bytes": 2_800_000}}
+    layers, vocabulary, *_ = stage_findings.cut_sentences(dense, pruned)
+    assert layers == "2 of 4 layers went as a whole: number 1, 3, counted from 0."
+    assert "100 of 500 tokens are gone (20.0 %); 30 of 200 dev rows are now cut into other tokens" in vocabulary
+    whole = pruned | {"vocabulary": tokens | {"tokens_after": 500}}
+    assert "need every one of the 500 tokens" in stage_findings.cut_sentences(dense, whole)[1]
+
+
+def test_a_dropped_layer_has_its_line():
+    dense = {"model": {"heads": [4, 4, 4], "intermediate_sizes": [8, 8, 8]}}
+    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], [], []],
+              "removed_layers": [1]}
+    table = stage_tables.cut_by_layer_table(dense, pruned)
+    assert table["Removed heads"].tolist() == [[2], "the whole layer", []]
+    assert table["Heads after"].tolist() == [3, 0, 4] and table["Neurons after"].tolist() == [8, 0, 6]
 
 
 def test_recovery_in_points():

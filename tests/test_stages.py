@@ -100,11 +100,18 @@ def test_distillation_keeps_relations_and_losses_to_look_at(chain):
 def test_scan_holds_importance_and_curves(chain):
     run, records = chain
     results = records["pruning/minilmv2+head-scan"].results
-    assert set(results["importance"]) == {"gradient", "magnitude"}
+    criteria = {"gradient", "gradient-l2", "taylor", "magnitude"}
+    assert set(results["importance"]) == criteria
     assert np.shape(results["importance"]["gradient"]) == (1, 4)
-    assert set(results["curves"]) == {"gradient", "magnitude", "random-1"}
+    assert set(results["curves"]) == {*criteria, "random-1"}
     assert [point["removed"] for point in results["curves"]["gradient"]] == [0, 1, 2, 3]
-    assert results["split"] == "hold-out" and results["rows"] == 24
+    assert results["split"] == "hold-out" and results["rows"] == 24 and results["total"] == 4
+    neurons = records["pruning/minilmv2+neuron-scan"].results
+    assert neurons["total"] == 48 and neurons["importance"] == {}
+    assert len(neurons["curves"]["taylor"]) == 21 and neurons["curves"]["taylor"][-1]["removed"] == 47
+    layers = records["pruning/minilmv2+layer-scan"].results
+    assert set(layers["curves"]) == {*criteria, "top", "random-1"}  # the only layer stays in all of them
+    assert layers["total"] == 1 and [point["removed"] for point in layers["curves"]["top"]] == [0]
 
 
 def test_costs_cover_every_model_and_stand_beside_the_teacher(chain):

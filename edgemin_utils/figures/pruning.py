@@ -1,10 +1,11 @@
-"""Figures about pruning: how important each head is, and what its removal costs."""
+"""Figures about pruning: how important each head is, what its removal costs, and what recovery brings back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seaborn
+from matplotlib.axes import Axes
 
 from edgemin_utils.figures.style import CYCLE, GREY, MARKERS, WIDTH, StudyFigure, new_figure, note_figure, styled
 
@@ -18,10 +19,12 @@ def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> 
     """
     layers = max(len(scores) for scores in importance.values())
     heads = max(len(row) for scores in importance.values() for row in scores)
-    height = max(2.2, 0.34 * layers + 1.2)
-    figure = new_figure(height, WIDTH)
-    for axes, (criterion, scores) in zip(figure.subplots(1, len(importance), squeeze=False)[0], importance.items(),
-                                         strict=True):
+    lines = -(-len(importance) // 2)
+    figure = new_figure(lines * max(2.2, 0.34 * layers + 1.2), WIDTH)
+    places = figure.subplots(lines, min(2, len(importance)), squeeze=False).ravel()
+    for axes in places[len(importance):]:
+        axes.remove()
+    for axes, (criterion, scores) in zip(places, importance.items(), strict=False):
         table = np.full((len(scores), heads), np.nan)
         for number, row in enumerate(scores):
             table[number, :len(row)] = row
@@ -35,15 +38,15 @@ def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> 
 
 
 @styled
-def head_removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
-    """Accuracy as heads are taken away one by one, least important first, against random orders.
+def removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
+    """Accuracy as units are masked one by one, least important first, against random orders.
 
     Args:
-        scan: results of a head scan: curves name -> [{removed, accuracy}], total_heads, rows, split.
+        scan: results of a scan: units, curves name -> [{removed, accuracy}], total, rows, split.
     """
     curves = scan.get("curves")
-    if not curves:
-        return note_figure("no head was taken away")
+    if not curves or max(len(curve) for curve in curves.values()) < 2:
+        return note_figure(f"no {scan.get('units', 'heads').removesuffix('s')} can be taken away")
     figure = new_figure(3.2)
     axes = figure.add_subplot()
     orders = [name for name in curves if not name.startswith("random")]
@@ -54,10 +57,53 @@ def head_removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
     for name, colour, marker in zip(orders, CYCLE, MARKERS, strict=False):
         curve = curves[name]
         axes.plot([point["removed"] for point in curve], [100 * point["accuracy"] for point in curve], color=colour,
-                  marker=marker, markersize=4, label=f"least {name} importance first")
-    axes.set(xlabel=f"heads taken away (of {scan['total_heads']})",
+                  marker=marker, markersize=4,
+                  label="last layer first" if name == "top" else f"least {name} importance first")
+    axes.set(xlabel=f"{scan['units']} masked (of {scan['total']:,})",
              ylabel=f"accuracy (%) on {scan['rows']:,} {scan['split']} rows", title="no recovery training")
-    axes.set_xlim(0, scan["total_heads"])
+    axes.set_xlim(0, scan["total"])
+    if scan["total"] <= 12:
+        axes.set_xticks(range(scan["total"] + 1))
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+@styled
+def cut_curves(dense: Mapping[str, Any], cuts: Mapping[str, Sequence[Mapping[str, Any]]]) -> StudyFigure:
+    """Accuracy over the share of the weights that a cut removes: right after it, hollow, and after recovery, filled.
+
+    Args:
+        dense: results of the model before the cuts; its main dev split is drawn.
+        cuts: a name for every way of cutting -> results of its cuts, of whatever ratio.
+    """
+    if not cuts:
+        return note_figure("no cut was made")
+    split, metrics = next(iter(dense["metrics"].items()))
+    weights = dense["size"]["stored_weights"]
+    figure = new_figure(3.2 + 0.18 * -(-len(cuts) // 2))
+    axes = figure.add_subplot()
+    axes.axhspan(100 * metrics["accuracy_low"], 100 * metrics["accuracy_high"], color=GREY, alpha=0.15, linewidth=0)
+    axes.axhline(100 * metrics["accuracy"], color=GREY, linewidth=1, label="before the cut (95 % interval)")
+    for number, (name, results) in enumerate(cuts.items()):
+        style = {"color": CYCLE[number % len(CYCLE)], "markersize": 5,
+                 "marker": MARKERS[(number + number // len(CYCLE)) % len(MARKERS)]}
+        points = sorted(((100 * each["parameters_removed"] / weights, each) for each in results),
+                        key=lambda point: point[0])
+        _cut_curve(axes, points, split, name, style)
+    axes.set(xlabel="weights removed (% of the model)", ylabel=f"accuracy (%) on {metrics['rows']:,} {split} rows",
+             title="hollow, dotted: right after the cut; filled: after recovery")
+    axes.set_xlim(left=0)
+    axes.grid(axis="y")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _cut_curve(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], split: str, name: str,
+               style: Mapping[str, Any]) -> None:
+    """One way of cutting at its ratios; a line joins them."""
+    shares = [share for share, _ in points]
+    cut, recovered = ([100 * each[entry][split]["accuracy"] for _, each in points]
+                      for entry in ("metrics_after_cut", "metrics"))
+    axes.plot(shares, cut, linestyle=":", linewidth=1, markerfacecolor="white", **style)
+    axes.plot(shares, recovered, label=name, **style)

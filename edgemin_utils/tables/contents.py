@@ -96,10 +96,10 @@ def chains_table(study: Path | StudyRecords) -> pd.DataFrame:
                    *([chain.measurement] if chain.measurement else [])]
         finished = max((record.content.get("finished", "") for record in records), default="")
         rows.append({"task": chain.task, "seed": chain.seed, "models": len(chain.models),
-                     "head_scans": len(chain.scans or {}), "measured": chain.measurement is not None,
+                     "scans": len(chain.scans or {}), "measured": chain.measurement is not None,
                      "stage_seconds": sum(record.content.get("wall_seconds", 0.0) for record in records),
                      "finished": finished, "folder": f"{chain.task}/seed-{chain.seed}"})
-    return pd.DataFrame(rows, columns=["task", "seed", "models", "head_scans", "measured", "stage_seconds", "finished",
+    return pd.DataFrame(rows, columns=["task", "seed", "models", "scans", "measured", "stage_seconds", "finished",
                                        "folder"])
 
 

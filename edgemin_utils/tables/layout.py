@@ -41,7 +41,7 @@ COLUMNS = {
     "examples_per_second": Column("Rows/s", 0), "training_seconds": Column("Training (s)"),
     "stage_seconds": Column("In all (s)"),
     "seed": Column("Seed", 0), "models": Column("Models", 0),
-    "head_scans": Column("Head scans", 0), "finished": Column("Finished"), "distilled": Column("Distilled"),
+    "scans": Column("Scans", 0), "finished": Column("Finished"), "distilled": Column("Distilled"),
     "pruned": Column("Pruned"),
     "quantized": Column("Quantized"), "p_holm": Column("p (Holm)", 3), "method": Column("Method"),
     "weights_removed": Column("Weights removed %"), "after_cut": Column("After cut %"),

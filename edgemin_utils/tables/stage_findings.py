@@ -122,28 +122,40 @@ def _total_variation(first: Any, second: Any) -> float:
 
 
 def importance_sentences(scan: Mapping[str, Any]) -> list[str]:
-    """Whether the two criteria rank the heads alike, and what is left when half the heads are gone.
+    """Whether the criteria rank the units alike, and what is left when half of the units are masked.
 
     Args:
-        scan: results of a head scan.
+        scan: results of a scan of heads, neurons or layers.
     """
-    from scipy.stats import spearmanr
-
-    gradient, magnitude = (np.concatenate([np.asarray(layer) for layer in scan["importance"][name]])
-                           for name in ("gradient", "magnitude"))
-    agreement = float(spearmanr(gradient, magnitude).statistic)
-    sentences = [f"Rank correlation (Spearman) of the two criteria over all {len(gradient)} heads: {agreement:+.2f} "
-                 "(1: the same order, 0: unrelated)."]
-    half = scan["total_heads"] // 2
-    left = {name: _accuracy_near(curve, half) for name, curve in scan["curves"].items()}
+    units, total = scan["units"], scan["total"]
+    curves = scan["curves"]
+    if max(map(len, curves.values())) < 2:
+        return [f"There is {total:,} {units.removesuffix('s')} alone, which has to stay."]
+    sentences = [*_rank_correlations(scan["importance"], units)]
+    half = total // 2
+    left = {name: _accuracy_near(curve, half) for name, curve in curves.items()}
     random = [value for name, value in left.items() if name.startswith("random")]
-    whole = scan["curves"]["gradient"][0]["accuracy"]
-    shown = ", ".join(f"{percent(value)} % by {name}" for name, value in left.items() if not name.startswith("random"))
+    whole = next(iter(curves.values()))[0]["accuracy"]
+    shown = ", ".join(f"{percent(value)} % {'from the top' if name == 'top' else f'by {name}'}"
+                      for name, value in left.items() if not name.startswith("random"))
     chance = f", {percent(float(np.mean(random)))} % in a random order (mean of {len(random)})" if random else ""
     sentences.append(
-        f"With half of the heads masked ({half} of {scan['total_heads']}) and no training in between, accuracy goes "
-        f"from {percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} rows.")
+        f"With half of the {units} masked ({half:,} of {total:,}) and no training in between, accuracy goes from "
+        f"{percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} rows.")
     return sentences
+
+
+def _rank_correlations(importance: Mapping[str, Sequence[Sequence[float]]], units: str) -> list[str]:
+    """The first criterion's ranks against each other one's; nothing where there are fewer than two."""
+    from scipy.stats import spearmanr
+
+    values = {name: np.concatenate([np.asarray(layer) for layer in layers]) for name, layers in importance.items()}
+    if len(values) < 2:
+        return []
+    first, *others = values
+    agreement = ", ".join(f"{name} {float(spearmanr(values[first], values[name]).statistic):+.2f}" for name in others)
+    return [f"Rank correlation (Spearman) with {first} over all {len(values[first])} {units}: {agreement} "
+            "(1: the same order, 0: unrelated)."]
 
 
 def _accuracy_near(curve: Sequence[Mapping[str, float]], removed: int) -> float:
@@ -151,7 +163,7 @@ def _accuracy_near(curve: Sequence[Mapping[str, float]], removed: int) -> float:
 
 
 def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[str]:
-    """What the cut really removed: heads, parameters by formula and by count, bytes.
+    """What the cut really removed: heads, neurons, layers, tokens, parameters by formula and by count, bytes.
 
     Args:
         dense, pruned: results of the student's record before and after pruning.
@@ -159,19 +171,37 @@ def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[s
     before, after = dense["size"], pruned["size"]
     heads, gone = sum(dense["model"]["heads"]), sum(map(len, pruned["removed_heads"]))
     neurons, neurons_gone = sum(dense["model"]["intermediate_sizes"]), sum(pruned["removed_neurons"])
+    layers, tokens = pruned["removed_layers"], pruned["vocabulary"]
     counted = before["stored_weights"] - after["stored_weights"]
     same = "the same" if counted == pruned["parameters_removed"] else "**not** the same"
-    sentences = [
-        f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
-        f"{100 * pruned['ratio']:g} %.",
+    sentences = []
+    if pruned["ratio"]:
+        sentences.append(f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
+                         f"{100 * pruned['ratio']:g} %.")
+    if neurons_gone:
+        sentences.append(f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone "
+                         f"({100 * neurons_gone / neurons:.1f} %).")
+    if layers:
+        sentences.append(f"{len(layers)} of {dense['model']['layers']} layers went as a whole: number "
+                         f"{', '.join(map(str, layers))}, counted from 0.")
+    if tokens:
+        sentences.append(_vocabulary_sentence(tokens, pruned["metrics"]))
+    return [
+        *sentences,
         f"Parameters removed: {pruned['parameters_removed']:,} by the formula, {counted:,} by counting before and "
         f"after ({same}). That is {100 * counted / before['stored_weights']:.1f} % of the model.",
         f"The saved file goes from {before['model_bytes'] / MB:.2f} MB to {after['model_bytes'] / MB:.2f} MB "
         f"({before['model_bytes'] / after['model_bytes']:.2f} times smaller)."]
-    if neurons_gone:
-        sentences.insert(1, f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone "
-                            f"({100 * neurons_gone / neurons:.1f} %).")
-    return sentences
+
+
+def _vocabulary_sentence(tokens: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    gone = tokens["tokens_before"] - tokens["tokens_after"]
+    if not gone:
+        return f"The texts need every one of the {tokens['tokens_before']:,} tokens, so none is gone."
+    rows = ", ".join(f"{count:,} of {metrics[split]['rows']:,} {split} rows"
+                     for split, count in tokens["rows_in_other_tokens"].items())
+    return (f"{gone:,} of {tokens['tokens_before']:,} tokens are gone "
+            f"({100 * gone / tokens['tokens_before']:.1f} %); {rows} are now cut into other tokens than before.")
 
 
 def recovery_sentences(pruned: Mapping[str, Any]) -> list[str]:

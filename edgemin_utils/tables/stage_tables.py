@@ -296,34 +296,41 @@ def _planned_row(name: str, count: int, ratio: float, removed: int) -> dict[str,
 
 
 def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> pd.DataFrame:
-    """Which heads went, layer by layer.
+    """Which heads went, layer by layer; of a layer that went as a whole nothing is left.
 
     Args:
         dense, pruned: results of the student's record before and after pruning.
     """
+    left = {name: iter(pruned["model"][name]) for name in ("heads", "intermediate_sizes")}
     rows = []
-    for number, (before, after, removed) in enumerate(
-            zip(dense["model"]["heads"], pruned["model"]["heads"], pruned["removed_heads"], strict=True)):
-        rows.append({"Layer": str(number), "Heads before": before, "Removed heads": removed, "Heads after": after,
-                     "Neurons before": dense["model"]["intermediate_sizes"][number],
-                     "Neurons after": pruned["model"]["intermediate_sizes"][number]})
+    for number, (heads, neurons, removed) in enumerate(
+            zip(dense["model"]["heads"], dense["model"]["intermediate_sizes"], pruned["removed_heads"], strict=True)):
+        dropped = number in pruned["removed_layers"]
+        rows.append({"Layer": str(number), "Heads before": heads,
+                     "Removed heads": "the whole layer" if dropped else removed,
+                     "Heads after": 0 if dropped else next(left["heads"]), "Neurons before": neurons,
+                     "Neurons after": 0 if dropped else next(left["intermediate_sizes"])})
     return pd.DataFrame(rows)
 
 
-def matrix_shapes_table(dense: Sequence[Any], pruned: Sequence[Any]) -> pd.DataFrame:
-    """Shapes (rows x columns) of the weight matrices of every layer, before and after the cut.
+def matrix_shapes_table(dense: Sequence[Any], pruned: Sequence[Any], dropped: Sequence[int] = ()) -> pd.DataFrame:
+    """Shapes (rows x columns) of every layer's weight matrices, with an arrow where the cut changed them.
 
     Args:
-        dense, pruned: layers as `encoders.encoder_layers` gives them.
+        dense, pruned: `encoders.encoder_layers` of the model before and after.
+        dropped: numbers of the dense model's layers that went as a whole.
     """
     names = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
-    rows = []
-    for number, (before, after) in enumerate(zip(dense, pruned, strict=True)):
+    rows, left = [], iter(pruned)
+    for number, before in enumerate(dense):
+        after = None if number in dropped else next(left)
         row = {"Layer": str(number)}
         for name in names:
-            old, new = (tuple(getattr(layer, name).weight.shape) for layer in (before, after))
+            old = tuple(getattr(before, name).weight.shape)
+            new = old if after is None else tuple(getattr(after, name).weight.shape)
             text = " x ".join(map(str, old))
-            row[name.replace("_", " ")] = text if old == new else f"{text} → {' x '.join(map(str, new))}"
+            changed = text if old == new else f"{text} → {' x '.join(map(str, new))}"
+            row[name.replace("_", " ")] = "gone" if after is None else changed
         rows.append(row)
     return pd.DataFrame(rows)
 

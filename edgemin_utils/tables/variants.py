@@ -23,7 +23,8 @@ SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with em
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The current records of one (task, seed): `models` by key, and the measurement if there is one."""
+    """The current records of one (task, seed): `models` by key, `scans` by variant, and the measurement if there is
+    one."""
 
     task: str
     seed: int
@@ -84,7 +85,7 @@ def read_study(study: Path) -> StudyRecords:
         notes += [f"{task}, seed {seed}: {key} is left out, it was made from an earlier model; run the study again"
                   for key in outdated]
         models = {key: record for key, record in current.items() if "metrics" in record.results}
-        scans = {record.content["student"]: record for record in current.values()
+        scans = {record.content["variant"]: record for record in current.values()
                  if "curves" in record.results}
         refused = {key: record for key, record in current.items() if record.refused}
         chain = Chain(task, seed, models, current.get(LATENCY), scans, refused)
@@ -141,7 +142,7 @@ def source_key(record: Record) -> str | None:
 def main_student(chains: Iterable[Chain]) -> str | None:
     """The student that the study is about: the one whose heads were scanned, else the first distilled one."""
     chains = list(chains)
-    scanned = sorted({student for chain in chains for student in chain.scans or {}})
+    scanned = sorted({scan.content["student"] for chain in chains for scan in (chain.scans or {}).values()})
     distilled = sorted({record.content["student"] for chain in chains for record in chain.models.values()
                         if record.content["distilled"]})
     return next(iter(scanned or distilled), None)

@@ -1,0 +1,132 @@
+"""Tables of cuts: what each one took away, and accuracy before it, right after it and after recovery."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from edgemin_utils.records import Record
+from edgemin_utils.tables.stage_tables import MB, percent
+
+
+def cut_of(record: Record) -> str:
+    """The name of the cut that made a pruned model, as in "gradient-heads-0.2"."""
+    return record.content["steps"][-1].removeprefix("prune:")
+
+
+def cuts_table(dense: Record, cuts: Sequence[Record]) -> pd.DataFrame:
+    """Every cut of one model: what went, how much that is, and accuracy on the way; a refused one with its sentence.
+
+    Args:
+        dense: the record of the model that was cut.
+        cuts: records of `pruning/...` stages that started from it.
+    """
+    rows = []
+    for record in cuts:
+        if record.refused:
+            rows.append({"Cut": cut_of(record), "What went": f"refused: {record.refused}"})
+            continue
+        results, whole = record.results, dense.results["size"]["stored_weights"]
+        for split, metrics in results["metrics"].items():
+            before, after_cut = (results[name][split]["accuracy"] for name in ("metrics_before", "metrics_after_cut"))
+            rows.append({
+                "Cut": cut_of(record), "What went": what_went(dense.results, results), "Split": split,
+                "Weights removed": f"{results['parameters_removed']:,}",
+                "Removed %": f"{100 * results['parameters_removed'] / whole:.1f}",
+                "MB": f"{results['size']['model_bytes'] / MB:,.2f}", "Before %": percent(before),
+                "After the cut %": percent(after_cut),
+                "After recovery % [95 % interval]": percent(metrics["accuracy"], metrics["accuracy_low"],
+                                                            metrics["accuracy_high"]),
+                "Change (points)": f"{100 * (metrics['accuracy'] - before):+.1f}"})
+    return pd.DataFrame(rows)
+
+
+def rounds_table(cuts: Sequence[Record]) -> pd.DataFrame:
+    """The rounds of iterative cuts, one row each; nothing for cuts made at once."""
+    rows = []
+    for record in cuts:
+        rounds = record.results.get("rounds", [])
+        for number, step in enumerate(rounds if len(rounds) > 1 else [], start=1):
+            for split in step["metrics_after_cut"]:
+                rows.append({"Cut": cut_of(record), "Round": number, "Split": split,
+                             "Weights removed so far": step["parameters_removed"],
+                             "After the cut %": percent(step["metrics_after_cut"][split]["accuracy"]),
+                             "After recovery %": percent(step["metrics_after_recovery"][split]["accuracy"])})
+    return pd.DataFrame(rows)
+
+
+def what_went(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
+    """What a cut took away, in words: "6 of 36 heads, layer 2, 1,204 of 3,000 tokens".
+
+    Args:
+        dense, pruned: results of the records before and after.
+    """
+    heads, neurons = sum(map(len, pruned["removed_heads"])), sum(pruned["removed_neurons"])
+    layers, tokens = pruned["removed_layers"], pruned["vocabulary"]
+    parts = []
+    if heads:
+        parts.append(f"{heads:,} of {sum(dense['model']['heads']):,} heads")
+    if neurons:
+        parts.append(f"{neurons:,} of {sum(dense['model']['intermediate_sizes']):,} neurons")
+    if layers:
+        numbers = ", ".join(map(str, layers))
+        parts.append(f"layer{'s' if len(layers) > 1 else ''} {numbers} (of {dense['model']['layers']})")
+    if tokens and tokens["tokens_before"] > tokens["tokens_after"]:
+        parts.append(f"{tokens['tokens_before'] - tokens['tokens_after']:,} of {tokens['tokens_before']:,} tokens")
+    return ", ".join(parts) or "nothing"
+
+
+def ways_of_cutting(cuts: Sequence[Record]) -> dict[str, list[Mapping[str, Any]]]:
+    """Cuts that differ only in how much they take, together: a name without the ratios -> their results.
+
+    Random draws of one kind are together as well; refused cuts are left out.
+    """
+    ways: dict[str, list[Mapping[str, Any]]] = {}
+    for record in cuts:
+        if not record.refused:
+            ways.setdefault(_way(record.results["cut"], record.results["criterion"]), []).append(record.results)
+    return ways
+
+
+def criterion_sentences(cuts: Sequence[Record]) -> list[str]:
+    """How each criterion fares against random cuts of the same amount and kind, where there are any.
+
+    Args:
+        cuts: records of cuts of one model.
+    """
+    by_kind: dict[tuple, dict[str, list[Mapping[str, Any]]]] = {}
+    for record in cuts:
+        if not record.refused and record.results["criterion"]:
+            cut = record.results["cut"]
+            kind = tuple(value for name, value in sorted(cut.items())
+                         if name not in ("pruning_criterion", "pruning_draw"))
+            by_kind.setdefault(kind, {}).setdefault(record.results["criterion"], []).append(
+                {"name": cut_of(record), **record.results})
+    sentences = []
+    for criteria in by_kind.values():
+        random = criteria.pop("random", [])
+        for ranked in (result for results in criteria.values() for result in results if random):
+            for split, metrics in ranked["metrics"].items():
+                cut, recovered = (
+                    100 * (ranked[entry][split]["accuracy"]
+                           - sum(each[entry][split]["accuracy"] for each in random) / len(random))
+                    for entry in ("metrics_after_cut", "metrics"))
+                sentences.append(
+                    f"**{split}**: `{ranked['name']}` lies {cut:+.1f} points from the mean of {len(random)} random "
+                    f"cut{'s' if len(random) > 1 else ''} of the same size right after the cut and {recovered:+.1f} "
+                    f"after recovery ({metrics['rows']:,} rows).")
+    return sentences
+
+
+def _way(cut: Mapping[str, Any], criterion: str) -> str:
+    """A way of cutting without its amounts: "gradient heads and neurons, global, 4 rounds"."""
+    settings = {"heads": "head_prune_ratio", "neurons": "feed_forward_prune_ratio", "layers": "pruned_layers",
+                "vocabulary": "prune_vocabulary"}
+    kinds = [name for name, setting in settings.items() if cut[setting]]
+    if cut["pruned_layers"] and not cut["pruned_layers"].startswith("least"):
+        kinds[kinds.index("layers")] = "top layers" if cut["pruned_layers"].startswith("top") else "named layers"
+    rounds = cut["pruning_rounds"]
+    return ", ".join([f"{criterion} {' and '.join(kinds)}".strip(),
+                      *(["global"] if cut["pruning_scope"] == "global" else []),
+                      *([f"{rounds} rounds"] if rounds > 1 else []),
+                      *([] if cut["recovery_distillation"] else ["labels alone"])])
