@@ -149,6 +149,45 @@ def bootstrap_interval_of_ratio_of_medians(
     return Estimate(float(np.median(a) / np.median(b)), low, high)
 
 
+def bootstrap_interval_of_interaction(
+    neither: ArrayLike, first: ArrayLike, second: ArrayLike, both: ArrayLike, *, samples: int = RESAMPLES,
+    seed: int = 0, confidence: float = 0.95,
+) -> Estimate:
+    """How two steps interact on a time: m(both) m(neither) / (m(first) m(second)), m the median over rounds.
+
+    1: their gains multiply. Over 1: together they gain less than that, under 1: more. The percentile bootstrap draws
+    whole rounds, in which all four were timed on the same input.
+
+    Args:
+        neither, first, second, both: positive times (rounds,) without either step, with one, with the other, with both.
+
+    Raises:
+        DataError: unequal lengths, no round, or a value that is not positive.
+    """
+    columns = [_paired(neither, times, float)[1] for times in (neither, first, second, both)]
+    if not all(np.all(times > 0) for times in columns):
+        raise DataError("a ratio of times needs times over zero; check the raw values")
+    low, high = _bootstrap(tuple(columns), _interaction, samples, seed, confidence)
+    return Estimate(float(_interaction(*columns)), low, high)
+
+
+def retention(first_correct: ArrayLike, second_correct: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+              confidence: float = 0.95) -> Estimate:
+    """Share of the first model's accuracy that the second keeps, with its paired bootstrap interval over rows.
+
+    Args:
+        first_correct, second_correct: bool (rows,), whether the row was predicted right.
+
+    Raises:
+        DataError: unequal lengths, no row, or a first model that gets no row right.
+    """
+    first, second = _paired(first_correct, second_correct, float)
+    if not first.any():
+        raise DataError("the first model gets no row right, so there is nothing to keep")
+    low, high = _bootstrap((second, first), _ratio_of_means, samples, seed, confidence)
+    return Estimate(float(second.mean() / first.mean()), low, high)
+
+
 def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of one number a seed, with Student's t-interval; one seed alone has none (low and high are None).
 
@@ -181,9 +220,19 @@ def _ratio_of_medians(first: np.ndarray, second: np.ndarray, axis: int = -1) -> 
     return np.median(first, axis=axis) / np.median(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, np.ndarray], statistic, samples: int, seed: int,
+def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(first, axis=axis) / np.mean(second, axis=axis)
+
+
+def _interaction(neither: np.ndarray, first: np.ndarray, second: np.ndarray, both: np.ndarray,
+                 axis: int = -1) -> np.ndarray:
+    medians = [np.median(times, axis=axis) for times in (neither, first, second, both)]
+    return medians[3] * medians[0] / (medians[1] * medians[2])
+
+
+def _bootstrap(data: tuple[np.ndarray, ...], statistic, samples: int, seed: int,
                confidence: float) -> Interval:
-    """Percentile interval of a statistic of two paired samples."""
+    """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two
         only = float(statistic(*data))
         return Interval(only, only)

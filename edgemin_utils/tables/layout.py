@@ -217,7 +217,9 @@ def _number(value: float, column: Column, suffix: bool = True) -> str:
 
 
 def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
-    left = {"Task", "Model", "Folder", "Effect", "Distilled", "Pruned", "Quantized", "Finished", "Measured", "State"}
+    left = {"Task", "Model", "Folder", "Effect", "Distilled", "Pruned", "Quantized", "Finished", "Measured", "State",
+            "Number", "Claim", "Claimed", "Counted", "Ours", "Verdict", "Function", "Quantity", "Way", "Honest",
+            "Honest way", "Input"}
     return tuple("left" if name in left else "right" for name in cells)
 
 
