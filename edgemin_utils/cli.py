@@ -130,8 +130,8 @@ def _add_measure_options(parser: _Parser) -> None:
     add("--threads", nargs="+", type=_seed, default=[1, 0], metavar="N", help="thread counts, 0 for all cores "
         "(default: 1 0)")
     add("--lengths", **several, default=[32, 128], metavar="L", help="tokens of the fixed inputs (default: 32 128)")
-    add("--batches", **several, default=[1, 2, 4, 8, 16, 32, 64], metavar="B", help="batch sizes of the throughput scan "
-        "(default: 1 2 4 8 16 32 64)")
+    add("--batches", **several, default=[1, 2, 4, 8, 16, 32, 64], metavar="B", help="batch sizes of the throughput "
+        "scan (default: 1 2 4 8 16 32 64)")
     add("--texts", metavar="FILE", help="rows to time at their own lengths, one a line, a tab between two texts "
         "(default: dev rows of --task)")
     add("--task", default="sst2", metavar="TASK", help=f"task whose dev rows are timed, of {', '.join(TASKS)} "

@@ -70,7 +70,8 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
         f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names})
     memory = _memory(run, timed_as)
     return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
-            "tokenizer": [_time_tokenizer(run, tokenizer)], "timed_as": timed_as, "int8_note": int8_sentence(describe_environment()),
+            "tokenizer": [_time_tokenizer(run, tokenizer)], "timed_as": timed_as,
+            "int8_note": int8_sentence(describe_environment()),
             "peaks": {str(number): found.as_record() for number, found in peaks.items()}}
 
 

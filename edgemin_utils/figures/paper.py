@@ -1,4 +1,4 @@
-"""Figures about the paper's numbers: where 11.94M comes from, FLOPs over length, latency two by two, matrix products."""
+"""Figures about the paper's numbers: where 11.94M comes from, MACs over length, latency, matrix products."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,9 +26,9 @@ def listed_parameters(student: Mapping[str, int], final: Mapping[str, int], list
         "embeddings": sum(count for name, count in listed.items() if "norm" not in name),
         "norms": sum(count for name, count in listed.items() if "norm" in name)},
         "final model:\npruned, INT8": final, "student:\nFP32": student}
-    figure = new_figure(2.9)
+    figure = new_figure(3.0)
     axes = figure.add_subplot()
-    for row, (_, sizes) in enumerate(shown.items()):
+    for row, sizes in enumerate(shown.values()):
         left = 0.0
         for number, part in enumerate(parts):
             size = sizes.get(part, 0) / 1e6
@@ -36,11 +36,13 @@ def listed_parameters(student: Mapping[str, int], final: Mapping[str, int], list
             if size > 1.5:
                 axes.text(left + size / 2, row, f"{size:.2f}", ha="center", va="center", color="white", fontsize=8)
             left += size
-        axes.text(left + 0.3, row, f"{left:.2f}M", va="center", fontsize=8.5)
+        if row:
+            axes.text(left + 0.3, row, f"{left:.2f}M", va="center", fontsize=8.5)
     start = sum(listed.values()) / 1e6
-    axes.barh(0, rest / 1e6, left=start + 2.4, color="none", edgecolor=GREY, hatch="////", height=0.62, linewidth=0.8)
-    axes.text(start + 2.4 + rest / 2e6, 0, f"{rest / 1e6:.2f}M in packed INT8 buffers:\nstored, not listed", ha="center",
+    axes.barh(0, rest / 1e6, left=start, color="none", edgecolor=GREY, hatch="////", height=0.62, linewidth=0.8)
+    axes.text(start + rest / 2e6, 0, f"{rest / 1e6:.2f}M in packed INT8 buffers:\nstored, not listed", ha="center",
               va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    axes.annotate(f"{start:.2f}M", (start, 0.31), (start, 0.42), ha="center", fontsize=8.5)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.set(xlabel="weights and biases (millions)", xlim=(0, 1.14 * sum(student.values()) / 1e6))
     handles = [Patch(color=CYCLE[number], label=part.replace("_", " ")) for number, part in enumerate(parts)]
@@ -70,7 +72,7 @@ def operation_ratios(ratios: Mapping[int, float], largest: float) -> StudyFigure
 
 
 @styled
-def latency_two_by_two(latency: Sequence[Mapping[str, Any]], student: str) -> StudyFigure:
+def paper_latency(latency: Sequence[Mapping[str, Any]], student: str) -> StudyFigure:
     """Median latency of the paper's models on each input; the band is what a reduction of 37 to 44 % under the student
     would be.
 
@@ -87,7 +89,8 @@ def latency_two_by_two(latency: Sequence[Mapping[str, Any]], student: str) -> St
         axes.axvspan(base * (1 - CLAIMED_REDUCTION[1]), base * (1 - CLAIMED_REDUCTION[0]), color=PALETTE["yellow"],
                      alpha=0.5, linewidth=0, label="claimed: 37 to 44 % under the student" if not number else None)
         axes.barh(rows["model"], rows["median_ms"], xerr=rows["iqr_ms"] / 2, color=PALETTE["blue"], height=0.6,
-                  error_kw={"linewidth": 1, "ecolor": PALETTE["black"]}, label="median, half the IQR" if not number else None)
+                  error_kw={"linewidth": 1, "ecolor": PALETTE["black"]},
+                  label="median, half the IQR" if not number else None)
         axes.plot(rows["bound_ms"], rows["model"], linestyle="none", marker="|", markersize=11, markeredgewidth=2,
                   color=PALETTE["vermilion"], label="the least this machine needs" if not number else None)
         axes.invert_yaxis()
@@ -100,7 +103,8 @@ def latency_two_by_two(latency: Sequence[Mapping[str, Any]], student: str) -> St
 
 @styled
 def product_widths(products: Sequence[Mapping[str, Any]], input_name: str, whole: int, pruned: int) -> StudyFigure:
-    """Speed of a matrix product over its width, FP32 and INT8: dips are widths that leave a kernel's last tile unfilled.
+    """Speed of a matrix product over its width, FP32 and INT8: unfilled tiles of a kernel would show as dips, a cost
+    that does not depend on the width as a slope.
 
     Args:
         products: rows of input, direction, width, fp32_ms, int8_ms.
@@ -109,22 +113,22 @@ def product_widths(products: Sequence[Mapping[str, Any]], input_name: str, whole
     """
     frame = pd.DataFrame(products)
     frame = frame[frame["input"] == input_name]
-    directions = list(dict.fromkeys(frame["direction"]))
-    rows = int(input_name.split("x")[1])
+    directions = {"into heads": f"{whole} → width", "out of heads": f"width → {whole}"}
+    rows, highest = int(input_name.split("x")[1]), 0.0
     figure = new_figure(2.9)
-    grid = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
-    for number, (direction, axes) in enumerate(zip(directions, grid, strict=True)):
-        part = frame[frame["direction"] == direction]
+    grid = figure.subplots(1, len(directions), sharey=True)
+    for (direction, title), axes in zip(directions.items(), grid, strict=True):
+        part, first = frame[frame["direction"] == direction], axes is grid[0]
         for precision, colour, marker in (("fp32", "blue", "o"), ("int8", "vermilion", "s")):
             speed = rows * part["width"] * whole / part[f"{precision}_ms"] / 1e6
+            highest = max(highest, float(speed.max()))
             axes.plot(part["width"], speed, color=PALETTE[colour], marker=marker, markersize=3, linewidth=1,
-                      label=precision.upper() if not number else None)
-        for width, style in ((whole, "-"), (pruned, "--")):
+                      label=precision.upper() if first else None)
+        for width, heads, style in ((whole, 12, "-"), (pruned, 10, "--")):
             axes.axvline(width, color=GREY, linestyle=style, linewidth=0.9,
-                         label=f"{width}: {'12' if width == whole else '10'} heads" if not number else None)
-        axes.set(xlabel="width (units)", title={"into heads": f"{whole} → width", "out of heads": f"width → {whole}"}.get(
-            direction, direction), ylim=(0, None))
+                         label=f"{width}: {heads} heads" if first else None)
+        axes.set(xlabel="width (units)", title=title)
         axes.set_xticks(range(int(part["width"].min()), int(part["width"].max()) + 1, 64))
-    grid[0].set_ylabel("speed (GMAC/s)")
+    grid[0].set(ylabel="speed (GMAC/s)", ylim=(0, 1.08 * highest))
     figure.legend(loc="outside upper center", ncols=4)
     return figure

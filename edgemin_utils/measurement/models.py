@@ -37,7 +37,6 @@ class MeasuredModel(Protocol):
         vocabulary_size, longest: token numbers lie under the first; most tokens, None where the model does not say.
         tokenizer: None where none lies beside it.
         int8: whether some weights are stored as integers.
-        notes: sentences a reader of its numbers needs.
     """
 
     name: str
@@ -45,7 +44,6 @@ class MeasuredModel(Protocol):
     longest: int | None
     tokenizer: PreTrainedTokenizerBase | None
     int8: bool
-    notes: list[str]
 
     def describe(self) -> dict[str, Any]:
         """back_end and, for a torch model, its architecture (see `encoders.describe_model`)."""
@@ -107,7 +105,7 @@ class TorchModel:
     """A torch classifier: plain, of unequal layers, or quantized."""
 
     def __init__(self, source: str, name: str):
-        self.source, self.name, self.notes = source, name, []
+        self.source, self.name = source, name
         self.module = load_torch_model(source)
         self.vocabulary_size, self.longest = self.module.config.vocab_size, longest_input(self.module)
         self.int8 = has_packed_weights(self.module)
@@ -137,8 +135,8 @@ class TorchModel:
             return predictor(_Compiled(self.module))
 
     def peak_memory(self, length: int, runs: int, threads: int) -> dict[str, Any]:
-        return peak_memory(self.source, loader="edgemin_utils.measurement.torch_checkpoint:load_torch_model", length=length, runs=runs,
-                           threads=threads, vocabulary_size=self.vocabulary_size,
+        return peak_memory(self.source, loader="edgemin_utils.measurement.torch_checkpoint:load_torch_model",
+                           length=length, runs=runs, threads=threads, vocabulary_size=self.vocabulary_size,
                            token_type_ids="token_type_ids" in input_names(self.module))
 
 
@@ -157,7 +155,7 @@ class OnnxModel:
     """A classifier that is an .onnx file; a tokenizer and a config may lie beside it."""
 
     def __init__(self, path: Path, folder: Path, name: str):
-        self.path, self.name, self.notes = path, name, []
+        self.path, self.name = path, name
         self.graph = onnx_graphs.read_graph(path)
         self.session = OnnxSession(path)
         self.weights = onnx_graphs.graph_weights(self.graph)

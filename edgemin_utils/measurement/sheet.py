@@ -58,8 +58,9 @@ class SheetOptions:
     memory: bool = True
 
 
-def measure_models(models: Sequence[MeasuredModel], options: SheetOptions, say: Say = lambda text: None) -> dict[str, Any]:
-    """Everything about the models; times are taken interleaved, speed-ups are over the last model given first.
+def measure_models(models: Sequence[MeasuredModel], options: SheetOptions,
+                   say: Say = lambda text: None) -> dict[str, Any]:
+    """Everything about the models; times are taken interleaved, with the least time that each could take.
 
     Args:
         models: the one that is measured, and those that it is held against; the first of the latter is the baseline
@@ -95,7 +96,7 @@ def measure_models(models: Sequence[MeasuredModel], options: SheetOptions, say: 
             "baseline": timing.baseline.name, "environment": environment, "int8_note": int8_sentence(environment),
             "peaks": {str(number): item.as_record() for number, item in peaks.items()}, "models": described,
             "latency": latency, "speed_ups": ratios, "throughput": throughput,
-            "notes": [*notes, *(note for model in models for note in model.notes)]}
+            "notes": [*notes, *([f"Rows of text: {options.texts_source}."] if options.texts else [])]}
 
 
 def _lengths_that_fit(models: Sequence[MeasuredModel], lengths: Sequence[int]) -> tuple[list[int], list[str]]:

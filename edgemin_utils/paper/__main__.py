@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from edgemin_utils.config import project_folder
 from edgemin_utils.errors import EdgeMINError
 from edgemin_utils.measurement.latency import PROTOCOLS
 from edgemin_utils.paper.accuracy import study_accuracy
@@ -24,7 +25,6 @@ from edgemin_utils.paper.results import (
     write_results,
 )
 from edgemin_utils.paper.timing import measure_paper
-from edgemin_utils.config import project_folder
 from edgemin_utils.progress import duration
 
 
@@ -87,14 +87,15 @@ def _sayer(started: float):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edgemin_utils.paper", description="The paper's numbers, derived, "
                                      "measured and held against its claims.")
-    parser.add_argument("--quick", action="store_true", help="few runs: a look, marked as such (default: full protocol)")
+    parser.add_argument("--quick", action="store_true", help="few runs: a look, marked as such (default: the full "
+                        "protocol)")
     parser.add_argument("--counts-only", action="store_true", help="only what needs no clock (default: measure too)")
     parser.add_argument("--studies", nargs="+", metavar="DIR", help="studies whose accuracy is read (default: the "
                         "reference study)")
     parser.add_argument("--output-dir", metavar="DIR", help="where record, tables and figures go (default: "
                         "outputs/paper-numbers in the project's folder)")
-    parser.add_argument("--publish", action="store_true", help="copy the finished folder to outputs/reference and write "
-                        "the claims into the README's marked place")
+    parser.add_argument("--publish", action="store_true", help="copy the finished folder to outputs/reference and "
+                        "write the claims into the README's marked place")
     return parser
 
 

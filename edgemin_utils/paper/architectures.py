@@ -1,4 +1,4 @@
-"""The paper's models with random weights: teacher, student, and what its pruning and quantization make of the student."""
+"""The paper's models with random weights: teacher, student, and what pruning and quantization make of the student."""
 
 import copy
 from collections.abc import Sequence

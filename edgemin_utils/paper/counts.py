@@ -74,8 +74,8 @@ def student_parameters(models: PaperModels) -> Count:
 
 def final_parameters(models: PaperModels) -> Count:
     return _parameters("Final model's parameters", "11.94M", models.pruned_quantized, "final_parameters",
-                       "model.parameters() after quantize_dynamic: embeddings and layer norms alone; INT8 weights are in "
-                       "packed buffers")
+                       "model.parameters() after quantize_dynamic: embeddings and layer norms alone; INT8 weights are "
+                       "in packed buffers")
 
 
 def parameter_ratio(models: PaperModels) -> Count:
@@ -157,8 +157,8 @@ def removed_heads(models: PaperModels) -> Count:
     return Count("Attention heads removed", "20 %", f"{100 * asked:.0f} %",
                  f"the ratio asked for; int({asked:g} x 12) = 2 heads in each of 12 layers",
                  f"{100 * (heads - left) / heads:.1f} %",
-                 f"{cut} of {heads} heads are gone; 20 % would be {asked * heads:.1f}, the nearest whole number {near} is "
-                 f"{100 * near / heads:.1f} %", "removed_heads")
+                 f"{cut} of {heads} heads are gone; 20 % would be {asked * heads:.1f}, the nearest whole number {near} "
+                 f"is {100 * near / heads:.1f} %", "removed_heads")
 
 
 def operation_ratio(models: PaperModels) -> Count:

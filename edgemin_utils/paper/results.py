@@ -2,16 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from edgemin_utils import figures
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
-from edgemin_utils.figures.paper import latency_two_by_two, listed_parameters, operation_ratios, product_widths
+from edgemin_utils.figures.paper import paper_latency, listed_parameters, operation_ratios, product_widths
 from edgemin_utils.figures.style import StudyFigure
 from edgemin_utils.measurement.environment import describe_environment
 from edgemin_utils.paper import claims, counts
@@ -91,15 +93,17 @@ def counts_table(record: Mapping[str, Any]) -> Table:
 
 
 def latency_table(record: Mapping[str, Any]) -> Table:
-    """Latency of the paper's models, speed-up over the teacher, reduction under the student, distance from the bound."""
+    """Latency of the paper's models, speed-ups over teacher and student, distance from the bound."""
     timing = record["timing"]
-    ratios = {name: {(row["model"], row["input"]): row for row in timing[name]} for name in ("over_teacher", "over_student")}
+    ratios = {name: {(row["model"], row["input"]): row for row in timing[name]}
+              for name in ("over_teacher", "over_student")}
     rows = []
     for row in timing["latency"]:
         place = row["model"], row["input"]
         over = {name: rows_of.get(place) for name, rows_of in ratios.items()}
-        rows.append({"input": row["input"], "model": row["model"], "median_ms": row["median_ms"], "iqr_ms": row["iqr_ms"],
-                     "runs": row["runs"], "noisy": row["noisy"], "bound_ms": row["bound_ms"], "of_bound": row["of_bound"],
+        numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
+                                                "of_bound")}
+        rows.append({**numbers,
                      **{f"{name}{end}": None if over[name] is None else over[name][key] for name in ratios
                         for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
     return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
@@ -112,7 +116,7 @@ def interaction_table(record: Mapping[str, Any]) -> Table:
              "interaction_high": row["high"], "products_alone": row["predicted"]}
             for row in record["timing"]["interaction"]]
     return Table("interaction", "Interaction of pruning and quantization on latency", pd.DataFrame(rows),
-                 (interaction_sentence(record),))
+                 ("1: the gains multiply; over 1: together they gain less.", interaction_sentence(record)))
 
 
 def interaction_sentence(record: Mapping[str, Any]) -> str:
@@ -122,25 +126,39 @@ def interaction_sentence(record: Mapping[str, Any]) -> str:
         layer = row["layer_ms"]
         gains = [layer[f"{precision} whole"] / layer[f"{precision} pruned"] for precision in ("fp32", "int8")]
         parts.append(f"at {row['input']} pruning makes a layer's six products {gains[0]:.3f} times as fast in FP32 and "
-                     f"{gains[1]:.3f} times in INT8, which alone would be an interaction of {row['predicted']:.3f}; measured "
-                     f"on whole models it is {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    return f"1: the gains multiply; over 1: together they gain less. {'; '.join(parts)}. {tile_sentence(record)}"
+                     f"{gains[1]:.3f} times in INT8, alone an interaction of {row['predicted']:.3f}, where whole "
+                     f"models show {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    return f"Timed by themselves, {'; '.join(parts)}. {width_sentence(record)}"
 
 
-def tile_sentence(record: Mapping[str, Any], pruned: int = 320) -> str:
-    """Whether the pruned width fills the kernels' tiles: its speed beside that of multiples of 64 and of the others."""
-    frame = pd.DataFrame(record["timing"]["products"])
+def width_sentence(record: Mapping[str, Any]) -> str:
+    """Two explanations held against the products of all widths: unfilled tiles, and a cost that no width changes."""
     parts = []
     for precision in ("fp32", "int8"):
-        speed = frame["width"] / frame[f"{precision}_ms"]
-        # Relative to the same input and direction, whose other size is the same for all widths.
-        relative = speed / speed.groupby([frame["input"], frame["direction"]]).transform("max")
-        full, other = frame["width"] % 64 == 0, frame["width"] % 64 != 0
-        parts.append(f"{precision.upper()} {100 * relative[full].mean():.0f} % at multiples of 64, "
-                     f"{100 * relative[other].mean():.0f} % at other widths, {100 * relative[frame['width'] == pruned].mean():.0f}"
-                     f" % at {pruned}")
-    return (f"The cut leaves {pruned} units, a multiple of 64. Speed of a product as a share of the best width: "
-            f"{'; '.join(parts)}.")
+        line = width_line(record["timing"]["products"], precision)
+        parts.append(f"{precision.upper()} times lie {100 * line['scatter']:.1f} % off a straight line over the width "
+                     f"at the median ({100 * line['at_tiles']:+.1f} % at multiples of 64, "
+                     f"{100 * line['elsewhere']:+.1f} % elsewhere) and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it")
+    return (f"Unfilled tiles would show as steps over the width, a fixed cost as time left at width 0: "
+            f"{'; '.join(parts)}. The paper's cut leaves 320 units, a multiple of 64.")
+
+
+def width_line(products: Sequence[Mapping[str, Any]], precision: str, whole: int = 384) -> dict[str, float]:
+    """Straight lines through the times over the width, one an input and direction (Theil's and Sen's slopes, which a
+    few disturbed times do not move); means over them.
+
+    Returns:
+        fixed (intercept as a share of the line's time at width `whole`), scatter (median distance from the line, as a
+        share of it), at_tiles and elsewhere (median distance, with its sign, at multiples of 64 and at other widths).
+    """
+    rows = []
+    for _, group in pd.DataFrame(products).groupby(["input", "direction"]):
+        width, times = group["width"].to_numpy(), group[f"{precision}_ms"].to_numpy()
+        slope, intercept = stats.theilslopes(times, width)[:2]
+        off, tiles = times / (intercept + slope * width) - 1, width % 64 == 0
+        rows.append({"fixed": intercept / (intercept + slope * whole), "scatter": np.median(np.abs(off)),
+                     "at_tiles": np.median(off[tiles]), "elsewhere": np.median(off[~tiles])})
+    return {name: float(value) for name, value in pd.DataFrame(rows).mean().items()}
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
@@ -148,12 +166,12 @@ def tile_sentence(record: Mapping[str, Any], pruned: int = 320) -> str:
 
 def every_figure(record: Mapping[str, Any]) -> dict[str, StudyFigure]:
     """Name -> figure, of all that a record allows."""
-    drawn = {"listed_parameters": listed_parameters(record["parts"]["student"], record["parts"]["final"], record["listed"]),
-             "operation_ratios": operation_ratios({int(length): ratio for length, ratio in
-                                                   record["operation_ratios"].items()}, record["largest_operation_ratio"])}
+    parts, ratios = record["parts"], {int(length): ratio for length, ratio in record["operation_ratios"].items()}
+    drawn = {"listed_parameters": listed_parameters(parts["student"], parts["final"], record["listed"]),
+             "operation_ratios": operation_ratios(ratios, record["largest_operation_ratio"])}
     if record["timing"]:
         longest = record["timing"]["interaction"][-1]["input"]
-        drawn |= {"latency": latency_two_by_two(record["timing"]["latency"], STUDENT),
+        drawn |= {"latency": paper_latency(record["timing"]["latency"], STUDENT),
                   "products": product_widths(record["timing"]["products"], longest, 384, 320)}
     return drawn
 

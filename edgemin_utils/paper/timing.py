@@ -31,16 +31,18 @@ PRODUCT_PROTOCOL = Protocol("products", warm_up=3, runs=100, seconds=0.0)
 Say = Callable[[str], None]
 
 
-def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda text: None, lengths: Sequence[int] = LENGTHS,
-                  widths: Sequence[int] = WIDTHS, product_protocol: Protocol = PRODUCT_PROTOCOL,
-                  memory_runs: int = 1, samples: int = 2000) -> dict[str, Any]:
+def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda text: None,
+                  lengths: Sequence[int] = LENGTHS, widths: Sequence[int] = WIDTHS,
+                  product_protocol: Protocol = PRODUCT_PROTOCOL, memory_runs: int = 1,
+                  samples: int = 2000) -> dict[str, Any]:
     """Every measurement, with one thread.
 
     Returns:
         plain data: protocol, threads, latency (model, input, median_ms, ..., bound_ms, of_bound), raw (input ->
         LatencyResult's record), over_teacher and over_student (model, input, ratio, low, high), interaction (input,
         ratio, low, high, predicted: what the products alone give), products (input, direction, width, fp32_ms,
-        int8_ms), memory (model, baseline_bytes, peak_bytes), energy (model, cpu_seconds, joules, source), peaks.
+        int8_ms), memory (model, baseline_bytes, peak_bytes,
+        resident_bytes), energy (model, cpu_seconds, joules, source), peaks.
     """
     timed = {TEACHER: models.teacher, STUDENT: models.student, PRUNED: models.pruned, FIFTH: models.fifth,
              INT8: models.quantized, FINAL: models.pruned_quantized}
@@ -136,7 +138,8 @@ def _memory(models: PaperModels, length: int, runs: int) -> list[dict[str, Any]]
             else:
                 save_model(model, folder)
             found = peak_memory(folder, loader="edgemin_utils.quantization:load_model", length=length, runs=runs)
-            rows.append({"model": name, "baseline_bytes": found["baseline_bytes"], "peak_bytes": found["peak_bytes"]})
+            rows.append({"model": name,
+                         **{key: found[key] for key in ("baseline_bytes", "peak_bytes", "resident_bytes")}})
     return rows
 
 

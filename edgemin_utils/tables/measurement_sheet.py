@@ -42,9 +42,9 @@ def _parameters(sheet: Mapping[str, Any]) -> str:
                      "Paper's count": counts["paper"],
                      **{part.replace("_", " "): number for part, number in counts["parts"].items()}})
     return _block("Parameters", _aligned(rows),
-                  "Listed: what the framework lists, blind to packed INT8 weights (of an .onnx file: the elements of all "
-                  "initializers). Stored: all weights wherever they are; the parts add up to it. Paper's count: what is "
-                  "listed once all linear layers are dynamically quantized.")
+                  "Listed: what the framework lists, blind to packed INT8 weights (of an .onnx file: the elements of "
+                  "all initializers). Stored: all weights wherever they are; the parts add up to it. Paper's count: what "
+                  "is listed once all linear layers are dynamically quantized.")
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,8 +105,8 @@ def _latency(sheet: Mapping[str, Any]) -> str:
         title += " (QUICK LOOK: too few runs for a result)"
     return _block(title, rows, f"All models take turns, one call each a round; at least {protocol['runs']} rounds"
                   + (f" and {protocol['seconds']:g} s a variant on average" if protocol["seconds"] else "")
-                  + ". Bound: the least time at this machine's measured peak speed and bandwidth. * interquartile range "
-                  "over 10 % of the median.")
+                  + ". Bound: the least time at this machine's measured peak speed and bandwidth. * interquartile "
+                  "range over 10 % of the median.")
 
 
 def _in_order(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -148,21 +148,21 @@ def _memory(sheet: Mapping[str, Any]) -> str:
                      "CPU-seconds a row": f"{energy['cpu_seconds']:.5f}"})
     energy = sheet["models"][0]["energy"]
     return _block("Memory of a fresh process, and energy", rows,
-                  f"Energy of one row of {energy['input']}, threads: {energy['threads']}; joules from RAPL where it can be "
-                  "read, for all that ran on the processor meanwhile.")
+                  f"Energy of one row of {energy['input']}, threads: {energy['threads']}; joules from RAPL where it "
+                  "can be read, for all that ran on the processor meanwhile.")
 
 
 def _machine(sheet: Mapping[str, Any]) -> str:
     environment = sheet["environment"]
     flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
-    lines = [f"Machine: {environment['processor']}, {environment['available_cores']} cores ({flags or 'no flags known'}), "
-             f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, Python "
+    lines = [f"Machine: {environment['processor']}, {environment['available_cores']} cores "
+             f"({flags or 'no flags known'}), {environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, Python "
              f"{environment['python']}; " + ", ".join(f"{name} {version}" for name, version
                                                       in environment["packages"].items()) + "."]
     for threads, peaks in sheet["peaks"].items():
         largest = peaks["bandwidth"][-1]
-        lines.append(f"Peak with {threads} thread(s): {peaks['fp32_macs_per_second'] / 1e9:.1f} GMAC/s FP32 (torch.mm), "
-                     f"{peaks['int8_macs_per_second'] / 1e9:.1f} GMAC/s INT8 ({peaks['int8_kernel']}), "
+        lines.append(f"Peak with {threads} thread(s): {peaks['fp32_macs_per_second'] / 1e9:.1f} GMAC/s FP32 "
+                     f"(torch.mm), {peaks['int8_macs_per_second'] / 1e9:.1f} GMAC/s INT8 ({peaks['int8_kernel']}), "
                      f"{largest[1] / 1e9:.1f} GB/s from memory.")
     if any(model["int8"] for model in sheet["models"]):
         lines.append(sheet["int8_note"])
