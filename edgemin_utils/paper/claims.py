@@ -168,7 +168,8 @@ def memory_claim(timing: Mapping[str, Any] | None) -> Claim:
     teacher, final = (_of(timing["memory"], name)[0] for name in (measured.TEACHER, measured.FINAL))
     lower = 1 - final["peak_bytes"] / teacher["peak_bytes"]
     ours = (f"peak {final['peak_bytes'] / 1e6:.0f} MB, {_lower(lower)} the teacher's "
-            f"{teacher['peak_bytes'] / 1e6:.0f} MB, loading included; {final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
+            f"{teacher['peak_bytes'] / 1e6:.0f} MB, loading included; "
+            f"{final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
             f"transformers takes {final['baseline_bytes'] / 1e6:.0f} MB")
     borne_out = lower >= 0.7 and final["peak_bytes"] < 200e6
     return Claim("C14", claim, counted, ours, REPRODUCED if borne_out else NOT_REPRODUCED, "paper.claims.memory_claim")

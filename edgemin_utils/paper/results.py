@@ -13,7 +13,7 @@ from scipy import stats
 from edgemin_utils import figures
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
-from edgemin_utils.figures.paper import paper_latency, listed_parameters, operation_ratios, product_widths
+from edgemin_utils.figures.paper import listed_parameters, operation_ratios, paper_latency, product_widths
 from edgemin_utils.figures.style import StudyFigure
 from edgemin_utils.measurement.environment import describe_environment
 from edgemin_utils.paper import claims, counts
@@ -138,7 +138,8 @@ def width_sentence(record: Mapping[str, Any]) -> str:
         line = width_line(record["timing"]["products"], precision)
         parts.append(f"{precision.upper()} times lie {100 * line['scatter']:.1f} % off a straight line over the width "
                      f"at the median ({100 * line['at_tiles']:+.1f} % at multiples of 64, "
-                     f"{100 * line['elsewhere']:+.1f} % elsewhere) and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it")
+                     f"{100 * line['elsewhere']:+.1f} % elsewhere) "
+                     f"and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it")
     return (f"Unfilled tiles would show as steps over the width, a fixed cost as time left at width 0: "
             f"{'; '.join(parts)}. The paper's cut leaves 320 units, a multiple of 64.")
 

@@ -15,7 +15,7 @@ from edgemin_utils.tables.contents import Table, every_table
 from edgemin_utils.tables.variants import StudyRecords
 
 TEXT_WIDTH = 120
-_SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs")
+_SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs", "_bound")
 _LABELS = ("Task", "Threads", "Model")
 
 
@@ -180,6 +180,7 @@ def _column(name: str) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
     for prefix, column in (("latency_", Column("{} (ms)", 2)), ("speed_up_", Column("{} speed-up", 2, suffix="x")),
+                           ("of_bound_", Column("{} over the bound", 1, suffix="x")),
                            ("macs_", Column("{} MMACs", 1, 1e-6))):
         if name.startswith(prefix):
             header = column.header.format(name.removeprefix(prefix).replace("_", " "))

@@ -43,8 +43,8 @@ def _parameters(sheet: Mapping[str, Any]) -> str:
                      **{part.replace("_", " "): number for part, number in counts["parts"].items()}})
     return _block("Parameters", _aligned(rows),
                   "Listed: what the framework lists, blind to packed INT8 weights (of an .onnx file: the elements of "
-                  "all initializers). Stored: all weights wherever they are; the parts add up to it. Paper's count: what "
-                  "is listed once all linear layers are dynamically quantized.")
+                  "all initializers). Stored: all weights wherever they are; the parts add up to it. Paper's count: "
+                  "what is listed once all linear layers are dynamically quantized.")
 
 
 def _aligned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -156,7 +156,8 @@ def _machine(sheet: Mapping[str, Any]) -> str:
     environment = sheet["environment"]
     flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
     lines = [f"Machine: {environment['processor']}, {environment['available_cores']} cores "
-             f"({flags or 'no flags known'}), {environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, Python "
+             f"({flags or 'no flags known'}), "
+             f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, Python "
              f"{environment['python']}; " + ", ".join(f"{name} {version}" for name, version
                                                       in environment["packages"].items()) + "."]
     for threads, peaks in sheet["peaks"].items():
