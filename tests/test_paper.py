@@ -1,5 +1,6 @@
 """The paper's numbers: every exact claim to its last digit, verdicts by rule, and what is drawn and written."""
 
+import importlib
 import json
 import shutil
 
@@ -36,8 +37,11 @@ def counted(models):
 def record(models):
     """A record with everything in it, from two runs a model: its numbers are real, and mean nothing."""
     found = results.count_record(models)
-    found["timing"] = timing.measure_paper(models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384),
-                                           product_protocol=SHORT, samples=50)
+    with pytest.MonkeyPatch.context() as patch:  # fresh processes have tests of their own
+        patch.setattr(timing, "peak_memory", lambda folder, **options: {
+            "baseline_bytes": 50_000_000, "resident_bytes": 60_000_000, "peak_bytes": 70_000_000})
+        found["timing"] = timing.measure_paper(models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384),
+                                               product_protocol=SHORT, samples=50)
     return json.loads(json.dumps(found))
 
 
@@ -208,7 +212,7 @@ def test_claims_name_what_computed_them(record):
     for row in results.claims_table(record).frame.to_dict("records"):
         for name in row["function"].split(", "):
             module, function = name.removeprefix("paper.").split(".")
-            assert hasattr({"counts": counts, "claims": claims, "timing": timing}.get(module, command), function), name
+            assert callable(getattr(importlib.import_module(f"edgemin_utils.paper.{module}"), function)), name
 
 
 def test_counts_alone_are_a_record_too(models, tmp_path, capsys, monkeypatch):
@@ -244,3 +248,21 @@ def test_a_damaged_record_is_refused(tmp_path):
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(StageError, match="damaged or of another version"):
         results.read_record(tmp_path)
+
+
+def test_a_notebook_without_a_measurement_says_so(models, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "project_folder", lambda: tmp_path)
+    counted = results.count_record(models)
+    record, sentence = results.with_measurements(counted, study)
+    assert "run `make paper-numbers`" in sentence and record["timing"] is None and len(record["accuracy"]) == 1
+    assert "not measured yet" in results.readme_section(record)
+    note = results.figure_or_note(record, "latency")
+    assert "make paper-numbers" in note.texts[0].get_text()
+
+
+def test_a_notebook_shows_what_was_measured(models, record, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "project_folder", lambda: tmp_path)
+    results.write_record(record, tmp_path / "outputs" / "paper-numbers")
+    shown, sentence = results.with_measurements(results.count_record(models), study)
+    assert shown["timing"] == record["timing"] and "measured by `make paper-numbers` on" in sentence
+    assert results.figure_or_note(shown, "products").description

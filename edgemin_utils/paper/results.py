@@ -17,11 +17,12 @@ from edgemin_utils.figures.paper import listed_parameters, operation_ratios, pap
 from edgemin_utils.figures.style import StudyFigure
 from edgemin_utils.measurement.environment import describe_environment
 from edgemin_utils.paper import claims, counts
+from edgemin_utils.paper.accuracy import study_accuracy
 from edgemin_utils.paper.architectures import PaperModels
 from edgemin_utils.paper.timing import STUDENT
 from edgemin_utils.records import write_json
 from edgemin_utils.reference import fill_marked_place
-from edgemin_utils.tables import Table, as_latex, as_markdown
+from edgemin_utils.tables import StudyRecords, Table, as_latex, as_markdown
 
 RECORD_FILE = "record.json"
 RECORD_VERSION = 1
@@ -68,6 +69,24 @@ def read_record(folder: Path | None = None) -> dict[str, Any]:
                 return record
             raise StageError(f"{path} is damaged or of another version of the package; run `make paper-numbers` again")
     raise StageError("the paper's numbers have not been measured here; run `make paper-numbers`")
+
+
+def with_measurements(record: Mapping[str, Any], study: Path | StudyRecords) -> tuple[dict[str, Any], str]:
+    """A record of counts with what `make paper-numbers` measured, and with the accuracy of a study.
+
+    Returns:
+        the record, and one sentence on what was measured where, or that it was not.
+    """
+    own = study_accuracy(study)
+    try:
+        measured = read_record()
+    except StageError as error:
+        return {**record, "accuracy": own}, f"Latency and memory are not among these numbers: {error}."
+    record = {**record, "environment": measured["environment"], "timing": measured["timing"],
+              "accuracy": own or measured["accuracy"]}
+    machine = measured["environment"]
+    return record, (f"Latency and memory were measured by `make paper-numbers` on {machine['processor']}, "
+                    f"{machine['available_cores']} cores.")
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -177,6 +196,11 @@ def every_figure(record: Mapping[str, Any]) -> dict[str, StudyFigure]:
     return drawn
 
 
+def figure_or_note(record: Mapping[str, Any], name: str) -> StudyFigure:
+    """One of `every_figure`, or a note that it needs measuring."""
+    return every_figure(record).get(name) or figures.note_figure(f"{name}: {claims.RUN_FIRST}")
+
+
 def write_results(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Tables (csv, md, tex) and figures (svg, png) of a record; returns the paths."""
     written = []
@@ -212,6 +236,8 @@ def publish(folder: Path, destination: Path, readme: Path) -> None:
 def readme_section(record: Mapping[str, Any]) -> str:
     """The claims table and what explains C10, as Markdown."""
     table = claims_table(record)
-    plain = Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)
+    text = as_markdown(Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)).rstrip()
+    if not record["timing"]:
+        return f"{text}\n- Latency and memory: {claims.RUN_FIRST}.\n"
     picture = "![Where 11.94M comes from](outputs/reference/paper-numbers/figures/listed_parameters.png)"
-    return f"{as_markdown(plain).rstrip()}\n- C10: {interaction_sentence(record)}\n\n{picture}\n"
+    return f"{text}\n- C10: {interaction_sentence(record)}\n\n{picture}\n"

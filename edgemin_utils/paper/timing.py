@@ -68,8 +68,8 @@ def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda tex
         found["interaction"].append({"input": name, **_as_dict(interaction(result, samples)),
                                      "predicted": predicted_interaction(whole), "layer_ms": whole})
     say("peak memory of fresh processes")
-    found["memory"] = _memory(models, max(lengths), memory_runs)
-    found["energy"] = [{"model": name, **_energy(model, max(lengths))}
+    found["memory"] = peak_memories(models, max(lengths), memory_runs)
+    found["energy"] = [{"model": name, **forward_energy(model, max(lengths))}
                        for name, model in ((TEACHER, models.teacher), (STUDENT, models.student),
                                            (FINAL, models.pruned_quantized))]
     return {**found, "peaks": peaks.as_record()}
@@ -128,7 +128,9 @@ def _time_linears(shapes: Mapping[Any, tuple[int, int, int]], protocol: Protocol
 # ---- memory and energy -------------------------------------------------------------------------------------------
 
 
-def _memory(models: PaperModels, length: int, runs: int) -> list[dict[str, Any]]:
+def peak_memories(models: PaperModels, length: int, runs: int) -> list[dict[str, Any]]:
+    """Of teacher, student and final model, each saved and run in a fresh process: model, baseline_bytes (after the
+    imports), peak_bytes (loading included), resident_bytes (at the end)."""
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for name, model in ((TEACHER, models.teacher), (STUDENT, models.student), (FINAL, models.pruned_quantized)):
@@ -143,7 +145,7 @@ def _memory(models: PaperModels, length: int, runs: int) -> list[dict[str, Any]]
     return rows
 
 
-def _energy(model: nn.Module, length: int, repeats: int = 20) -> dict[str, Any]:
+def forward_energy(model: nn.Module, length: int, repeats: int = 20) -> dict[str, Any]:
     """CPU-seconds and, where RAPL can be read, joules of one forward."""
     predict, inputs, before = predictor(model), fixed_inputs(1, length, VOCABULARY), torch.get_num_threads()
     torch.set_num_threads(THREADS)
