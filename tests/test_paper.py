@@ -211,7 +211,7 @@ def test_record_draws_every_table_and_figure_again(record, tmp_path):
 def test_claims_name_what_computed_them(record):
     for row in results.claims_table(record).frame.to_dict("records"):
         for name in row["function"].split(", "):
-            module, function = name.removeprefix("paper.").split(".")
+            module, function = name.split(".")
             assert callable(getattr(importlib.import_module(f"edgemin_utils.paper.{module}"), function)), name
 
 

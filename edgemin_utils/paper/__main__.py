@@ -28,6 +28,10 @@ from edgemin_utils.paper.timing import measure_paper
 from edgemin_utils.progress import duration
 
 
+# How the columns of the claims share a terminal's width.
+_RATIOS = {"number": 2, "claim": 6, "counted": 8, "ours": 10, "verdict": 5, "function": 8}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status: 0 all well, 2 something asked for cannot be."""
     options = _parser().parse_args(arguments)
@@ -72,9 +76,9 @@ def _studies_at_hand() -> list[Path]:
 
 
 def _rich(frame) -> RichTable:
-    table = RichTable(title="The paper's claims", show_lines=True)
+    table = RichTable(title="The paper's claims", show_lines=True, expand=True)
     for name in frame.columns:
-        table.add_column(name.capitalize(), overflow="fold", min_width=4)
+        table.add_column(name.capitalize(), overflow="fold", ratio=_RATIOS[name])
     for row in frame.to_numpy().tolist():
         table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
     return table

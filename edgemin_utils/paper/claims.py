@@ -27,7 +27,7 @@ class Claim:
         counted: how the paper counted it, as far as that can be found out.
         ours: the same quantity, counted honestly.
         verdict: one of the four above.
-        function: what computed it, `module.function`.
+        function: what computed it, `module.function` of this package.
     """
 
     number: str
@@ -64,7 +64,7 @@ def claims_table(counts: Mapping[str, Count], timing: Mapping[str, Any] | None =
         speed_claim(timing),
         memory_claim(timing),
         Claim("C15", "60-70 % less power on mobile", "not said", _energy_text(timing), UNTESTED,
-              "paper.timing.forward_energy"),
+              "timing.forward_energy"),
     ]
 
 
@@ -91,7 +91,7 @@ def as_rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
 
 def _exact(number: str, claim: str, count: Count) -> Claim:
     return Claim(number, claim, count.way, count.honest, REPRODUCED if count.reproduced else NOT_REPRODUCED,
-                 f"paper.counts.{count.function}")
+                 f"counts.{count.function}")
 
 
 def _artefact(number: str, claim: str, *counts: Count) -> Claim:
@@ -99,13 +99,13 @@ def _artefact(number: str, claim: str, *counts: Count) -> Claim:
     verdict = PAPER_ONLY if all(count.reproduced for count in counts) else NOT_REPRODUCED
     return Claim(number, claim, "; ".join(dict.fromkeys(f"{count.way}: {count.counted}" for count in counts)),
                  "; ".join(f"{count.honest} ({count.honest_way})" for count in counts), verdict,
-                 ", ".join(f"paper.counts.{count.function}" for count in counts))
+                 ", ".join(f"counts.{count.function}" for count in counts))
 
 
 def _never(number: str, claim: str, count: Count) -> Claim:
     """A claim that does not follow from the pipeline, however it is counted."""
     return Claim(number, claim, f"{count.way}{': ' + count.counted if count.counted else ''}",
-                 f"{count.honest} ({count.honest_way})", NOT_REPRODUCED, f"paper.counts.{count.function}")
+                 f"{count.honest} ({count.honest_way})", NOT_REPRODUCED, f"counts.{count.function}")
 
 
 def size_claim(counts: Mapping[str, Count]) -> Claim:
@@ -117,7 +117,7 @@ def size_claim(counts: Mapping[str, Count]) -> Claim:
     inside = all(count.reproduced for count in steps)
     return Claim("C11", "size 5-10x smaller, 127 -> 66 -> 33 MB (proposal)",
                  f"{steps[0].way}: {' -> '.join(count.counted for count in steps)}", ours,
-                 PAPER_ONLY if inside else NOT_REPRODUCED, ", ".join(f"paper.counts.{c.function}" for c in steps))
+                 PAPER_ONLY if inside else NOT_REPRODUCED, ", ".join(f"counts.{c.function}" for c in steps))
 
 
 # ---- by measuring ------------------------------------------------------------------------------------------------
@@ -127,44 +127,44 @@ def latency_claim(timing: Mapping[str, Any] | None) -> Claim:
     """C6. Borne out where the final model's latency is at least 37 % under the student's at every length."""
     claim, counted = "CPU latency 37 % (SST-2) to 44 % under the FP32 student's", "not said: which input, threads, CPU"
     if timing is None:
-        return Claim("C6", claim, counted, RUN_FIRST, UNTESTED, "paper.timing.measure_paper")
+        return Claim("C6", claim, counted, RUN_FIRST, UNTESTED, "timing.measure_paper")
     rows = _of(timing["over_student"], measured.FINAL)
     parts = [f"{row['input']}: {_less(row['ratio'])} % [{_less(row['low'])}, {_less(row['high'])}]" for row in rows]
     verdict = REPRODUCED if all(1 - 1 / row["ratio"] >= 0.37 for row in rows) else NOT_REPRODUCED
-    return Claim("C6", claim, counted, "; ".join(parts), verdict, "paper.claims.latency_claim")
+    return Claim("C6", claim, counted, "; ".join(parts), verdict, "claims.latency_claim")
 
 
 def interaction_claim(timing: Mapping[str, Any] | None) -> Claim:
     """C10. Borne out where the interval of the interaction leaves 1 out at every length."""
     claim, counted = "pruning and quantization interact on CPU latency (\"nuanced\")", "not said"
     if timing is None:
-        return Claim("C10", claim, counted, RUN_FIRST, UNTESTED, "paper.timing.interaction")
+        return Claim("C10", claim, counted, RUN_FIRST, UNTESTED, "timing.interaction")
     rows = timing["interaction"]
     parts = [f"{row['input']}: {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], the products alone give "
              f"{row['predicted']:.3f}" for row in rows]
     apart = all(not row["low"] <= 1 <= row["high"] for row in rows)
     return Claim("C10", claim, counted, f"{'; '.join(parts)} (1: the gains multiply; over 1: together they gain less)",
-                 REPRODUCED if apart else NOT_REPRODUCED, "paper.timing.interaction")
+                 REPRODUCED if apart else NOT_REPRODUCED, "timing.interaction")
 
 
 def speed_claim(timing: Mapping[str, Any] | None) -> Claim:
     """C13. Borne out where the final model is at least three times as fast as the teacher at every length."""
     claim, counted = "latency 3-5x lower, about 16 ms a sample on a CPU (proposal)", "not said"
     if timing is None:
-        return Claim("C13", claim, counted, RUN_FIRST, UNTESTED, "paper.timing.measure_paper")
+        return Claim("C13", claim, counted, RUN_FIRST, UNTESTED, "timing.measure_paper")
     rows = _of(timing["over_teacher"], measured.FINAL)
     times = {row["input"]: row["median_ms"] for row in _of(timing["latency"], measured.FINAL)}
     parts = [f"{row['input']}: {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}] over the teacher, "
              f"{times[row['input']]:.1f} ms" for row in rows]
     verdict = REPRODUCED if all(row["ratio"] >= 3 for row in rows) else NOT_REPRODUCED
-    return Claim("C13", claim, counted, "; ".join(parts), verdict, "paper.claims.speed_claim")
+    return Claim("C13", claim, counted, "; ".join(parts), verdict, "claims.speed_claim")
 
 
 def memory_claim(timing: Mapping[str, Any] | None) -> Claim:
     """C14. Borne out where the peak of a fresh process falls by 70 % and stays below 200 MB."""
     claim, counted = "memory 70-80 % lower, peak below 200 MB (proposal)", "not said"
     if timing is None:
-        return Claim("C14", claim, counted, RUN_FIRST, UNTESTED, "paper.timing.peak_memories")
+        return Claim("C14", claim, counted, RUN_FIRST, UNTESTED, "timing.peak_memories")
     teacher, final = (_of(timing["memory"], name)[0] for name in (measured.TEACHER, measured.FINAL))
     lower = 1 - final["peak_bytes"] / teacher["peak_bytes"]
     ours = (f"peak {final['peak_bytes'] / 1e6:.0f} MB, {_lower(lower)} the teacher's "
@@ -172,7 +172,7 @@ def memory_claim(timing: Mapping[str, Any] | None) -> Claim:
             f"{final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
             f"transformers takes {final['baseline_bytes'] / 1e6:.0f} MB")
     borne_out = lower >= 0.7 and final["peak_bytes"] < 200e6
-    return Claim("C14", claim, counted, ours, REPRODUCED if borne_out else NOT_REPRODUCED, "paper.claims.memory_claim")
+    return Claim("C14", claim, counted, ours, REPRODUCED if borne_out else NOT_REPRODUCED, "claims.memory_claim")
 
 
 def _energy_text(timing: Mapping[str, Any] | None) -> str:
@@ -205,7 +205,7 @@ def sst2_accuracy_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
     """C7. Tested only by a study of the paper's own models on real SST-2 rows."""
     rows = [row for row in accuracy if row["task"] == "sst2"]
     claim, counted, function = ("SST-2 accuracy 89.8 % (estimated)", "not measured by the paper",
-                                "paper.accuracy.study_accuracy")
+                                "accuracy.study_accuracy")
     if not rows:
         return Claim("C7", claim, counted, "no study on SST-2 at hand", UNTESTED, function)
     row = next((row for row in rows if row["papers_models"]), rows[0])
@@ -221,7 +221,7 @@ def retention_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
     """C12. Borne out where the interval of what the final model keeps of the teacher's accuracy lies at 95 % or above
     on every task of the study."""
     claim, counted, function = ("95-99 % of the teacher's accuracy kept (proposal)", "not measured by the paper",
-                                "paper.accuracy.study_accuracy")
+                                "accuracy.study_accuracy")
     if not accuracy:
         return Claim("C12", claim, counted, "no study at hand", UNTESTED, function)
     parts = [f"{row['task']}: {_percent(row, 'kept')}, without distillation ({row['undistilled_form']}) "
