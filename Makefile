@@ -14,10 +14,10 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab benchmarks lint clean
+.PHONY: help study status report test lab benchmarks paper-numbers lint clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 study: $(INSTALLED) ## install the pinned packages, run the demo study, print the main table and the report's path
 	$(BIN)/edgemin run --jobs $(JOBS) $(ARGS)
@@ -37,6 +37,9 @@ lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 
 benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
+
+paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
+	$(BIN)/python -m edgemin_utils.paper $(ARGS)
 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/python -m ruff check .

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from edgemin_utils import __version__
 from edgemin_utils.config import PROFILES, load_settings, nearest, project_folder, setting_fields, study_folder
-from edgemin_utils.errors import EdgeMINError, SettingError, StageError
+from edgemin_utils.errors import EdgeMINError, SettingError, StageError, StorageError
 from edgemin_utils.progress import duration
+from edgemin_utils.records import write_json
 from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
 from edgemin_utils.tasks import TASKS
 
@@ -76,6 +77,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
         ("publish", _publish, "a finished study without its weights into outputs/reference, and its numbers into the "
          "README's marked place"),
+        ("measure", _measure, "the full sheet of a model: parameters, bytes, operations, latency, memory, energy"),
         ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
     ):
         known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
@@ -90,6 +92,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
                                  help=f"one of {', '.join(PROFILES)} (default: demo)")
     _add_output_option(known["report"])
     _add_output_option(known["publish"])
+    _add_measure_options(known["measure"])
     return parser, known
 
 
@@ -115,6 +118,29 @@ def _add_study_options(parser: _Parser, last_run: bool) -> None:
     add("--set", action="append", default=[], metavar="name=value", dest="assignments", help="any other setting; may "
         "be given again and again; lists are comma-separated; `edgemin settings` lists them (default: the profile's)")
     _add_output_option(parser)
+
+
+def _add_measure_options(parser: _Parser) -> None:
+    add, several = parser.add_argument, {"nargs": "+", "type": _at_least_one}
+    add("model", metavar="MODEL", help="a model's folder (plain, pruned, quantized), a hub id or an .onnx file "
+        "(default: none)")
+    add("--against", nargs="+", default=[], metavar="OTHER", help="models that take turns with it; speed-ups are over "
+        "the first (default: none)")
+    add("--quick", action="store_true", help="few runs: a look, marked as such (default: at least 100 runs and 10 s)")
+    add("--threads", nargs="+", type=_seed, default=[1, 0], metavar="N", help="thread counts, 0 for all cores "
+        "(default: 1 0)")
+    add("--lengths", **several, default=[32, 128], metavar="L", help="tokens of the fixed inputs (default: 32 128)")
+    add("--batches", **several, default=[1, 2, 4, 8, 16, 32, 64], metavar="B", help="batch sizes of the throughput "
+        "scan (default: 1 2 4 8 16 32 64)")
+    add("--texts", metavar="FILE", help="rows to time at their own lengths, one a line, a tab between two texts "
+        "(default: dev rows of --task)")
+    add("--task", default="sst2", metavar="TASK", help=f"task whose dev rows are timed, of {', '.join(TASKS)} "
+        "(default: sst2)")
+    add("--data-dir", metavar="DIR", help="folder of real rows, as for `run` (default: the embedded synthetic corpora)")
+    add("--rows", type=_at_least_one, default=100, metavar="N", help="rows timed (default: 100)")
+    add("--no-compile", action="store_true", help="leave torch.compile out (default: it is timed where it works)")
+    add("--no-memory", action="store_true", help="leave peak memory out (default: it is measured)")
+    add("--json", metavar="FILE", help="also write the sheet as JSON (default: none)")
 
 
 def _add_output_option(parser: _Parser) -> None:
@@ -244,6 +270,27 @@ def _publish(options: argparse.Namespace) -> int:
     destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name)
     print(f"reference results: {destination}")
     print(f"numbers written into {write_readme(project_folder() / 'README.md', destination)}")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from edgemin_utils.measurement.models import open_models  # imports torch
+    from edgemin_utils.measurement.sheet import SheetOptions, measure_models
+    from edgemin_utils.measurement.texts import read_texts
+    from edgemin_utils.tables.measurement_sheet import sheet_text
+
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise StorageError(f"{options.json} cannot be written: its folder is not there")
+    texts, source = read_texts(options.texts, options.task, options.data_dir, options.rows)
+    models = open_models([options.model, *options.against])
+    sheet = measure_models(models, SheetOptions(
+        "quick" if options.quick else "full", tuple(options.threads), tuple(options.lengths), texts, source,
+        tuple(options.batches), not options.no_compile, not options.no_memory),
+        lambda text: print(f"measuring: {text}", file=sys.stderr))
+    print(sheet_text(sheet))
+    if options.json:
+        write_json(Path(options.json), sheet)
+        print(f"sheet: {options.json}")
     return 0
 
 

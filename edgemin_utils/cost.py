@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.data import load_task_data
 from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
-from edgemin_utils.measurement.environment import describe_environment, supports_int8_dot_product
+from edgemin_utils.measurement.environment import describe_environment, int8_sentence
 from edgemin_utils.measurement.latency import (
     PROTOCOLS,
     LatencyResult,
@@ -28,6 +28,8 @@ from edgemin_utils.measurement.latency import (
     summarise,
 )
 from edgemin_utils.measurement.memory import peak_memory
+from edgemin_utils.measurement.models import open_model
+from edgemin_utils.measurement.roofline import Peaks, Work, measure_peaks, with_bound, work_of_model
 from edgemin_utils.records import Record, Run
 from edgemin_utils.training import Batch, batch_maker
 
@@ -37,9 +39,10 @@ DEV_ROWS_TIMED = 100
 def measure_chain(run: Run) -> Record:
     """Stage `measurement/cost`.
 
-    Results: protocol, latency (key, timed_as, input, threads, median_ms, iqr_ms, p90_ms, runs, noisy), speed_ups
-    (key, baseline_key, input, threads, ratio, low, high), memory (key, baseline_bytes, peak_bytes, cpu_seconds,
-    runs), tokenizer (input, median_ms, ...), int8_note. Raw times in latency.npz beside the record, in nanoseconds.
+    Results: protocol, latency (key, timed_as, input, threads, median_ms, iqr_ms, p90_ms, runs, noisy, bound_ms,
+    of_bound), speed_ups (key, baseline_key, input, threads, ratio, low, high), memory (key, baseline_bytes,
+    peak_bytes, cpu_seconds, runs), tokenizer (input, median_ms, ...), int8_note, peaks (by thread count, see
+    `roofline.Peaks`). Raw times in latency.npz beside the record, in nanoseconds.
     """
     return run.run_stage(LATENCY, lambda folder: _measure_chain(run, folder))
 
@@ -52,6 +55,9 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     inputs = _inputs(run, loaded)
     latency, ratios, raw = [], [], {}
     threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
+    peaks = {number: measure_peaks(number) for number in threads}
+    works = {key: _works(run, key, model, {name: of_model[key] for name, of_model in inputs.items()})
+             for key, (_, model) in loaded.items()}
     with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting", leave=False) as progress:
         for number in threads:
             for name, of_model in inputs.items():
@@ -59,14 +65,16 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
                 places = range(len(of_model[TEACHER]))
                 result = measure_latency(timed, places, number, PROTOCOLS[settings.latency_protocol])
                 raw[f"{name}, {number} threads"] = result
-                latency += _latency_rows(result, timed_as, name)
+                latency += _latency_rows(result, timed_as, name, works, peaks[number])
                 ratios += _speed_up_rows(result, timed_as, name, settings.bootstrap_samples)
                 progress.update()
     np.savez_compressed(folder / "latency.npz", **{
         f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names})
     memory = _memory(run, timed_as)
     return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
-            "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])], "timed_as": timed_as, "int8_note": int8_note()}
+            "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])], "timed_as": timed_as,
+            "int8_note": int8_sentence(describe_environment()),
+            "peaks": {str(number): found.as_record() for number, found in peaks.items()}}
 
 
 def representatives(records: Mapping[str, Record]) -> dict[str, str]:
@@ -74,16 +82,6 @@ def representatives(records: Mapping[str, Record]) -> dict[str, str]:
     first: dict[str, str] = {}
     return {key: first.setdefault(f"{record.results['model']} {record.results.get('scheme', 'float32')}", key)
             for key, record in records.items()}
-
-
-def int8_note() -> str:
-    """What this processor means for INT8, one sentence."""
-    environment = describe_environment()
-    name = environment["processor"] or "This processor"
-    if supports_int8_dot_product(environment):
-        return f"{name} has INT8 dot-product instructions (VNNI or better)."
-    return (f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
-            "have them.")
 
 
 def _inputs(run: Run, loaded: Mapping[str, tuple[Any, nn.Module]]) -> dict[str, dict[str, list[Batch]]]:
@@ -107,9 +105,26 @@ def _answers(predict: Callable[[Batch], torch.Tensor], batches: Sequence[Batch])
     return lambda place: predict(batches[place])
 
 
-def _latency_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str) -> list[dict[str, Any]]:
+def _works(run: Run, key: str, model: Any, inputs: Mapping[str, list[Any]]) -> dict[str, list[Work]]:
+    """Input's name -> the work of one forward on each of its batches, for the roofline."""
+    if not isinstance(model, nn.Module):  # an ONNX folder: its graph is counted
+        model = open_model(str(run.stage_folder(key)))
+    known: dict[tuple[int, ...], Work] = {}
+
+    def work(batch: Mapping[str, Any]) -> Work:
+        shape = tuple(batch["input_ids"].shape)
+        if shape not in known:
+            known[shape] = work_of_model(model, *shape) if isinstance(model, nn.Module) else model.work(*shape)
+        return known[shape]
+
+    return {name: [work(batch) for batch in batch_list] for name, batch_list in inputs.items()}
+
+
+def _latency_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str,
+                  works: Mapping[str, Mapping[str, list[Work]]], peaks: Peaks) -> list[dict[str, Any]]:
     summary = result.summary()
-    return [{"key": key, "timed_as": shown, "input": name, **summary[shown]} for key, shown in timed_as.items()]
+    rows = {key: with_bound({"input": name, **numbers}, works[key][name], peaks) for key, numbers in summary.items()}
+    return [{"key": key, "timed_as": shown, **rows[shown]} for key, shown in timed_as.items()]
 
 
 def _speed_up_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str,

@@ -149,6 +149,42 @@ def bootstrap_interval_of_ratio_of_medians(
     return Estimate(float(np.median(a) / np.median(b)), low, high)
 
 
+def bootstrap_interval_of_interaction(
+    neither: ArrayLike, first: ArrayLike, second: ArrayLike, both: ArrayLike, *, samples: int = RESAMPLES,
+    seed: int = 0, confidence: float = 0.95,
+) -> Estimate:
+    """How two steps interact on a time: m(both) m(neither) / (m(first) m(second)), m the median over rounds.
+
+    1: their gains multiply. Over 1: together they gain less than that, under 1: more. The percentile bootstrap draws
+    whole rounds, in which all four were timed on the same input.
+
+    Args:
+        neither, first, second, both: positive times (rounds,) without either step, with one, with the other, with both.
+
+    Raises:
+        DataError: unequal lengths, no round, or a value that is not positive.
+    """
+    times = [_paired(neither, column, float)[1] for column in (neither, first, second, both)]
+    return contrasts_of_medians(times, [[1, -1, -1, 1]], samples=samples, seed=seed, confidence=confidence)[0]
+
+
+def retention(first_correct: ArrayLike, second_correct: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+              confidence: float = 0.95) -> Estimate:
+    """Share of the first model's accuracy that the second keeps, with its paired bootstrap interval over rows.
+
+    Args:
+        first_correct, second_correct: bool (rows,), whether the row was predicted right.
+
+    Raises:
+        DataError: unequal lengths, no row, or a first model that gets no row right.
+    """
+    first, second = _paired(first_correct, second_correct, float)
+    if not first.any():
+        raise DataError("the first model gets no row right, so there is nothing to keep")
+    low, high = _bootstrap((second, first), _ratio_of_means, samples, seed, confidence)
+    return Estimate(float(second.mean() / first.mean()), low, high)
+
+
 def mean_with_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of independent values (one a seed, or one a row) with Student's t-interval; one value alone has none (low
     and high are None).
@@ -211,9 +247,13 @@ def _ratio_of_medians(first: np.ndarray, second: np.ndarray, axis: int = -1) -> 
     return np.median(first, axis=axis) / np.median(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, np.ndarray], statistic, samples: int, seed: int,
+def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(first, axis=axis) / np.mean(second, axis=axis)
+
+
+def _bootstrap(data: tuple[np.ndarray, ...], statistic, samples: int, seed: int,
                confidence: float) -> Interval:
-    """Percentile interval of a statistic of two paired samples."""
+    """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two
         only = float(statistic(*data))
         return Interval(only, only)

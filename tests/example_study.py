@@ -169,6 +169,7 @@ def cost_results(latency: dict[str, float] = LATENCY_MS) -> dict:
                 rows.append({"key": key, "timed_as": key, "input": name, "threads": threads,
                              "median_ms": base * factor / threads, "iqr_ms": 0.1,
                              "p90_ms": base * factor / threads + 0.2, "runs": 30,
+                             "bound_ms": base * factor / threads / 4, "of_bound": 4.0,
                              "noisy": key == NONE and name == "1x128" and threads == 1})
                 if key != TEACHER:
                     ratio = LATENCY_MS[TEACHER] / base

@@ -1,10 +1,13 @@
 """Small random models and rows that several tests share."""
 
+import warnings
+from pathlib import Path
+
 import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin_utils.encoders import FAMILIES, scratch_model
+from edgemin_utils.encoders import FAMILIES, input_names, longest_input, scratch_model
 from edgemin_utils.tasks import find_task
 from edgemin_utils.tokenization import tokenize, train_tokenizer
 
@@ -58,3 +61,33 @@ def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, Pr
     rows = sentences(count, seed)
     tokenizer = train_tokenizer(rows["sentence"], 60)
     return tokenize(rows, tokenizer, find_task("sst2"), 32)[0], tokenizer
+
+
+class _Logits(torch.nn.Module):
+    """A classifier as a function of two or three tensors, as the exporter needs it."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+
+
+def export_onnx(model: PreTrainedModel, path: Path) -> Path:
+    """The model as an .onnx file of free batch and length. Biases and norms are drawn anew first: the exporter stores
+    equal ones once, so that a fresh model would lose weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(0, 0.15)
+    ids = torch.full((2, 9), 7)
+    names = input_names(model)
+    values = (ids, torch.ones_like(ids), torch.zeros_like(ids))[:len(names)]
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=longest_input(model))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(_Logits(model), values, path, input_names=list(names), output_names=["logits"],
+                          dynamic_shapes=(free,) * len(names), dynamo=True, verbose=False, external_data=False)
+    return path

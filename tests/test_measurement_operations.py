@@ -16,7 +16,8 @@ from transformers import (
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement import operations
+from edgemin_utils.measurement import operations, parameters
+from edgemin_utils.quantization import quantize
 
 # torch announces that its eager quantization will go.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
@@ -135,14 +136,40 @@ def test_papers_student_with_24_heads_removed():
     assert operations.closed_formula_macs(model, 1, 128) == pytest.approx(2.70e9, rel=0.005)
 
 
-def test_quantization_removes_no_operation():
-    model = small("bert").eval()
-    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    found = operations.count_operations(quantized, 1, 24)
-    assert found["macs"] == operations.closed_formula_macs(model, 1, 24)
-    assert found["fvcore_macs"] is found["torch_flop_counter_macs"] is found["fvcore_ratio"] is None
-    assert "fvcore cannot trace" in found["note"]
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "dynamic-int8-embeddings"])
+@pytest.mark.parametrize("family", SMALL_MODELS)
+def test_quantization_removes_no_operation(family, scheme):
+    model = small(family).eval()
+    encoder_layers(model)[0].keep_heads([1, 2])
+    encoder_layers(model)[1].keep_neurons(range(40))
+    quantized = quantize(model, scheme)
+    found, before = operations.count_operations(quantized, 1, 24), operations.count_operations(model, 1, 24)
+    for count in ("macs", "closed_formula_macs", "fvcore_macs", "torch_flop_counter_macs", "fvcore_with_layer_norms"):
+        assert found[count] == before[count]
+    assert abs(found["fvcore_ratio"] - 1) < 0.01 and abs(found["torch_flop_counter_ratio"] - 1) < 0.01
+    assert "float twin" in found["note"] and before["note"] == ""
+
+
+def test_tools_refuse_to_count_a_quantized_model_itself():
+    quantized = quantize(small("bert").eval(), "dynamic-int8")
     with pytest.raises(ModelError, match="fvcore"):
         operations.fvcore_macs(quantized, 1, 24)
     with pytest.raises(ModelError, match="torch's FLOP counter"):
         operations.torch_flop_counter_macs(quantized, 1, 24)
+
+
+def test_float_twin_takes_no_memory_and_leaves_the_model_alone():
+    quantized = quantize(small("bert").eval(), "dynamic-int8-embeddings")
+    before = parameters.bytes_by_part(quantized)
+    twin = operations.float_twin(quantized)
+    assert {parameter.device.type for parameter in twin.parameters()} == {"meta"}
+    assert parameters.weights_by_part(twin) == parameters.weights_by_part(quantized)
+    assert not parameters.has_packed_weights(twin) and parameters.bytes_by_part(quantized) == before
+
+
+def test_macs_by_precision_are_the_linear_layers_and_the_attention_products():
+    model = small("bert")
+    whole = operations.closed_formula_macs(model, 2, 24)
+    assert operations.macs_by_precision(model, 2, 24) == {"fp32": whole, "int8": 0}
+    # Attention scores and weighted sums of 2 layers stay in FP32.
+    assert operations.macs_by_precision(quantize(model, "dynamic-int8"), 2, 24)["fp32"] == 2 * 2 * 2 * 24 * 24 * 64

@@ -140,6 +140,17 @@ def test_bytes_of_a_quantized_model_are_those_of_its_saved_weights(small_bert, t
             tensor.numel() * tensor.element_size() for tensor in stored)
 
 
+@pytest.mark.parametrize("scheme", ["dynamic-int8", "dynamic-int8-embeddings"])
+def test_bytes_by_precision_add_up_to_bytes_by_part(small_bert, scheme):
+    quantized = quantization.quantize(small_bert, scheme)
+    by_precision = parameters.bytes_by_precision(quantized)
+    assert {part: sum(sizes.values()) for part, sizes in by_precision.items()} == parameters.bytes_by_part(quantized)
+    assert by_precision["norms"]["int8"] == 0 < by_precision["attention"]["int8"]
+    # Biases stay in FP32: query, key, value and output of 2 layers.
+    assert by_precision["attention"]["fp32"] == 2 * 4 * 32 * 4
+    assert parameters.bytes_by_precision(small_bert)["head"]["int8"] == 0
+
+
 def test_counts_come_together(small_bert):
     found = parameters.count_parameters(small_bert)
     assert found["framework"] == found["stored"] == sum(found["parts"].values())

@@ -153,6 +153,20 @@ def test_every_stage_of_the_chain_has_its_record(finished):
         assert stage.keeps_model == (run.stage_folder(key) / "predictions-dev.csv").is_file()
 
 
+def test_every_latency_stands_beside_the_least_it_could_be(finished):
+    results = finished[0].read("measurement/cost").results
+    assert results["peaks"]["1"]["fp32_macs_per_second"] > 0
+    for row in results["latency"]:
+        assert 0 < row["bound_ms"] < row["median_ms"] and row["of_bound"] == row["median_ms"] / row["bound_ms"]
+
+
+def test_the_analysis_shows_the_papers_numbers(finished):
+    shown = "\n".join(output.data.get("text/html", "") for cell in code_cells(finished[1]["05_analysis"])
+                      for output in cell.outputs if "data" in output)
+    for text in ("66.96M", "11.94M", "32,178,818", "65.09 MB", "C15", "reproduced only under the paper"):
+        assert text in shown
+
+
 def test_executed_notebooks_hold_no_errors_and_no_noise(finished):
     for name, notebook in finished[1].items():
         for cell in code_cells(notebook):

@@ -59,6 +59,19 @@ def supports_int8_dot_product(environment: Mapping[str, Any]) -> bool:
     return any(environment["processor_flags"].get(name, False) for name in _INT8_DOT_PRODUCT_FLAGS)
 
 
+def int8_sentence(environment: Mapping[str, Any]) -> str:
+    """What the described processor means for INT8, one sentence to stand wherever INT8 is timed.
+
+    Args:
+        environment: as for `supports_int8_dot_product`.
+    """
+    name = environment["processor"] or "This processor"
+    if supports_int8_dot_product(environment):
+        return f"{name} has INT8 dot-product instructions (VNNI or better)."
+    return (f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
+            "have them.")
+
+
 def has_native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; without it bfloat16 is slower than FP32."""
     return not processor_flags().isdisjoint(_BFLOAT16_FLAGS)

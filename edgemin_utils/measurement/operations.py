@@ -7,9 +7,12 @@ norms (5 an element); it is returned apart, so that published counts which hold 
 Two tools count traced or executed operations, the third way is the closed formula. Under fused attention
 (SDPA) the tools miss the attention products: fvcore gets a handler for it here, torch's counter runs the
 model under eager attention. Quantization replaces the arithmetic of linear layers and removes none of their
-operations, but no tool sees inside a quantized layer; there the closed formula stands alone.
+operations, but no tool sees inside a quantized layer: fvcore cannot trace it, torch's counter counts it as
+nothing. For a quantized model both count its *float twin*: the same modules, with a float layer of the same
+shape in place of every quantized one. The closed formula reads the quantized model itself.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.parameters import has_packed_weights, part_of
+from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of
 
 QUANTIZED_NOTE = ("Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
-                  "in them. Their shapes are as in FP32, so the closed formula still holds.")
+                  "in them. Both counted the float twin, a model with float layers of the same shapes; the closed "
+                  "formula read the quantized model.")
 
 
 def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
@@ -34,14 +38,14 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
     Returns:
         batch, length; macs (the closed formula's) and flops (twice that); closed_formula_macs, fvcore_macs,
         torch_flop_counter_macs; fvcore_with_layer_norms (fvcore's own total); fvcore_ratio and
-        torch_flop_counter_ratio (count / closed formula); note. For a quantized model the tools' counts and
-        ratios are None and the note says why.
+        torch_flop_counter_ratio (count / closed formula); note. For a quantized model the tools count its float
+        twin, and the note says so.
     """
     closed = closed_formula_macs(model, batch, length)
     quantized = has_packed_weights(model)
-    by_operator = None if quantized else fvcore_by_operator(model, batch, length)
-    fvcore = None if quantized else _of_matrix_products(by_operator)
-    counter = None if quantized else torch_flop_counter_macs(model, batch, length)
+    counted = float_twin(model) if quantized else model
+    by_operator = fvcore_by_operator(counted, batch, length)
+    fvcore, counter = _of_matrix_products(by_operator), torch_flop_counter_macs(counted, batch, length)
     return {
         "batch": batch,
         "length": length,
@@ -50,9 +54,9 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
         "closed_formula_macs": closed,
         "fvcore_macs": fvcore,
         "torch_flop_counter_macs": counter,
-        "fvcore_with_layer_norms": None if quantized else sum(by_operator.values()),
-        "fvcore_ratio": None if fvcore is None else fvcore / closed,
-        "torch_flop_counter_ratio": None if counter is None else counter / closed,
+        "fvcore_with_layer_norms": sum(by_operator.values()),
+        "fvcore_ratio": fvcore / closed,
+        "torch_flop_counter_ratio": counter / closed,
         "note": QUANTIZED_NOTE if quantized else "",
     }
 
@@ -64,16 +68,29 @@ def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
     token alone in the head. In each layer the attention scores and the weighted sum cost length^2 x (heads x
     head size) each (Vaswani et al. 2017, table 1).
     """
-    on_each_token = on_first_token = 0
+    return sum(macs_by_precision(model, batch, length).values())
+
+
+def macs_by_precision(model: nn.Module, batch: int, length: int) -> dict[str, int]:
+    """The closed formula apart by the arithmetic that does it: int8 (linear layers that are quantized) and
+    fp32 (the others, and the attention products, which no torch scheme quantizes)."""
+    macs = {"fp32": 0, "int8": 0}
     for name, linear in _linear_layers(model):
-        products = linear.in_features * linear.out_features
-        if part_of(f"{name}.weight") == "head":
-            on_first_token += products
-        else:
-            on_each_token += products
-    attention = length * length * sum(layer.query.out_features + layer.value.out_features
-                                      for layer in encoder_layers(model))
-    return batch * (length * on_each_token + on_first_token + attention)
+        tokens = 1 if part_of(f"{name}.weight") == "head" else length
+        macs["int8" if is_packed(linear) else "fp32"] += tokens * linear.in_features * linear.out_features
+    macs["fp32"] += length * length * sum(layer.query.out_features + layer.value.out_features
+                                          for layer in encoder_layers(model))
+    return {precision: batch * count for precision, count in macs.items()}
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A model with the shapes of `model` and a float layer in place of every quantized one, without memory for
+    weights (on torch's meta device): for counting only."""
+    with torch.device("meta"):
+        memo: dict[int, Any] = {id(module): _float_layer(module) for module in model.modules() if is_packed(module)}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    return copy.deepcopy(model, memo).to("meta")
 
 
 def fvcore_macs(model: nn.Module, batch: int, length: int) -> int:
@@ -148,9 +165,16 @@ def _tokens(model: nn.Module, batch: int, length: int) -> torch.Tensor:
     return torch.full((batch, length), min(7, model.config.vocab_size - 1), dtype=torch.int64, device=device)
 
 
+def _float_layer(module: Any) -> nn.Module:
+    """A float layer of a quantized one's shape."""
+    if hasattr(module, "in_features"):
+        return nn.Linear(module.in_features, module.out_features, bias=module.bias() is not None)
+    return nn.Embedding(module.num_embeddings, module.embedding_dim)
+
+
 def _refuse_quantized(model: nn.Module, tool: str) -> None:
     if has_packed_weights(model):
-        raise ModelError(f"{tool} cannot count a quantized model; use closed_formula_macs")
+        raise ModelError(f"{tool} cannot count a quantized model; count its float_twin, or use closed_formula_macs")
 
 
 @contextmanager

@@ -59,6 +59,15 @@ def bytes_by_part(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+def bytes_by_precision(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Part -> {"fp32", "int8"}: the bytes of `bytes_by_part`, apart by how the weights are stored. INT8 holds
+    integers with their scales and zero points; what stays in floating point counts as fp32, at its own size."""
+    counts = {part: {"fp32": 0, "int8": 0} for part in PARTS}
+    for name, tensor in iterate_weights(model):
+        counts[part_of(name)]["int8" if tensor.is_quantized else "fp32"] += tensor_bytes(tensor)
+    return counts
+
+
 def count_parameters(model: nn.Module) -> dict[str, Any]:
     """All counts of one model: framework, stored, paper (numbers), parts and part_bytes (dicts by part)."""
     return {
@@ -79,13 +88,19 @@ def iterate_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     for prefix, module in model.named_modules():
         for kind in ("weight", "bias"):
-            if _is_packed(module, kind) and (tensor := getattr(module, kind)()) is not None:
+            if is_packed(module, kind) and (tensor := getattr(module, kind)()) is not None:
                 yield f"{prefix}.{kind}" if prefix else kind, tensor
 
 
 def has_packed_weights(model: nn.Module) -> bool:
     """Whether some layer is quantized, so that its weights are no parameters."""
-    return any(_is_packed(module, "weight") for module in model.modules())
+    return any(is_packed(module) for module in model.modules())
+
+
+def is_packed(module: nn.Module, kind: str = "weight") -> bool:
+    """Whether a layer's weight (or bias) is packed: read by a method of that name, not held as a parameter."""
+    stored = getattr(module, kind, None)
+    return callable(stored) and not isinstance(stored, nn.Module)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
@@ -151,8 +166,3 @@ def megabytes(size: int) -> float:
 def mebibytes(size: int) -> float:
     """Bytes in MiB = 2^20 bytes, the unit that stands behind the paper's "MB"."""
     return size / MIB
-
-
-def _is_packed(module: nn.Module, kind: str) -> bool:
-    stored = getattr(module, kind, None)
-    return callable(stored) and not isinstance(stored, nn.Module)

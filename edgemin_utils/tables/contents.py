@@ -47,6 +47,7 @@ def cost_table(study: Path | StudyRecords) -> pd.DataFrame:
     columns = ["task", "model", "parameters", "listed_parameters", "fewer", "megabytes", "smaller",
                *([f"macs_{longest}"] if longest else []), *columns_of(frame, "latency"),
                *([f"speed_up_{longest}"] if f"speed_up_{longest}" in frame else []),
+               *([f"of_bound_{longest}"] if f"of_bound_{longest}" in frame else []),
                "peak_memory", "memory_baseline", "folder"]
     return _choose(frame, columns)
 
@@ -63,7 +64,7 @@ def latency_table(study: Path | StudyRecords) -> pd.DataFrame:
     frame = name_models(records, spread_latency(frame, ["task", "key", "threads"]))
     frame = pd.concat([group.sort_values("threads", kind="stable") for _, group in frame.groupby("task", sort=False)],
                       ignore_index=True)
-    wide = [name for name in frame if name.startswith(("latency_", "speed_up_"))]
+    wide = [name for name in frame if name.startswith(("latency_", "speed_up_", "of_bound_"))]
     return frame[["task", "threads", "model", *wide, "folder"]]
 
 
@@ -208,6 +209,8 @@ def latency_note(records: StudyRecords) -> str:
              "equal shapes and scheme once for all of them."]
     if "quick" in protocols:
         parts.append("Quick protocol: a quick look, not a full measurement.")
+    if any(row.get("bound_ms") for item in measured for row in item.get("latency") or []):
+        parts.append("Over the bound: times the least that this machine's measured peak speed and bandwidth allow.")
     return " ".join([*parts, *sorted({item["int8_note"] for item in measured if item.get("int8_note")})])
 
 

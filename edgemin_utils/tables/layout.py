@@ -15,7 +15,7 @@ from edgemin_utils.tables.contents import Table, every_table
 from edgemin_utils.tables.variants import StudyRecords
 
 TEXT_WIDTH = 120
-_SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs")
+_SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs", "_bound")
 _LABELS = ("Task", "Threads", "Model", "Method")
 
 
@@ -183,6 +183,7 @@ def _column(name: str) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
     for prefix, column in (("latency_", Column("{} (ms)", 2)), ("speed_up_", Column("{} speed-up", 2, suffix="x")),
+                           ("of_bound_", Column("{} over the bound", 1, suffix="x")),
                            ("macs_", Column("{} MMACs", 1, 1e-6))):
         if name.startswith(prefix):
             header = column.header.format(name.removeprefix(prefix).replace("_", " "))
@@ -221,7 +222,8 @@ def _number(value: float, column: Column, suffix: bool = True) -> str:
 
 def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
     left = {"Task", "Model", "Method", "Demands", "Refused", "Folder", "Effect", "Distilled", "Pruned", "Quantized",
-            "Finished", "Measured", "State"}
+            "Finished", "Measured", "State", "Number", "Claim", "Claimed", "Counted", "Ours", "Verdict", "Function",
+            "Quantity", "Way", "Honest", "Honest way", "Input"}
     return tuple("left" if name in left else "right" for name in cells)
 
 

@@ -111,14 +111,14 @@ def cost_of_models(records: StudyRecords) -> pd.DataFrame:
 
 
 def latencies(records: StudyRecords) -> pd.DataFrame:
-    """One row per task, model, input and thread count: median_ms, iqr_ms, p90_ms (means over the seeds), runs, noisy,
-    and speed_up over the teacher with its interval (one seed: the record's bootstrap; several: t over the seeds' log
-    ratios)."""
+    """One row per task, model, input and thread count: median_ms, iqr_ms, p90_ms, bound_ms, of_bound (times the least
+    that the machine needs; means over the seeds), runs, noisy, and speed_up over the teacher with its interval (one
+    seed: the record's bootstrap; several: t over the seeds' log ratios)."""
     columns = [*_PER_MODEL, "input", "threads"]
     rows = [row for chain in records.chains for row in _latency_rows(chain)]
     if not rows:
-        return pd.DataFrame(columns=[*columns, "median_ms", "iqr_ms", "p90_ms", "runs", "noisy", "speed_up",
-                                     "speed_up_low", "speed_up_high"])
+        return pd.DataFrame(columns=[*columns, "median_ms", "iqr_ms", "p90_ms", "bound_ms", "of_bound",
+                                     "runs", "noisy", "speed_up", "speed_up_low", "speed_up_high"])
     return _aggregate(pd.DataFrame(rows), columns, _latency_of_seeds)
 
 
@@ -132,6 +132,8 @@ def spread_latency(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
             row |= {name: item["median_ms"], f"{name}_noisy": item["noisy"], f"{name}_iqr": item["iqr_ms"],
                     f"{name}_p90": item["p90_ms"], f"{name}_runs": item["runs"], speed_up: item["speed_up"],
                     f"{speed_up}_low": item["speed_up_low"], f"{speed_up}_high": item["speed_up_high"]}
+            if pd.notna(item["of_bound"]):  # records of before have none
+                row |= {f"{name}_bound": item["bound_ms"], column_of_input("of_bound", item["input"]): item["of_bound"]}
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else index)
 
@@ -242,6 +244,7 @@ def _latency_rows(chain: Chain) -> list[dict]:
         rows.append({"task": chain.task, "key": item["key"], "input": item["input"], "threads": item["threads"],
                      "median_ms": item["median_ms"], "iqr_ms": item.get("iqr_ms"), "p90_ms": item.get("p90_ms"),
                      "runs": item.get("runs"), "noisy": bool(item.get("noisy")),
+                     "bound_ms": item.get("bound_ms"), "of_bound": item.get("of_bound"),
                      "speed_up": ratio.get("ratio", whole / item["median_ms"]),
                      "speed_up_low": None if item["key"] == TEACHER else ratio.get("low"),
                      "speed_up_high": None if item["key"] == TEACHER else ratio.get("high")})
@@ -249,7 +252,7 @@ def _latency_rows(chain: Chain) -> list[dict]:
 
 
 def _latency_of_seeds(group: pd.DataFrame) -> dict:
-    row = {name: group[name].astype(float).mean() for name in ("median_ms", "iqr_ms", "p90_ms")}
+    row = {name: group[name].astype(float).mean() for name in ("median_ms", "iqr_ms", "p90_ms", "bound_ms", "of_bound")}
     row |= {"runs": group["runs"].sum(), "noisy": bool(group["noisy"].any()), "seeds": len(group)}
     ratios = np.log(group["speed_up"].astype(float))
     if len(group) == 1 or ratios.isna().any():

@@ -1,0 +1,106 @@
+"""`python -m edgemin_utils.paper`: derives, measures and prints the paper's numbers; `make paper-numbers` runs it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from edgemin_utils.config import project_folder
+from edgemin_utils.errors import EdgeMINError
+from edgemin_utils.measurement.latency import PROTOCOLS
+from edgemin_utils.paper.accuracy import study_accuracy
+from edgemin_utils.paper.architectures import build_models
+from edgemin_utils.paper.results import (
+    claims_table,
+    count_record,
+    interaction_sentence,
+    publish,
+    reference_folder,
+    results_folder,
+    write_record,
+    write_results,
+)
+from edgemin_utils.paper.timing import measure_paper
+from edgemin_utils.progress import duration
+
+# How the columns of the claims share a terminal's width.
+_RATIOS = {"number": 2, "claim": 6, "counted": 8, "ours": 10, "verdict": 5, "function": 8}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and gives its exit status: 0 all well, 2 something asked for cannot be."""
+    options = _parser().parse_args(arguments)
+    folder = Path(options.output_dir).expanduser() if options.output_dir else results_folder()
+    try:
+        if options.publish:
+            publish(folder, reference_folder(), project_folder() / "README.md")
+            print(f"reference results: {reference_folder()}; claims written into README.md")
+        else:
+            _run(folder, options)
+    except EdgeMINError as error:
+        print(f"paper numbers: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(folder: Path, options: argparse.Namespace) -> None:
+    console, started = Console(), time.monotonic()
+    console = console if console.is_terminal else Console(width=160)
+    say = _sayer(started)
+    say("building the paper's models")
+    models = build_models()
+    say("parameters, files, operations")
+    record = count_record(models)
+    studies = [Path(place) for place in options.studies] if options.studies else _studies_at_hand()
+    record["accuracy"] = [row for study in studies for row in study_accuracy(study)]
+    if not options.counts_only:
+        record["timing"] = measure_paper(models, PROTOCOLS["quick" if options.quick else "full"], say)
+    write_record(record, folder)
+    write_results(record, folder)
+    table = claims_table(record)
+    console.print(_rich(table.frame))
+    for note in (*table.notes, *([interaction_sentence(record)] if record["timing"] else [])):
+        console.print(f"- {note}", highlight=False, markup=False)
+    console.print(f"record, tables and figures: {folder} ({duration(time.monotonic() - started)})", highlight=False)
+
+
+def _studies_at_hand() -> list[Path]:
+    """The reference studies on real rows: a study of the paper's own models if there is one, else the laptop's."""
+    reference = project_folder() / "outputs" / "reference"
+    return [reference / name for name in ("paper", "laptop") if (reference / name).is_dir()][:1]
+
+
+def _rich(frame) -> RichTable:
+    table = RichTable(title="The paper's claims", show_lines=True, expand=True)
+    for name in frame.columns:
+        table.add_column(name.capitalize(), overflow="fold", ratio=_RATIOS[name])
+    for row in frame.to_numpy().tolist():
+        table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
+    return table
+
+
+def _sayer(started: float):
+    return lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.paper", description="The paper's numbers, derived, "
+                                     "measured and held against its claims.")
+    parser.add_argument("--quick", action="store_true", help="few runs: a look, marked as such (default: the full "
+                        "protocol)")
+    parser.add_argument("--counts-only", action="store_true", help="only what needs no clock (default: measure too)")
+    parser.add_argument("--studies", nargs="+", metavar="DIR", help="studies whose accuracy is read (default: the "
+                        "reference study)")
+    parser.add_argument("--output-dir", metavar="DIR", help="where record, tables and figures go (default: "
+                        "outputs/paper-numbers in the project's folder)")
+    parser.add_argument("--publish", action="store_true", help="copy the finished folder to outputs/reference and "
+                        "write the claims into the README's marked place")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

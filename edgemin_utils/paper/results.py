@@ -1,0 +1,243 @@
+"""What `make paper-numbers` leaves in `outputs/paper-numbers/`: a record, and tables and figures drawn from it."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from edgemin_utils import figures
+from edgemin_utils.config import project_folder
+from edgemin_utils.errors import StageError
+from edgemin_utils.figures.paper import listed_parameters, operation_ratios, paper_latency, product_widths
+from edgemin_utils.figures.style import StudyFigure
+from edgemin_utils.measurement.environment import describe_environment
+from edgemin_utils.paper import claims, counts
+from edgemin_utils.paper.accuracy import study_accuracy
+from edgemin_utils.paper.architectures import PaperModels
+from edgemin_utils.paper.timing import STUDENT
+from edgemin_utils.records import write_json
+from edgemin_utils.reference import fill_marked_place
+from edgemin_utils.tables import StudyRecords, Table, as_latex, as_markdown
+
+RECORD_FILE = "record.json"
+RECORD_VERSION = 1
+README_PLACE = "paper numbers"
+
+
+def results_folder() -> Path:
+    return project_folder() / "outputs" / "paper-numbers"
+
+
+def reference_folder() -> Path:
+    return project_folder() / "outputs" / "reference" / "paper-numbers"
+
+
+def count_record(models: PaperModels) -> dict[str, Any]:
+    """All that follows from shapes: counts, parts of the models, MAC ratios; and the environment."""
+    return {"record_version": RECORD_VERSION, "environment": describe_environment(),
+            "counts": {name: count.as_record() for name, count in counts.every_count(models).items()},
+            "listed": counts.listed_after_quantization(models), "parts": counts.weights_of_parts(models),
+            "operation_ratios": {str(length): ratio for length, ratio in counts.ratios_over_length(models).items()},
+            "largest_operation_ratio": counts.largest_operation_ratio(models), "timing": None, "accuracy": []}
+
+
+def write_record(record: Mapping[str, Any], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD_FILE, record)
+    return folder / RECORD_FILE
+
+
+def read_record(folder: Path | None = None) -> dict[str, Any]:
+    """The record of `make paper-numbers`: the newest run's, else the reference one.
+
+    Raises:
+        StageError: there is none, or another version of the package wrote it.
+    """
+    for place in (folder,) if folder else (results_folder(), reference_folder()):
+        path = place / RECORD_FILE
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                record = {}
+            if record.get("record_version") == RECORD_VERSION:
+                return record
+            raise StageError(f"{path} is damaged or of another version of the package; run `make paper-numbers` again")
+    raise StageError("the paper's numbers have not been measured here; run `make paper-numbers`")
+
+
+def with_measurements(record: Mapping[str, Any], study: Path | StudyRecords) -> tuple[dict[str, Any], str]:
+    """A record of counts with what `make paper-numbers` measured, and with the accuracy of a study.
+
+    Returns:
+        the record, and one sentence on what was measured where, or that it was not.
+    """
+    own = study_accuracy(study)
+    try:
+        measured = read_record()
+    except StageError as error:
+        return {**record, "accuracy": own}, f"Latency and memory are not among these numbers: {error}."
+    record = {**record, "environment": measured["environment"], "timing": measured["timing"],
+              "accuracy": own or measured["accuracy"]}
+    machine = measured["environment"]
+    return record, (f"Latency and memory were measured by `make paper-numbers` on {machine['processor']}, "
+                    f"{machine['available_cores']} cores.")
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def every_table(record: Mapping[str, Any]) -> list[Table]:
+    """The tables that a record allows: claims and counts, and latency and interaction where it was measured."""
+    made = [claims_table(record), counts_table(record)]
+    return [*made, latency_table(record), interaction_table(record)] if record["timing"] else made
+
+
+def claims_table(record: Mapping[str, Any]) -> Table:
+    """The fifteen claims with their verdicts."""
+    found = {name: counts.Count(**count) for name, count in record["counts"].items()}
+    rows = claims.claims_table(found, record["timing"], record["accuracy"])
+    return Table("claims", "The paper's claims", pd.DataFrame(claims.as_rows(rows)),
+                 claims.notes(record["timing"], record["environment"], record["accuracy"]))
+
+
+def counts_table(record: Mapping[str, Any]) -> Table:
+    """Every number that the paper's way of counting gives, beside the honest one."""
+    return Table("counts", "The paper's way of counting and ours", pd.DataFrame(list(record["counts"].values())))
+
+
+def latency_table(record: Mapping[str, Any]) -> Table:
+    """Latency of the paper's models, speed-ups over teacher and student, distance from the bound."""
+    timing = record["timing"]
+    ratios = {name: {(row["model"], row["input"]): row for row in timing[name]}
+              for name in ("over_teacher", "over_student")}
+    rows = []
+    for row in timing["latency"]:
+        place = row["model"], row["input"]
+        over = {name: rows_of.get(place) for name, rows_of in ratios.items()}
+        numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
+                                                "of_bound")}
+        rows.append({**numbers,
+                     **{f"{name}{end}": None if over[name] is None else over[name][key] for name in ratios
+                        for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
+    return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
+                 claims.notes(timing, record["environment"])[1:])
+
+
+def interaction_table(record: Mapping[str, Any]) -> Table:
+    """The interaction of pruning and quantization on latency, and what the matrix products alone give."""
+    rows = [{"input": row["input"], "interaction": row["ratio"], "interaction_low": row["low"],
+             "interaction_high": row["high"], "products_alone": row["predicted"]}
+            for row in record["timing"]["interaction"]]
+    return Table("interaction", "Interaction of pruning and quantization on latency", pd.DataFrame(rows),
+                 ("1: the gains multiply; over 1: together they gain less.", interaction_sentence(record)))
+
+
+def interaction_sentence(record: Mapping[str, Any]) -> str:
+    """What the products say about the interaction, one paragraph; every number from the record."""
+    parts = []
+    for row in record["timing"]["interaction"]:
+        layer = row["layer_ms"]
+        gains = [layer[f"{precision} whole"] / layer[f"{precision} pruned"] for precision in ("fp32", "int8")]
+        parts.append(f"at {row['input']} pruning makes a layer's six products {gains[0]:.3f} times as fast in FP32 and "
+                     f"{gains[1]:.3f} times in INT8, alone an interaction of {row['predicted']:.3f}, where whole "
+                     f"models show {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    return f"Timed by themselves, {'; '.join(parts)}. {width_sentence(record)}"
+
+
+def width_sentence(record: Mapping[str, Any]) -> str:
+    """Two explanations held against the products of all widths: unfilled tiles, and a cost that no width changes."""
+    parts = []
+    for precision in ("fp32", "int8"):
+        line = width_line(record["timing"]["products"], precision)
+        parts.append(f"{precision.upper()} times lie {100 * line['scatter']:.1f} % off a straight line over the width "
+                     f"at the median ({100 * line['at_tiles']:+.1f} % at multiples of 64, "
+                     f"{100 * line['elsewhere']:+.1f} % elsewhere) "
+                     f"and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it")
+    return (f"Unfilled tiles would show as steps over the width, a fixed cost as time left at width 0: "
+            f"{'; '.join(parts)}. The paper's cut leaves 320 units, a multiple of 64.")
+
+
+def width_line(products: Sequence[Mapping[str, Any]], precision: str, whole: int = 384) -> dict[str, float]:
+    """Straight lines through the times over the width, one an input and direction (Theil's and Sen's slopes, which a
+    few disturbed times do not move); means over them.
+
+    Returns:
+        fixed (intercept as a share of the line's time at width `whole`), scatter (median distance from the line, as a
+        share of it), at_tiles and elsewhere (median distance, with its sign, at multiples of 64 and at other widths).
+    """
+    rows = []
+    for _, group in pd.DataFrame(products).groupby(["input", "direction"]):
+        width, times = group["width"].to_numpy(), group[f"{precision}_ms"].to_numpy()
+        slope, intercept = stats.theilslopes(times, width)[:2]
+        off, tiles = times / (intercept + slope * width) - 1, width % 64 == 0
+        rows.append({"fixed": intercept / (intercept + slope * whole), "scatter": np.median(np.abs(off)),
+                     "at_tiles": np.median(off[tiles]), "elsewhere": np.median(off[~tiles])})
+    return {name: float(value) for name, value in pd.DataFrame(rows).mean().items()}
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def every_figure(record: Mapping[str, Any]) -> dict[str, StudyFigure]:
+    """Name -> figure, of all that a record allows."""
+    parts, ratios = record["parts"], {int(length): ratio for length, ratio in record["operation_ratios"].items()}
+    drawn = {"listed_parameters": listed_parameters(parts["student"], parts["final"], record["listed"]),
+             "operation_ratios": operation_ratios(ratios, record["largest_operation_ratio"])}
+    if record["timing"]:
+        longest = record["timing"]["interaction"][-1]["input"]
+        drawn |= {"latency": paper_latency(record["timing"]["latency"], STUDENT),
+                  "products": product_widths(record["timing"]["products"], longest, 384, 320)}
+    return drawn
+
+
+def figure_or_note(record: Mapping[str, Any], name: str) -> StudyFigure:
+    """One of `every_figure`, or a note that it needs measuring."""
+    return every_figure(record).get(name) or figures.note_figure(f"{name}: {claims.RUN_FIRST}")
+
+
+def write_results(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Tables (csv, md, tex) and figures (svg, png) of a record; returns the paths."""
+    written = []
+    places = {name: folder / name for name in ("tables", "figures")}
+    places["tables"].mkdir(parents=True, exist_ok=True)
+    for table in every_table(record):
+        texts = {"csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+                 "md": as_markdown(table), "tex": as_latex(table)}
+        for kind, text in texts.items():
+            path = places["tables"] / f"{table.name}.{kind}"
+            path.write_text(text, encoding="utf-8", newline="\n")
+            written.append(path)
+    for name, figure in every_figure(record).items():
+        written += figures.save_figure(figure, places["figures"], name)
+    return written
+
+
+def publish(folder: Path, destination: Path, readme: Path) -> None:
+    """Copies a finished folder to the reference results and writes the claims into the README's marked place.
+
+    Raises:
+        StageError: the folder holds no measured record, or the README has no such place.
+    """
+    record = read_record(folder)
+    if not record["timing"] or record["timing"]["protocol"]["name"] == "quick":
+        raise StageError(f"{folder} holds no full measurement; run `make paper-numbers` without --quick first")
+    text = fill_marked_place(readme.read_text(encoding="utf-8"), README_PLACE, readme_section(record))
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(folder, destination)
+    readme.write_text(text, encoding="utf-8")
+
+
+def readme_section(record: Mapping[str, Any]) -> str:
+    """The claims table and what explains C10, as Markdown."""
+    table = claims_table(record)
+    text = as_markdown(Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)).rstrip()
+    if not record["timing"]:
+        return f"{text}\n- Latency and memory: {claims.RUN_FIRST}.\n"
+    picture = "![Where 11.94M comes from](outputs/reference/paper-numbers/figures/listed_parameters.png)"
+    return f"{text}\n- C10: {interaction_sentence(record)}\n\n{picture}\n"

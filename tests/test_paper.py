@@ -1,0 +1,268 @@
+"""The paper's numbers: every exact claim to its last digit, verdicts by rule, and what is drawn and written."""
+
+import importlib
+import json
+import shutil
+
+import pytest
+from example_study import write_chain
+
+from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.errors import StageError
+from edgemin_utils.figures.style import StudyFigure
+from edgemin_utils.measurement.latency import Protocol
+from edgemin_utils.measurement.operations import count_operations
+from edgemin_utils.measurement.parameters import framework_parameters, stored_weights
+from edgemin_utils.paper import __main__ as command
+from edgemin_utils.paper import claims, counts, results, timing
+from edgemin_utils.paper.accuracy import study_accuracy
+from edgemin_utils.paper.architectures import build_models
+from edgemin_utils.paper.claims import NOT_REPRODUCED, PAPER_ONLY, REPRODUCED, UNTESTED
+from edgemin_utils.records import find_records, write_json
+
+SHORT = Protocol("full", warm_up=0, runs=2, seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return build_models()
+
+
+@pytest.fixture(scope="module")
+def counted(models):
+    return counts.every_count(models)
+
+
+@pytest.fixture(scope="module")
+def record(models):
+    """A record with everything in it, from two runs a model: its numbers are real, and mean nothing."""
+    found = results.count_record(models)
+    with pytest.MonkeyPatch.context() as patch:  # fresh processes have tests of their own
+        patch.setattr(timing, "peak_memory", lambda folder, **options: {
+            "baseline_bytes": 50_000_000, "resident_bytes": 60_000_000, "peak_bytes": 70_000_000})
+        found["timing"] = timing.measure_paper(models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384),
+                                               product_protocol=SHORT, samples=50)
+    return json.loads(json.dumps(found))
+
+
+# ---- the digits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, claimed, honest", [
+    ("teacher_parameters", "66.96M", "66,955,010"), ("student_parameters", "33.36M", "33,360,770"),
+    ("final_parameters", "11.94M", "32,178,818"), ("parameter_ratio", "2.8x", "1.04x"),
+    ("student_file", "127 MB", "133.57 MB"), ("quantized_file", "66 MB", "69.45 MB"),
+    ("final_file", "65.09 MB", "68.26 MB"), ("file_ratio", "1.96x", "1.96x"), ("smallest_file", "33 MB", "34.53 MB"),
+    ("removed_heads", "20 %", "16.7 %")])
+def test_the_papers_digits_come_out_of_its_own_counting(counted, name, claimed, honest):
+    count = counted[name]
+    assert (count.claimed, count.counted, count.honest) == (claimed, claimed, honest)
+    assert count.reproduced and getattr(counts, count.function)
+
+
+def test_no_counting_gives_the_flops_claim(models, counted):
+    count = counted["operation_ratio"]
+    assert (count.claimed, count.counted, count.honest) == ("2.6x", "", "2.07x") and not count.reproduced
+    ratios = counts.ratios_over_length(models)
+    # Weights of the encoder layers alone: 6 x 12 x 768^2 over 12 x (4 x 384 x 320 + 8 x 384^2).
+    bound = 6 * 12 * 768**2 / (12 * (4 * 384 * 320 + 8 * 384**2))
+    assert counts.largest_operation_ratio(models) == pytest.approx(bound) and bound < 2.12
+    assert all(ratio < bound for ratio in ratios.values()) and list(ratios.values()) == sorted(ratios.values())[::-1]
+
+
+def test_the_three_counts_agree_on_every_model_of_the_paper(models):
+    for name in ("teacher", "student", "pruned", "fifth", "quantized", "pruned_quantized", "embeddings_quantized"):
+        found = count_operations(getattr(models, name), 1, 32)
+        assert abs(found["fvcore_ratio"] - 1) < 0.01 and abs(found["torch_flop_counter_ratio"] - 1) < 0.01
+
+
+def test_11_94_million_is_embeddings_and_layer_norms(models):
+    listed = counts.listed_after_quantization(models)
+    assert listed == {"word embeddings": 30522 * 384, "position embeddings": 512 * 384,
+                      "token type embeddings": 2 * 384, "layer norms": 25 * 2 * 384}
+    assert sum(listed.values()) == 11_937_024 == framework_parameters(models.pruned_quantized)
+    parts = counts.weights_of_parts(models)
+    assert sum(parts["final"].values()) == stored_weights(models.pruned_quantized)
+    assert parts["student"]["feed_forward"] == parts["final"]["feed_forward"]  # nothing was pruned there (C9)
+
+
+def test_heads_of_the_two_cuts(models):
+    heads = {name: [layer.num_heads for layer in encoder_layers(getattr(models, name))]
+             for name in ("student", "pruned", "fifth")}
+    assert heads["student"] == [12] * 12 and heads["pruned"] == [10] * 12
+    assert heads["fifth"] == [9] * 5 + [10] * 7 and sum(heads["student"]) - sum(heads["fifth"]) == 29
+
+
+def test_a_count_that_moves_by_a_digit_is_no_longer_reproduced(counted):
+    moved = counts.Count("Student's parameters", "33.36M", "33.37M", "", "33,370,770", "", "student_parameters")
+    row = claims.claims_table({**counted, "student_parameters": moved})[1]
+    assert row.verdict == NOT_REPRODUCED
+
+
+# ---- the claims --------------------------------------------------------------------------------------------------
+
+
+def verdicts(*arguments):
+    return {claim.number: claim.verdict for claim in claims.claims_table(*arguments)}
+
+
+def test_counts_alone_decide_what_needs_no_clock(counted):
+    assert verdicts(counted) == {
+        "C1": REPRODUCED, "C2": REPRODUCED, "C3": PAPER_ONLY, "C4": PAPER_ONLY, "C5": NOT_REPRODUCED, "C6": UNTESTED,
+        "C7": UNTESTED, "C8": PAPER_ONLY, "C9": NOT_REPRODUCED, "C10": UNTESTED, "C11": PAPER_ONLY, "C12": UNTESTED,
+        "C13": UNTESTED, "C14": UNTESTED, "C15": UNTESTED}
+
+
+def made_up(reduction, interaction, over_teacher, peaks):
+    """A timing whose verdicts are known by hand."""
+    rows = {"over_student": 1 / (1 - reduction), "over_teacher": over_teacher}
+    memory = [{"model": name, "baseline_bytes": 50e6, "resident_bytes": 60e6, "peak_bytes": peak}
+              for name, peak in zip((timing.TEACHER, timing.FINAL), peaks, strict=True)]
+    low, high = interaction
+    return {**{name: [{"model": timing.FINAL, "input": "1x32", "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}]
+               for name, ratio in rows.items()}, "memory": memory,
+            "latency": [{"model": timing.FINAL, "input": "1x32", "median_ms": 16.0}],
+            "interaction": [{"input": "1x32", "ratio": (low + high) / 2, "low": low, "high": high, "predicted": 1.0}],
+            "energy": [{"model": name, "input": "1x32", "cpu_seconds": 0.016, "joules": None}
+                       for name in (timing.TEACHER, timing.FINAL)]}
+
+
+def test_measured_claims_are_borne_out_by_rule(counted):
+    good = verdicts(counted, made_up(0.37, (1.02, 1.08), 3.0, (600e6, 180e6)))
+    assert [good[number] for number in ("C6", "C10", "C13", "C14")] == [REPRODUCED] * 4
+    bad = verdicts(counted, made_up(0.36, (0.98, 1.08), 2.9, (600e6, 201e6)))
+    assert [bad[number] for number in ("C6", "C10", "C13", "C14")] == [NOT_REPRODUCED] * 4
+    assert good["C15"] == bad["C15"] == UNTESTED
+    text = {claim.number: claim.ours for claim in claims.claims_table(counted, made_up(0.4, (1, 1), 4.0, (500e6, 1e9)))}
+    assert "40 % [" in text["C6"] and "4.00x [3.90, 4.10]" in text["C13"] and "16.0 CPU-ms" in text["C15"]
+    assert "peak 1000 MB, 100 % above the teacher's 500 MB" in text["C14"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study on rows that pass for real ones."""
+    folder = write_chain(tmp_path / "laptop")
+    for found in find_records(folder):
+        if "data" in found.results:
+            results_ = {**found.results, "data": {**found.results["data"], "source": "SST-2 rows from a folder"}}
+            write_json(found.folder / "record.json", {**found.content, "profile": "laptop", "results": results_})
+    return folder
+
+
+def test_accuracy_is_read_beside_the_student_without_distillation(study, counted):
+    row, = study_accuracy(study)
+    # The example's final model misses 8 of 40 rows, its teacher 4, the undistilled one alike 18.
+    assert row["accuracy"] == pytest.approx(32 / 40) and row["kept"] == pytest.approx(32 / 36)
+    assert row["undistilled_accuracy"] == pytest.approx(22 / 40) and row["undistilled_form"] == "compressed alike"
+    assert row["kept_low"] < row["kept"] < row["kept_high"] and not row["papers_models"]
+    table = {claim.number: claim for claim in claims.claims_table(counted, None, [row])}
+    assert table["C7"].verdict == UNTESTED and "80.0 %" in table["C7"].ours and "55.0 %" in table["C7"].ours
+    assert table["C12"].verdict == NOT_REPRODUCED and "sst2: 88.9 % [" in table["C12"].ours
+    own = {**row, "papers_models": True, "accuracy_high": 0.898, "kept_low": 0.95}
+    table = {claim.number: claim for claim in claims.claims_table(counted, None, [own])}
+    assert table["C7"].verdict == table["C12"].verdict == REPRODUCED
+
+
+def test_synthetic_rows_say_nothing_about_accuracy(tmp_path):
+    assert study_accuracy(write_chain(tmp_path / "demo")) == []
+
+
+# ---- measuring, drawing, writing ----------------------------------------------------------------------------------
+
+
+def test_the_interaction_is_that_of_the_medians(record):
+    for row in record["timing"]["interaction"]:
+        medians = {item["model"]: item["median_ms"] for item in record["timing"]["latency"]
+                   if item["input"] == row["input"]}
+        both = medians[timing.FINAL] * medians[timing.STUDENT] / (medians[timing.PRUNED] * medians[timing.INT8])
+        assert row["ratio"] == pytest.approx(both) and row["low"] <= row["ratio"] <= row["high"]
+        layer = row["layer_ms"]
+        assert row["predicted"] == pytest.approx(
+            layer["int8 pruned"] / layer["int8 whole"] / (layer["fp32 pruned"] / layer["fp32 whole"]))
+
+
+def test_a_line_over_the_widths_finds_fixed_cost_and_steps():
+    def rows(fixed, step):
+        return [{"input": "1x128", "direction": "into heads", "width": width, "fp32_ms": fixed + 0.01 * width
+                 + step * (width % 64 != 0)} for width in range(256, 513, 8)]
+
+    found = results.width_line(rows(3.84, 0.0), "fp32")
+    assert found["fixed"] == pytest.approx(0.5) and found["scatter"] == pytest.approx(0, abs=1e-9)
+    found = results.width_line(rows(0.0, 0.5), "fp32")
+    assert found["at_tiles"] < -0.05 and abs(found["elsewhere"]) < 0.02
+
+
+def test_record_draws_every_table_and_figure_again(record, tmp_path):
+    results.write_record(record, tmp_path)
+    first = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
+    assert {path.name for path in first} == {
+        *(f"{name}.{kind}" for name in ("claims", "counts", "latency", "interaction") for kind in ("csv", "md", "tex")),
+        *(f"{name}.{kind}" for name in ("listed_parameters", "operation_ratios", "latency", "products")
+          for kind in ("svg", "png"))}
+    again = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
+    assert first == again
+    text = (tmp_path / "tables" / "claims.md").read_text()
+    for number in range(1, 16):
+        assert f"| C{number} " in text
+    for figure in results.every_figure(record).values():
+        assert isinstance(figure, StudyFigure) and len(figure.description) > 30
+
+
+def test_claims_name_what_computed_them(record):
+    for row in results.claims_table(record).frame.to_dict("records"):
+        for name in row["function"].split(", "):
+            module, function = name.split(".")
+            assert callable(getattr(importlib.import_module(f"edgemin_utils.paper.{module}"), function)), name
+
+
+def test_counts_alone_are_a_record_too(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "build_models", lambda: models)
+    assert command.main(["--counts-only", "--output-dir", str(tmp_path / "numbers")]) == 0
+    assert "C15" in capsys.readouterr().out
+    assert results.read_record(tmp_path / "numbers")["timing"] is None
+    assert not (tmp_path / "numbers" / "tables" / "latency.csv").exists()
+    assert command.main(["--publish", "--output-dir", str(tmp_path / "numbers")]) == 2
+    assert "holds no full measurement" in capsys.readouterr().err
+    assert command.main(["--publish", "--output-dir", str(tmp_path / "absent")]) == 2
+    assert "run `make paper-numbers`" in capsys.readouterr().err
+
+
+def test_publishing_fills_the_readmes_place_alone(record, tmp_path):
+    folder, readme = tmp_path / "numbers", tmp_path / "README.md"
+    results.write_record(record, folder)
+    results.write_results(record, folder)
+    readme.write_text("before\n<!-- paper numbers -->\nold\n<!-- end of paper numbers -->\nafter\n")
+    results.publish(folder, tmp_path / "reference", readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
+    assert "| C15 " in text and results.interaction_sentence(record) in text
+    assert (tmp_path / "reference" / "record.json").is_file()
+    readme.write_text("no place")
+    shutil.rmtree(tmp_path / "reference")
+    with pytest.raises(StageError, match="no place marked <!-- paper numbers -->"):
+        results.publish(folder, tmp_path / "reference", readme)
+    assert not (tmp_path / "reference").exists()
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(StageError, match="damaged or of another version"):
+        results.read_record(tmp_path)
+
+
+def test_a_notebook_without_a_measurement_says_so(models, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "project_folder", lambda: tmp_path)
+    counted = results.count_record(models)
+    record, sentence = results.with_measurements(counted, study)
+    assert "run `make paper-numbers`" in sentence and record["timing"] is None and len(record["accuracy"]) == 1
+    assert "not measured yet" in results.readme_section(record)
+    note = results.figure_or_note(record, "latency")
+    assert "make paper-numbers" in note.texts[0].get_text()
+
+
+def test_a_notebook_shows_what_was_measured(models, record, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "project_folder", lambda: tmp_path)
+    results.write_record(record, tmp_path / "outputs" / "paper-numbers")
+    shown, sentence = results.with_measurements(results.count_record(models), study)
+    assert shown["timing"] == record["timing"] and "measured by `make paper-numbers` on" in sentence
+    assert results.figure_or_note(shown, "products").description
