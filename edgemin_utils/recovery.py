@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils.config import Settings
 from edgemin_utils.data import TaskData
-from edgemin_utils.distillation import soft_target_loss
+from edgemin_utils.distillation.soft_targets import soft_target_loss
 from edgemin_utils.evaluation import load_stage_model, tokenized_task
 from edgemin_utils.records import Run
 from edgemin_utils.teacher_signals import signal_source

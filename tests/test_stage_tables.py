@@ -82,10 +82,10 @@ def test_settings_table_marks_what_differs_from_the_profile(tmp_path):
     run = open_run("sst2", "demo", 0, tmp_path, {"teacher_epochs": 2.5})
     table = stage_tables.settings_table(run, "teacher/fine-tuned").set_index("Setting")
     assert table.loc["teacher_epochs", "Value"] == "2.5 *" and table.loc["teacher_epochs", "Unit"] == "epochs"
-    assert "*" not in table.loc["batch_size", "Value"]
+    assert "*" not in table.loc["weight_decay", "Value"]
     assert "head_prune_ratio" not in table.index  # it reaches another stage
     own = stage_tables.settings_table(run, "teacher/fine-tuned", training_loop=False)["Setting"].tolist()
-    assert "teacher_epochs" in own and "batch_size" not in own
+    assert "teacher_epochs" in own and "weight_decay" not in own
 
 
 def test_settings_of_a_model_that_the_chain_does_not_have_are_left_out(tmp_path):
