@@ -13,26 +13,21 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from edgemin_utils import quantization
 from edgemin_utils.chain import TEACHER, distillation_key, scan_key
 from edgemin_utils.checkpoints import load_model, save_model
-from edgemin_utils.config import Settings
 from edgemin_utils.cost import measure_chain
 from edgemin_utils.data import TaskData, load_task_data, task_statistics
-from edgemin_utils.distillation import find_objective, relation_matrices, soft_target_loss
+from edgemin_utils.distillation import find_objective, relation_matrices
 from edgemin_utils.encoders import encoder_layers, model_with_layers, scratch_model
 from edgemin_utils.errors import ModelError
 from edgemin_utils.evaluation import (
-    OPERATION_LENGTHS,
     TokenizedTask,
     describe_trained,
     evaluate,
     load_stage_model,
-    predictor,
-    read_predictions,
     tokenized_task,
 )
-from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
+from edgemin_utils.evaluation import read_predictions as read_predictions  # notebooks take it from here
 from edgemin_utils.measurement.parameters import framework_parameters
 from edgemin_utils.pruning import (
     accuracy_as_heads_go,
@@ -42,10 +37,13 @@ from edgemin_utils.pruning import (
     removal_order,
     remove_units,
 )
+from edgemin_utils.quantization import fake_quantization
+from edgemin_utils.quantization_stages import measure_sensitivity, quantize_model
 from edgemin_utils.records import Record, Run
 from edgemin_utils.teacher_signals import signal_source
 from edgemin_utils.tokenization import load_tokenizer, train_tokenizer
-from edgemin_utils.training import LossFunction, Phase, batches, label_loss, train_phases
+from edgemin_utils.training import Phase, batches, label_loss, train_phases
+from edgemin_utils.tuning import answer_loss, tune_model, under_fake_quantization
 
 # Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
 FEWEST_POSITIONS = 128
@@ -124,14 +122,15 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     relations = [name for name in signals if name != "logits"]
     looked_at = _look_at_relations(run, rows, {"teacher": teacher, "student before": model}) if relations else {}
     phases = objective.phases(settings, teacher, model, source)
-    log = train_phases(model, rows.train, phases, tokenizer, settings, run.seed, rows.holdout)
+    with fake_quantization(model, stage.fake_quantization):
+        log = train_phases(model, rows.train, phases, tokenizer, settings, run.seed, rows.holdout)
     if relations:
         looked_at["models"].update(_look_at_relations(run, rows, {"student after": model})["models"])
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
-    return {**results, "objective": name, "source": objective.source,
-            **({"relations": looked_at} if relations else {})}
+    return {**results, **under_fake_quantization(model, stage, rows, settings), "objective": name,
+            "source": objective.source, **({"relations": looked_at} if relations else {})}
 
 
 def make_student(run: Run, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
@@ -226,7 +225,8 @@ def prune_student(run: Run, key: str) -> Record:
     """Stage `pruning/<student>+<criterion>-...`: heads (and neurons) cut out for real, then recovery fine-tuning.
 
     Results: as a student's, and criterion, scope, ratio, importance, removed_heads, removed_neurons (numbers a
-    layer), parameters_removed, metrics_before, metrics_after_cut (before recovery).
+    layer), parameters_removed, metrics_before, metrics_after_cut (before recovery); behind a quantize-aware step also
+    what `tune_model` lists for it.
     """
     return run.run_stage(key, lambda folder: _prune_student(run, key, folder))
 
@@ -251,93 +251,22 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
                          f"says {by_formula}")
     after_cut, _ = evaluate(model, rows, settings.evaluation_batch_size, None)
     phase = Phase("recovery", settings.recovery_epochs, settings.recovery_learning_rate,
-                  _answer_loss(settings, teacher, rows))
-    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
+                  answer_loss(settings, teacher, rows))
+    with fake_quantization(model, stage.fake_quantization):
+        log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
     return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
+            **under_fake_quantization(model, stage, rows, settings),
             "criterion": settings.pruning_criterion, "scope": settings.pruning_scope,
             "ratio": settings.head_prune_ratio, "importance": importance, "removed_heads": heads,
             "removed_neurons": [len(numbers) for numbers in neurons], "parameters_removed": by_formula,
             "metrics_before": run.read(stage.source).results["metrics"], "metrics_after_cut": after_cut}
 
 
-def _answer_loss(settings: Settings, teacher: nn.Module | None, rows: TokenizedTask) -> LossFunction:
-    """What a compressed model is trained on again: the labels, and the teacher's soft targets where it has one."""
-    if teacher is None:
-        return label_loss
-    signals = signal_source(teacher, rows.train, rows.tokenizer, ("logits",), settings.evaluation_batch_size,
-                            settings.teacher_cache_gigabytes)
-    return soft_target_loss(signals, settings.temperature, settings.soft_target_weight)
-
-
-# ---- tuning ----------------------------------------------------------------------------------------------------
-
-
-def tune_model(run: Run, key: str) -> Record:
-    """Stage `tuning/<source>+...`: a model trained once more, as it is.
-
-    Results: as a student's, and metrics_before.
-    """
-    return run.run_stage(key, lambda folder: _tune_model(run, key, folder))
-
-
-def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, stage = run.settings_of(key), run.stage(key)
-    tokenizer, model = load_stage_model(run, stage.source)
-    teacher = load_stage_model(run, stage.teacher)[1] if stage.teacher else None
-    rows = tokenized_task(run, tokenizer, [model] if teacher is None else [model, teacher])
-    phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
-                  _answer_loss(settings, teacher, rows))
-    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
-    save_model(model, folder, tokenizer)
-    return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
-            "metrics_before": run.read(stage.source).results["metrics"]}
-
-
-# ---- quantization ----------------------------------------------------------------------------------------------
-
-
-def quantize_model(run: Run, key: str) -> Record:
-    """Stage `quantization/<source>+<scheme>`.
-
-    Results: data, metrics, confusion, size, operations, model, scheme, layers (what is quantized and its bytes),
-    size_before, agreement (share of predictions equal to the source's), quick_latency (a quick look, one thread).
-    """
-    return run.run_stage(key, lambda folder: _quantize_model(run, key, folder))
-
-
-def _quantize_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, source = run.settings_of(key), run.stage(key).source
-    tokenizer, model = load_stage_model(run, source)
-    rows = tokenized_task(run, tokenizer, [model])
-    quantized = quantization.quantize(model, settings.quantization_scheme)
-    quantization.save_quantized(quantized, folder, settings.quantization_scheme, tokenizer)
-    # One row at a time, as it is timed: dynamic quantization takes one scale for all rows of a batch.
-    results = describe_trained(quantized, folder, rows, 1, None)
-    agreement = {}
-    for split in rows.dev:
-        old, new = (read_predictions(place, split)["prediction"] for place in (run.stage_folder(source), folder))
-        agreement[split] = float((old.to_numpy() == new.to_numpy()).mean())
-    return {**results, "scheme": settings.quantization_scheme, "layers": quantization.layer_table(model, quantized),
-            "size_before": run.read(source).results["size"], "agreement": agreement,
-            "quick_latency": _quick_look({"fp32": model, "int8": quantized})}
-
-
-def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
-    """Median times on fixed inputs at batch 1 on one thread: a look, marked as such, not a result."""
-    rows = []
-    for length in OPERATION_LENGTHS:
-        inputs = fixed_inputs(1, length, next(iter(models.values())).config.vocab_size)
-        timed = measure_latency({name: predictor(model) for name, model in models.items()}, [inputs], 1,
-                                PROTOCOLS["quick"])
-        rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
-    return rows
-
-
 # ---- running them ----------------------------------------------------------------------------------------------
 
 _MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
-    "distillation": train_student, "tuning": tune_model, "quantization": quantize_model}
+    "distillation": train_student, "tuning": tune_model}
 
 
 def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:
@@ -352,6 +281,8 @@ def run_stage(run: Run, key: str) -> Record:
         return fine_tune_teacher(run)
     if stage.kind == "pruning":
         return prune_student(run, key) if stage.keeps_model else scan_heads(run)
+    if stage.kind == "quantization":
+        return quantize_model(run, key) if stage.keeps_model else measure_sensitivity(run)
     if stage.kind == "measurement":
         return measure_chain(run)
     return _MAKERS[stage.kind](run, key)

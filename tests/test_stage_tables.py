@@ -36,7 +36,7 @@ def quantization_results(**changes) -> dict:
                "bytes_after": 310}]
     latency = [{"model": model, "input": name, "median_ms": median, "iqr_ms": 0.1, "runs": 30, "threads": 1,
                 "noisy": False} for name, fp32, int8 in (("1x32", 1.0, 2.0), ("1x128", 6.0, 4.0))
-               for model, median in (("fp32", fp32), ("int8", int8))]
+               for model, median in (("fp32", fp32), ("quantized", int8))]
     before = {"framework_parameters": 500, "stored_weights": 500, "model_bytes": 2_000_000,
               "bytes_per_part": BYTES_BEFORE}
     return {"size": size, "size_before": before, "layers": layers, "agreement": {"dev": 0.96},
@@ -318,7 +318,7 @@ def test_quantized_models_stand_beside_their_sources():
 def test_quick_look_is_labelled_and_gives_the_ratio():
     results = quantization_results()
     table = stage_tables.quick_latency_table(results["quick_latency"])
-    assert table["FP32 / INT8"].tolist() == ["0.50x", "1.50x"]
+    assert table["FP32 / quantized"].tolist() == ["0.50x", "1.50x"]
     sentence = stage_findings.quick_latency_sentence(results)
     assert sentence.startswith("Quick look, not a result (30 runs, 1 thread)")
     assert "2.00 times slower at 1x32, 1.50 times faster at 1x128" in sentence and "noisy" not in sentence

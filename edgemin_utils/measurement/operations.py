@@ -20,10 +20,12 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.encoders import encoder_layers, is_exported, structure_of
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement.parameters import has_packed_weights, part_of
 
+ONNX_NOTE = ("The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
+             "formula holds for the layers' shapes as they were exported.")
 QUANTIZED_NOTE = ("Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
                   "in them. Their shapes are as in FP32, so the closed formula still holds.")
 
@@ -35,13 +37,13 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
         batch, length; macs (the closed formula's) and flops (twice that); closed_formula_macs, fvcore_macs,
         torch_flop_counter_macs; fvcore_with_layer_norms (fvcore's own total); fvcore_ratio and
         torch_flop_counter_ratio (count / closed formula); note. For a quantized model the tools' counts and
-        ratios are None and the note says why.
+        ratios are None and the note says why; so they are for an ONNX graph.
     """
     closed = closed_formula_macs(model, batch, length)
-    quantized = has_packed_weights(model)
-    by_operator = None if quantized else fvcore_by_operator(model, batch, length)
-    fvcore = None if quantized else _of_matrix_products(by_operator)
-    counter = None if quantized else torch_flop_counter_macs(model, batch, length)
+    note = ONNX_NOTE if is_exported(model) else QUANTIZED_NOTE if has_packed_weights(model) else ""
+    by_operator = None if note else fvcore_by_operator(model, batch, length)
+    fvcore = None if note else _of_matrix_products(by_operator)
+    counter = None if note else torch_flop_counter_macs(model, batch, length)
     return {
         "batch": batch,
         "length": length,
@@ -50,10 +52,10 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
         "closed_formula_macs": closed,
         "fvcore_macs": fvcore,
         "torch_flop_counter_macs": counter,
-        "fvcore_with_layer_norms": None if quantized else sum(by_operator.values()),
+        "fvcore_with_layer_norms": None if note else sum(by_operator.values()),
         "fvcore_ratio": None if fvcore is None else fvcore / closed,
         "torch_flop_counter_ratio": None if counter is None else counter / closed,
-        "note": QUANTIZED_NOTE if quantized else "",
+        "note": note,
     }
 
 
@@ -64,6 +66,7 @@ def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
     token alone in the head. In each layer the attention scores and the weighted sum cost length^2 x (heads x
     head size) each (Vaswani et al. 2017, table 1).
     """
+    model = structure_of(model)
     on_each_token = on_first_token = 0
     for name, linear in _linear_layers(model):
         products = linear.in_features * linear.out_features

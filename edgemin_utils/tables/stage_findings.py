@@ -253,9 +253,9 @@ def quick_latency_sentence(results: Mapping[str, Any]) -> str:
     """
     frame = pd.DataFrame(results["quick_latency"])
     medians = frame.pivot(index="input", columns="model", values="median_ms").loc[frame["input"].unique()]
-    ratios = medians["fp32"] / medians["int8"]
+    ratios = medians["fp32"] / medians["quantized"]
     shown = ", ".join(f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
                       for name, ratio in ratios.items())
     noisy = " At least one of the times is noisy." if frame["noisy"].any() else ""
     return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): "
-            f"INT8 is {shown}.{noisy} The analysis notebook measures all models in turn.")
+            f"the quantized model is {shown}.{noisy} The analysis notebook measures all models in turn.")

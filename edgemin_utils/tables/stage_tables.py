@@ -358,7 +358,7 @@ def quick_latency_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         medians, spread = by_model["median_ms"], by_model["iqr_ms"]
         shown.append({"Input (quick look)": name, "Threads": int(group["threads"].iloc[0]),
                       "Runs": int(group["runs"].iloc[0]),
-                      **{f"{model.upper()} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
-                         for model in ("fp32", "int8")},
-                      "FP32 / INT8": f"{medians['fp32'] / medians['int8']:.2f}x"})
+                      **{f"{title} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
+                         for model, title in (("fp32", "FP32"), ("quantized", "Quantized"))},
+                      "FP32 / quantized": f"{medians['fp32'] / medians['quantized']:.2f}x"})
     return pd.DataFrame(shown)
