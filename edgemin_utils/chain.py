@@ -218,6 +218,14 @@ def recipes(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {entry: RECIPES[entry] if entry in RECIPES else _read_order(entry) for entry in entries}
 
 
+def recipe_ends(settings: Settings) -> dict[str, str]:
+    """Name -> key of the last model of the paper's pipeline and of every recipe that `settings.recipe` asks for."""
+    plan = _Plan(settings)
+    plan.add(Stage(TEACHER))
+    return {"paper": main_path(settings)[-1],
+            **{name: plan.recipe(steps).key for name, steps in recipes(settings).items()}}
+
+
 def _is_step(text: str) -> bool:
     return text.split(":", 1)[0] in STEPS
 

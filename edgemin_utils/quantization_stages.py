@@ -130,4 +130,5 @@ def _share(hits: np.ndarray) -> float:
 
 def _divergence(reference: np.ndarray, other: np.ndarray) -> float:
     first, second = (functional.log_softmax(torch.from_numpy(logits).double(), dim=1) for logits in (reference, other))
-    return float((first.exp() * (first - second)).sum(dim=1).mean())
+    # Never negative but for rounding.
+    return max(0.0, float((first.exp() * (first - second)).sum(dim=1).mean()))

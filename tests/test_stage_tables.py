@@ -304,15 +304,15 @@ def test_parts_add_up():
 
 def test_every_layer_is_listed():
     table = stage_tables.quantized_layers_table(quantization_results()["layers"])
-    assert table["INT8"].tolist() == ["no", "yes"] and table["Bytes after"].tolist() == [400, 310]
+    assert table["Quantized"].tolist() == ["no", "yes"] and table["Bytes after"].tolist() == [400, 310]
 
 
 def test_quantized_models_stand_beside_their_sources():
     source = record(size={"model_bytes": 2_000_000}, metrics={"dev": METRICS})
     results = quantization_results(metrics={"dev": METRICS | {"accuracy": 0.78}})
     row = stage_tables.quantized_models_table({"a": source}, {"a": record(**results)}).iloc[0]
-    assert (row["FP32 MB"], row["INT8 MB"], row["Smaller"]) == ("2.00", "1.00", "2.00x")
-    assert (row["FP32 accuracy %"], row["INT8 accuracy %"], row["Same answer %"]) == ("80.0", "78.0", "96.0")
+    assert (row["FP32 MB"], row["Quantized MB"], row["Smaller"]) == ("2.00", "1.00", "2.00x")
+    assert (row["FP32 accuracy %"], row["Quantized accuracy %"], row["Same answer %"]) == ("80.0", "78.0", "96.0")
 
 
 def test_quick_look_is_labelled_and_gives_the_ratio():

@@ -314,19 +314,19 @@ def _part_row(part: str, weights: int, before: int, after: int, whole: tuple[int
 
 
 def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Every module that owns weights: whether it became INT8, and its bytes before and after.
+    """Every module that owns weights: whether it was quantized, and its bytes before and after.
 
     Args:
         layers: `results["layers"]` of a quantization record.
     """
     return pd.DataFrame([
-        {"Module": layer["name"], "Kind": layer["kind"], "INT8": "yes" if layer["quantized"] else "no",
+        {"Module": layer["name"], "Kind": layer["kind"], "Quantized": "yes" if layer["quantized"] else "no",
          "Weights": layer["parameters"], "Bytes before": layer["bytes_before"], "Bytes after": layer["bytes_after"]}
         for layer in layers])
 
 
 def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str, Record]) -> pd.DataFrame:
-    """Size and answers of several models in FP32 and INT8.
+    """Size and answers of several models in FP32 and quantized.
 
     Args:
         sources, quantized: name -> the FP32 model's record, and that of its quantized form.
@@ -337,10 +337,10 @@ def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str
         sizes = before["size"]["model_bytes"], after["size"]["model_bytes"]
         for split, metrics in after["metrics"].items():
             rows.append({
-                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}", "INT8 MB": f"{sizes[1] / MB:,.2f}",
-                "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
+                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}",
+                "Quantized MB": f"{sizes[1] / MB:,.2f}", "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
                 "FP32 accuracy %": percent(before["metrics"][split]["accuracy"]),
-                "INT8 accuracy %": percent(metrics["accuracy"]),
+                "Quantized accuracy %": percent(metrics["accuracy"]),
                 "Same answer %": percent(after["agreement"][split])})
     return pd.DataFrame(rows)
 
