@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgemin_utils.config import Settings, nearest, settings_of_stage
+from edgemin_utils.config import EVERY_FORMAT, EVERY_SCHEME, Settings, nearest, settings_of_stage
 from edgemin_utils.cuts import CUT_SETTINGS, cut_name, read_cut
 from edgemin_utils.errors import SettingError
 from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, StudentName, read_student
@@ -44,6 +44,7 @@ _SOFT_TARGETS = ("temperature", "soft_target_weight", "recovery_distillation")
 _SCAN = ("scan_criteria", "scan_rows", "random_draws")
 _AFTER_A_SCAN = ("recovery_epochs", "recovery_learning_rate", "vocabulary_text", *_SOFT_TARGETS, *CUT_SETTINGS)
 SCANNED_UNITS = ("heads", "neurons", "layers")
+_CALIBRATED = "onnx-static-"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,17 @@ def students(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((settings.objective, *compared)))
 
 
+def sensitivity_key(settings: Settings) -> str:
+    """Key of the stage that quantizes the layers of the main pruned student one at a time."""
+    return f"quantization/{pruning_key(settings, settings.objective).split('/', 1)[1]}+layer-sensitivity"
+
+
+def schemes(settings: Settings) -> tuple[str, ...]:
+    """The schemes that are set beside the main one."""
+    return tuple(dict.fromkeys(name for item in settings.compared_schemes
+                               for name in (EVERY_SCHEME if item == "all" else (item,))))
+
+
 def main_path(settings: Settings) -> tuple[str, ...]:
     """Keys of the paper's pipeline in order: teacher, distilled student, pruned, quantized."""
     pruned = pruning_key(settings, settings.objective)
@@ -182,7 +194,9 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
             plan.step(plain, "quantize")
     for cut in settings.compared_cuts:
         plan.step(main, f"prune:{cut}", optional=True)
-    for scheme in settings.compared_schemes:
+    plan.add(Stage(sensitivity_key(settings), source=pruned.key, student=pruned.student, steps=pruned.steps,
+                   keeps_model=False, ignores=("quantization_scheme", "calibration_rows")))
+    for scheme in schemes(settings):
         plan.step(pruned, f"quantize:{scheme}", optional=True)
     for steps in recipes(settings).values():
         plan.recipe(steps)
@@ -203,6 +217,14 @@ def recipes(settings: Settings) -> dict[str, tuple[str, ...]]:
     if entries and all(_is_step(entry) for entry in entries):
         entries = ["+".join(entries)]
     return {entry: RECIPES[entry] if entry in RECIPES else _read_order(entry) for entry in entries}
+
+
+def recipe_ends(settings: Settings) -> dict[str, str]:
+    """Name -> key of the last model of the paper's pipeline and of every recipe that `settings.recipe` asks for."""
+    plan = _Plan(settings)
+    plan.add(Stage(TEACHER))
+    return {"paper": main_path(settings)[-1],
+            **{name: plan.recipe(steps).key for name, steps in recipes(settings).items()}}
 
 
 def _is_step(text: str) -> bool:
@@ -291,10 +313,15 @@ class _Plan:
 
     def _quantize(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         scheme = what or self.settings.quantization_scheme
-        return scheme, {"quantization_scheme": scheme}, Stage("")
+        if scheme not in EVERY_SCHEME:
+            raise SettingError(f"unknown quantization scheme {scheme!r}; {nearest(scheme, EVERY_SCHEME)}")
+        ignores = ("sensitivity_rows",) if scheme.startswith(_CALIBRATED) else ("sensitivity_rows", "calibration_rows")
+        return scheme, {"quantization_scheme": scheme}, Stage("", ignores=ignores)
 
     def _quantize_aware(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         number_format = what or self.settings.quantize_aware_format
+        if number_format not in EVERY_FORMAT:
+            raise SettingError(f"unknown number format {number_format!r}; {nearest(number_format, EVERY_FORMAT)}")
         _, changes, stage = self._fine_tune(source, "")
         return number_format, {**changes, "quantize_aware_format": number_format}, stage
 

@@ -24,6 +24,13 @@ EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
 # Each is a function of pruning/importance.py.
 PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "random")
 PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
+# What `compared_schemes = all` stands for: the names of quantization.SCHEMES.
+EVERY_SCHEME = (
+    "dynamic-int8", "dynamic-int8-embeddings", "onnx-float32", "onnx-dynamic-int8", "onnx-dynamic-int8-channels",
+    "onnx-dynamic-int8-embeddings", "onnx-static-int8-minmax", "onnx-static-int8-percentile",
+    "onnx-static-int8-entropy", "weight-int4", "weight-int4-embeddings")
+# Number formats of quantization-aware training: the names of quantization.FORMATS.
+EVERY_FORMAT = ("int8", "int4")
 
 
 def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
@@ -190,12 +197,17 @@ class Settings:
     tuning_epochs: float = _setting(1, "quantization-aware training, or final fine-tuning", "epochs", ("tuning",))
     tuning_learning_rate: float = _setting(2e-4, "its peak learning rate", "", ("tuning",))
     quantize_aware_format: str = _setting("int8", "numbers that quantization-aware training imitates",
-                                          stages=("tuning",), choices=("int8", "int4"))
+                                          stages=("tuning",), choices=EVERY_FORMAT)
 
     # ---- quantization -----------------------------------------------------------------------------------
     quantization_scheme: str = _setting("dynamic-int8", "scheme of the main row", stages=("quantization",),
-                                        choices=("dynamic-int8", "dynamic-int8-embeddings"))
-    compared_schemes: list[str] = _setting([], "schemes set beside the main one, on the pruned student")
+                                        choices=EVERY_SCHEME)
+    compared_schemes: list[str] = _setting([], "schemes set beside the main one, on the pruned student, by name, or "
+                                           "all")
+    calibration_rows: int = _setting(128, "train rows from which static quantization takes the ranges of activations",
+                                     "rows", ("quantization",))
+    sensitivity_rows: int = _setting(256, "hold-out rows on which layers are quantized one at a time", "rows",
+                                     ("quantization",))
     recipe: list[str] = _setting(
         [], "further recipes: names (paper, proposal), or orders of the steps distill, prune, quantize-aware, "
         "fine-tune and quantize: one as a list, several each joined by +")
@@ -388,7 +400,8 @@ def _check(settings: Settings) -> None:
     for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads",
                  "vocabulary_size", "teacher_layers", "teacher_heads", "student_layers", "student_heads",
                  "assistant_layers", "importance_rows", "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple",
-                 "vocabulary_occurrences", "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs"):
+                 "vocabulary_occurrences", "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs",
+                 "calibration_rows", "sensitivity_rows"):
         if getattr(settings, name) < 1:
             raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
     for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
@@ -412,6 +425,9 @@ def _check(settings: Settings) -> None:
         if name != "all" and read_student(name) is None:
             raise SettingError(f"unknown objective {name!r}; {nearest(name, (*OBJECTIVES, 'all'))}")
     _check_pruning(settings)
+    for name in settings.compared_schemes:
+        if name not in (*EVERY_SCHEME, "all"):
+            raise SettingError(f"unknown scheme {name!r} in compared_schemes; {nearest(name, (*EVERY_SCHEME, 'all'))}")
     if settings.data_source == "folder" and not settings.data_dir:
         raise SettingError("data_source is folder but data_dir is not set; give the folder with --data-dir")
     if settings.data_source == "file" and not settings.task_file:

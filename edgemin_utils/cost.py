@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.data import load_task_data
+from edgemin_utils.encoders import is_exported
 from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
 from edgemin_utils.measurement.environment import describe_environment, int8_sentence
 from edgemin_utils.measurement.latency import (
@@ -107,7 +108,7 @@ def _answers(predict: Callable[[Batch], torch.Tensor], batches: Sequence[Batch])
 
 def _works(run: Run, key: str, model: Any, inputs: Mapping[str, list[Any]]) -> dict[str, list[Work]]:
     """Input's name -> the work of one forward on each of its batches, for the roofline."""
-    if not isinstance(model, nn.Module):  # an ONNX folder: its graph is counted
+    if is_exported(model):  # its graph is counted
         model = open_model(str(run.stage_folder(key)))
     known: dict[tuple[int, ...], Work] = {}
 

@@ -171,12 +171,23 @@ def longest_input(model: nn.Module) -> int:
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
-    layers = encoder_layers(model)
+    layers = encoder_layers(structure_of(model))
     return {
         "family": model.config.model_type, "layers": len(layers), "hidden_size": model.config.hidden_size,
         "vocabulary_size": model.config.vocab_size, "heads": [layer.num_heads for layer in layers],
         "intermediate_sizes": [layer.intermediate_size for layer in layers],
     }
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether the model runs outside torch, so that its modules cannot be looked into or traced."""
+    return hasattr(model, "structure")
+
+
+def structure_of(model: nn.Module) -> nn.Module:
+    """The modules that tell a model's shapes: its own, or those that an exported model keeps a note of (`structure`,
+    on torch's meta device, without weights)."""
+    return model.structure if is_exported(model) else model
 
 
 # ---- making models ---------------------------------------------------------------------------------------------

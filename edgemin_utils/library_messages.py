@@ -1,5 +1,7 @@
 """Keeps messages of the libraries out of notebooks where the reader can do nothing about them."""
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -29,3 +31,17 @@ def quiet_torch_ao() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
         yield
+
+
+@contextmanager
+def quiet_onnx() -> Iterator[None]:
+    """Without the exporter's and the quantizers' advice: they warn of packages that are not needed here, print each
+    step, and recommend a pass that has been done."""
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

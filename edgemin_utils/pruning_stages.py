@@ -27,10 +27,12 @@ from edgemin_utils.pruning import (
     unit_count,
 )
 from edgemin_utils.pruning.importance import Importance
+from edgemin_utils.quantization import fake_quantization
 from edgemin_utils.records import Record, Run
 from edgemin_utils.recovery import answer_loss, load_teacher
 from edgemin_utils.tokenization import rows_in_other_tokens
 from edgemin_utils.training import Phase, TrainingLog, label_loss, train_phases
+from edgemin_utils.tuning import under_fake_quantization
 
 # Points of a scan's curve at most; a student has too many neurons to look at each.
 SCAN_POINTS = {"heads": 40, "neurons": 20, "layers": 40}
@@ -116,7 +118,8 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         after_cut, _ = evaluate(cut.model, rows, settings.evaluation_batch_size, None)
         name = "recovery" if settings.pruning_rounds == 1 else f"recovery {number}"
         phase = Phase(name, settings.recovery_epochs / settings.pruning_rounds, settings.recovery_learning_rate, loss)
-        train_phases(cut.model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout, log)
+        with fake_quantization(cut.model, stage.fake_quantization):
+            train_phases(cut.model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout, log)
         rounds.append({"parameters_removed": cut.parameters_removed, "model": describe_model(cut.model),
                        "metrics_after_cut": after_cut})
         if number < settings.pruning_rounds:
@@ -124,7 +127,8 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     save_model(cut.model, folder, tokenizer)
     results = describe_trained(cut.model, folder, rows, settings.evaluation_batch_size, log)
     rounds[-1]["metrics_after_recovery"] = results["metrics"]
-    return {**results, **_describe_cut(stage.changes, settings), **cut.describe(), "vocabulary": vocabulary,
+    return {**results, **under_fake_quantization(cut.model, stage, rows, settings),
+            **_describe_cut(stage.changes, settings), **cut.describe(), "vocabulary": vocabulary,
             "importance": importance.get("heads", []), "layer_importance": importance.get("layers", []),
             "metrics_before": run.read(stage.source).results["metrics"],
             "metrics_after_cut": rounds[-1]["metrics_after_cut"], "rounds": rounds}

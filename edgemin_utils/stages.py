@@ -14,7 +14,6 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from edgemin_utils import quantization
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.config import Settings
@@ -26,22 +25,21 @@ from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.encoders import model_with_layers, scratch_model
 from edgemin_utils.errors import MethodRefused, ModelError
 from edgemin_utils.evaluation import (
-    OPERATION_LENGTHS,
     TokenizedTask,
     describe_trained,
     load_stage_model,
-    predictor,
-    read_predictions,
     tokenized_task,
 )
-from edgemin_utils.measurement.latency import PROTOCOLS, fixed_inputs, measure_latency
+from edgemin_utils.evaluation import read_predictions as read_predictions  # notebooks take it from here
 from edgemin_utils.objectives import OBJECTIVES
 from edgemin_utils.pruning_stages import prune_student, scan_units
+from edgemin_utils.quantization import fake_quantization
+from edgemin_utils.quantization_stages import measure_sensitivity, quantize_model
 from edgemin_utils.records import Record, Run
-from edgemin_utils.recovery import answer_loss, load_teacher
 from edgemin_utils.teacher_signals import signal_source
 from edgemin_utils.tokenization import load_tokenizer, rows_in_other_tokens, train_tokenizer
 from edgemin_utils.training import Phase, batches, label_loss, train_phases
+from edgemin_utils.tuning import tune_model, under_fake_quantization
 
 # Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
 FEWEST_POSITIONS = 128
@@ -133,13 +131,15 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     if view:
         looked_at["models"] |= _look_at_relations(rows, place, view, {"student before": model})["models"]
     phases = objective.phases(dataclasses.replace(lesson, signals=source))
-    log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
+    with fake_quantization(model, stage.fake_quantization):
+        log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
     if view:
         looked_at["models"] |= _look_at_relations(rows, place, view, {"student after": model})["models"]
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
-    return {**results, "objective": name, "source": entry.source, "demands": entry.demands,
+    return {**results, **under_fake_quantization(model, stage, rows, settings), "objective": name,
+            "source": entry.source, "demands": entry.demands,
             "learnt_from": stage.teacher, "transfer_rows": len(rows.transfer),
             **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {})}
 
@@ -209,75 +209,12 @@ def _look_at_relations(rows: TokenizedTask, place: int, view: RelationView,
                        for name, pairs in matrices.items()}}
 
 
-# ---- tuning ----------------------------------------------------------------------------------------------------
-
-
-def tune_model(run: Run, key: str) -> Record:
-    """Stage `tuning/<source>+...`: a model trained once more, as it is.
-
-    Results: as a student's, and metrics_before.
-    """
-    return run.run_stage(key, lambda folder: _tune_model(run, key, folder))
-
-
-def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, stage = run.settings_of(key), run.stage(key)
-    tokenizer, model = load_stage_model(run, stage.source)
-    teacher = load_teacher(run, key)
-    models = [model] if teacher is None else [model, teacher[1]]
-    rows = tokenized_task(run, tokenizer, models)
-    phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
-                  answer_loss(run, settings, teacher, models, rows.data))
-    log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
-    save_model(model, folder, tokenizer)
-    return {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
-            "metrics_before": run.read(stage.source).results["metrics"]}
-
-
-# ---- quantization ----------------------------------------------------------------------------------------------
-
-
-def quantize_model(run: Run, key: str) -> Record:
-    """Stage `quantization/<source>+<scheme>`.
-
-    Results: data, metrics, confusion, size, operations, model, scheme, layers (what is quantized and its bytes),
-    size_before, agreement (share of predictions equal to the source's), quick_latency (a quick look, one thread).
-    """
-    return run.run_stage(key, lambda folder: _quantize_model(run, key, folder))
-
-
-def _quantize_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
-    settings, source = run.settings_of(key), run.stage(key).source
-    tokenizer, model = load_stage_model(run, source)
-    rows = tokenized_task(run, tokenizer, [model])
-    quantized = quantization.quantize(model, settings.quantization_scheme)
-    quantization.save_quantized(quantized, folder, settings.quantization_scheme, tokenizer)
-    # One row at a time, as it is timed: dynamic quantization takes one scale for all rows of a batch.
-    results = describe_trained(quantized, folder, rows, 1, None)
-    agreement = {}
-    for split in rows.dev:
-        old, new = (read_predictions(place, split)["prediction"] for place in (run.stage_folder(source), folder))
-        agreement[split] = float((old.to_numpy() == new.to_numpy()).mean())
-    return {**results, "scheme": settings.quantization_scheme, "layers": quantization.layer_table(model, quantized),
-            "size_before": run.read(source).results["size"], "agreement": agreement,
-            "quick_latency": _quick_look({"fp32": model, "int8": quantized})}
-
-
-def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
-    """Median times on fixed inputs at batch 1 on one thread: a look, marked as such, not a result."""
-    rows = []
-    for length in OPERATION_LENGTHS:
-        inputs = fixed_inputs(1, length, next(iter(models.values())).config.vocab_size)
-        timed = measure_latency({name: predictor(model) for name, model in models.items()}, [inputs], 1,
-                                PROTOCOLS["quick"])
-        rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
-    return rows
 
 
 # ---- running them ----------------------------------------------------------------------------------------------
 
 _MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
-    "distillation": train_student, "tuning": tune_model, "quantization": quantize_model}
+    "distillation": train_student, "tuning": tune_model}
 
 
 def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:
@@ -292,6 +229,8 @@ def run_stage(run: Run, key: str) -> Record:
         return fine_tune_teacher(run)
     if stage.kind == "pruning":
         return prune_student(run, key) if stage.keeps_model else scan_units(run, key)
+    if stage.kind == "quantization":
+        return quantize_model(run, key) if stage.keeps_model else measure_sensitivity(run)
     if stage.kind == "measurement":
         return measure_chain(run)
     return _MAKERS[stage.kind](run, key)

@@ -181,7 +181,7 @@ def test_every_figure_and_sentence_of_the_chapters_is_drawn(finished):
         return [output.data[kind] for cell in code_cells(finished[1][name]) for output in cell.outputs
                 if kind in output.get("data", {})]
 
-    figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 6, "04_quantization": 2}
+    figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 6, "04_quantization": 3}
     assert {name: len(outputs(name, "image/png")) for name in figures} == figures
     assert all(outputs(name, "text/markdown") for name in figures)
     assert "1 of 4 heads are gone: 25.0 %" in "\n".join(outputs("03_pruning", "text/markdown"))

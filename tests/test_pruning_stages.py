@@ -129,7 +129,7 @@ def test_soft_targets_after_a_vocabulary_cut_are_those_of_the_teachers_own_token
     rows = all_rows.train
     expected = predict(teacher[1], tokenized_task(run, teacher[0], [teacher[1]], all_rows.data).train, teacher[0])
     seen = {}
-    monkeypatch.setattr("edgemin_utils.distillation.soft_target_divergence",
+    monkeypatch.setattr("edgemin_utils.distillation.soft_targets.soft_target_divergence",
                         lambda soft, logits, temperature: seen.setdefault("soft", soft).sum() * 0)
     places = [7, 3, 11]
     batch = batch_maker(rows, tokenizer)(places) | {"position": torch.tensor(places)}

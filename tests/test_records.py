@@ -63,7 +63,7 @@ def test_one_changed_setting_reruns_that_stage_and_what_follows_and_nothing_else
         kinds = {stage.kind}
         if stage.kind == "pruning":
             kinds.add("pruned" if stage.pruned else "scan")
-        if stage.quantized and stage.pruned:
+        if stage.kind == "quantization" and stage.pruned:
             kinds.add("quantized-pruned")
         if stage.distilled:
             kinds.add("distilled")

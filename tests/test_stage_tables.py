@@ -36,7 +36,7 @@ def quantization_results(**changes) -> dict:
                "bytes_after": 310}]
     latency = [{"model": model, "input": name, "median_ms": median, "iqr_ms": 0.1, "runs": 30, "threads": 1,
                 "noisy": False} for name, fp32, int8 in (("1x32", 1.0, 2.0), ("1x128", 6.0, 4.0))
-               for model, median in (("fp32", fp32), ("int8", int8))]
+               for model, median in (("fp32", fp32), ("quantized", int8))]
     before = {"framework_parameters": 500, "stored_weights": 500, "model_bytes": 2_000_000,
               "bytes_per_part": BYTES_BEFORE}
     return {"size": size, "size_before": before, "layers": layers, "agreement": {"dev": 0.96},
@@ -349,21 +349,21 @@ def test_parts_add_up():
 
 def test_every_layer_is_listed():
     table = stage_tables.quantized_layers_table(quantization_results()["layers"])
-    assert table["INT8"].tolist() == ["no", "yes"] and table["Bytes after"].tolist() == [400, 310]
+    assert table["Quantized"].tolist() == ["no", "yes"] and table["Bytes after"].tolist() == [400, 310]
 
 
 def test_quantized_models_stand_beside_their_sources():
     source = record(size={"model_bytes": 2_000_000}, metrics={"dev": METRICS})
     results = quantization_results(metrics={"dev": METRICS | {"accuracy": 0.78}})
     row = stage_tables.quantized_models_table({"a": source}, {"a": record(**results)}).iloc[0]
-    assert (row["FP32 MB"], row["INT8 MB"], row["Smaller"]) == ("2.00", "1.00", "2.00x")
-    assert (row["FP32 accuracy %"], row["INT8 accuracy %"], row["Same answer %"]) == ("80.0", "78.0", "96.0")
+    assert (row["FP32 MB"], row["Quantized MB"], row["Smaller"]) == ("2.00", "1.00", "2.00x")
+    assert (row["FP32 accuracy %"], row["Quantized accuracy %"], row["Same answer %"]) == ("80.0", "78.0", "96.0")
 
 
 def test_quick_look_is_labelled_and_gives_the_ratio():
     results = quantization_results()
     table = stage_tables.quick_latency_table(results["quick_latency"])
-    assert table["FP32 / INT8"].tolist() == ["0.50x", "1.50x"]
+    assert table["FP32 / quantized"].tolist() == ["0.50x", "1.50x"]
     sentence = stage_findings.quick_latency_sentence(results)
     assert sentence.startswith("Quick look, not a result (30 runs, 1 thread)")
     assert "2.00 times slower at 1x32, 1.50 times faster at 1x128" in sentence and "noisy" not in sentence

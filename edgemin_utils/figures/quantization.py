@@ -1,4 +1,4 @@
-"""Figures about quantization: where a model's bytes are, and which layers became INT8."""
+"""Figures about quantization: where a model's bytes are, which layers became integers, and what each loses alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.patches import Patch
 
-from edgemin_utils.figures.style import CYCLE, GREY, PALETTE, StudyFigure, new_figure, styled
+from edgemin_utils.figures.style import CYCLE, GREY, PALETTE, StudyFigure, new_figure, note_figure, styled
+
+# More layers than these share a row with those that differ in their number only.
+MOST_ROWS = 26
+SMALLEST_DIVERGENCE = 1e-8
+"""Nats; what is smaller, and rounding, is drawn here."""
 
 
 @styled
@@ -40,7 +45,7 @@ def bytes_by_part(before: Mapping[str, float], after: Mapping[str, float],
 
 @styled
 def quantized_layers(layers: Sequence[Mapping[str, Any]]) -> StudyFigure:
-    """Bytes of every layer before and after quantization; colour says whether it became INT8.
+    """Bytes of every layer before and after quantization; colour says whether it was quantized.
 
     Layers that differ only in their encoder layer's number are taken together, so that deep models stay readable.
 
@@ -63,12 +68,59 @@ def quantized_layers(layers: Sequence[Mapping[str, Any]]) -> StudyFigure:
     axes.invert_yaxis()
     axes.set(xlabel="size (kB = 10$^3$ bytes, logarithmic)", ylabel="layer")
     handles = [Patch(facecolor="none", edgecolor=GREY, label="before (FP32)"),
-               Patch(color=PALETTE["blue"], label="after, quantized to INT8"),
+               Patch(color=PALETTE["blue"], label="after, quantized"),
                Patch(color=PALETTE["orange"], label="after, not quantized")]
     if ((grouped["quantized"] > 0) & (grouped["quantized"] < 1)).any():
         handles.append(Patch(color=PALETTE["green"], label="after, partly quantized"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+@styled
+def layer_sensitivity(sensitivity: Mapping[str, Any]) -> StudyFigure:
+    """What each linear layer costs when it alone is quantized: how far the answers move, and the change of accuracy.
+
+    In a deep model, layers that differ only in their encoder layer's number share a row.
+
+    Args:
+        sensitivity: results of a layer-sensitivity record: layers (layer, format, accuracy, divergence), accuracy,
+            rows, split.
+    """
+    frame = pd.DataFrame(sensitivity["layers"])
+    if frame.empty:
+        return note_figure("no linear layer was quantized alone")
+    names = frame["layer"].map(_short_name)
+    names = names if names.nunique() <= MOST_ROWS else frame["layer"].map(_without_number)
+    rows = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    figure = new_figure(1.4 + 0.19 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (number_format, part), colour, marker, shift in zip(
+            frame.groupby("format", sort=False), (PALETTE["blue"], PALETTE["vermilion"]), "os", (-0.14, 0.14),
+            strict=False):
+        places = [rows[name] + shift for name in names[part.index]]
+        label = {"int8": "INT8 (weights and inputs)", "int4": "INT4 (weights)"}.get(number_format, number_format)
+        left.scatter(part["divergence"].clip(lower=SMALLEST_DIVERGENCE), places, color=colour, marker=marker, s=22,
+                     label=label, alpha=0.85)
+        right.scatter(100 * (part["accuracy"] - sensitivity["accuracy"]), places, color=colour, marker=marker, s=22,
+                      alpha=0.85)
+    left.set_xscale("log")
+    left.set_yticks(range(len(rows)), list(rows), fontsize=7)
+    left.invert_yaxis()
+    left.set(xlabel="divergence from FP32 (nats, logarithmic)", ylabel="layer quantized alone",
+             title=f"{sensitivity['rows']:,} {sensitivity['split']} rows")
+    right.axvline(0, color=GREY, linewidth=0.8)
+    right.set(xlabel="change of accuracy (points)")
+    for axes in (left, right):
+        axes.grid(axis="y")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def _short_name(name: str) -> str:
+    """A layer's name without the model's own prefix: "3.attention.self.query", "classifier"."""
+    parts = name.split(".")
+    places = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[places[0]:] if places else parts[-2:])
 
 
 def _without_number(name: str) -> str:

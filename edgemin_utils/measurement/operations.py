@@ -23,10 +23,12 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.encoders import encoder_layers, is_exported, structure_of
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of
 
+ONNX_NOTE = ("The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
+             "formula holds for the layers' shapes as they were exported.")
 QUANTIZED_NOTE = ("Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
                   "in them. Both counted the float twin, a model with float layers of the same shapes; the closed "
                   "formula read the quantized model.")
@@ -39,25 +41,28 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
         batch, length; macs (the closed formula's) and flops (twice that); closed_formula_macs, fvcore_macs,
         torch_flop_counter_macs; fvcore_with_layer_norms (fvcore's own total); fvcore_ratio and
         torch_flop_counter_ratio (count / closed formula); note. For a quantized model the tools count its float
-        twin, and the note says so.
+        twin, and the note says so. For an ONNX graph their counts and ratios are None.
     """
     closed = closed_formula_macs(model, batch, length)
-    quantized = has_packed_weights(model)
-    counted = float_twin(model) if quantized else model
-    by_operator = fvcore_by_operator(counted, batch, length)
-    fvcore, counter = _of_matrix_products(by_operator), torch_flop_counter_macs(counted, batch, length)
+    note = ONNX_NOTE if is_exported(model) else QUANTIZED_NOTE if has_packed_weights(model) else ""
+    counts = dict.fromkeys(("fvcore_macs", "torch_flop_counter_macs", "fvcore_with_layer_norms"))
+    if not is_exported(model):
+        counted = float_twin(model) if has_packed_weights(model) else model
+        by_operator = fvcore_by_operator(counted, batch, length)
+        counts = {"fvcore_macs": _of_matrix_products(by_operator),
+                  "torch_flop_counter_macs": torch_flop_counter_macs(counted, batch, length),
+                  "fvcore_with_layer_norms": sum(by_operator.values())}
+    ratios = {name.replace("_macs", "_ratio"): None if counts[name] is None else counts[name] / closed
+              for name in ("fvcore_macs", "torch_flop_counter_macs")}
     return {
         "batch": batch,
         "length": length,
         "macs": closed,
         "flops": 2 * closed,
         "closed_formula_macs": closed,
-        "fvcore_macs": fvcore,
-        "torch_flop_counter_macs": counter,
-        "fvcore_with_layer_norms": sum(by_operator.values()),
-        "fvcore_ratio": fvcore / closed,
-        "torch_flop_counter_ratio": counter / closed,
-        "note": QUANTIZED_NOTE if quantized else "",
+        **counts,
+        **ratios,
+        "note": note,
     }
 
 
@@ -74,6 +79,7 @@ def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
 def macs_by_precision(model: nn.Module, batch: int, length: int) -> dict[str, int]:
     """The closed formula apart by the arithmetic that does it: int8 (linear layers that are quantized) and
     fp32 (the others, and the attention products, which no torch scheme quantizes)."""
+    model = structure_of(model)
     macs = {"fp32": 0, "int8": 0}
     for name, linear in _linear_layers(model):
         tokens = 1 if part_of(f"{name}.weight") == "head" else length

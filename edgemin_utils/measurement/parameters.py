@@ -29,7 +29,7 @@ def framework_parameters(model: nn.Module) -> int:
 
 def stored_weights(model: nn.Module) -> int:
     """Weights and biases wherever they are stored: parameters, and those packed inside quantized layers."""
-    return sum(tensor.numel() for _, tensor in iterate_weights(model))
+    return sum(count for count, _ in stored_sizes(model).values())
 
 
 def paper_parameters(model: nn.Module) -> int:
@@ -46,16 +46,16 @@ def paper_parameters(model: nn.Module) -> int:
 def weights_by_part(model: nn.Module) -> dict[str, int]:
     """Part (see `part_of`) -> number of weights; the values add up to `stored_weights`."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, tensor in iterate_weights(model):
-        counts[part_of(name)] += tensor.numel()
+    for name, (count, _) in stored_sizes(model).items():
+        counts[part_of(name)] += count
     return counts
 
 
 def bytes_by_part(model: nn.Module) -> dict[str, int]:
-    """Part -> bytes its weights take: 4 a FP32 weight, 1 an INT8 weight and its scales and zero points."""
+    """Part -> bytes its weights take: 4 a FP32 weight, 1 an INT8 weight, half an INT4 one, and their scales."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, tensor in iterate_weights(model):
-        counts[part_of(name)] += tensor_bytes(tensor)
+    for name, (_, size) in stored_sizes(model).items():
+        counts[part_of(name)] += size
     return counts
 
 
@@ -63,8 +63,8 @@ def bytes_by_precision(model: nn.Module) -> dict[str, dict[str, int]]:
     """Part -> {"fp32", "int8"}: the bytes of `bytes_by_part`, apart by how the weights are stored. INT8 holds
     integers with their scales and zero points; what stays in floating point counts as fp32, at its own size."""
     counts = {part: {"fp32": 0, "int8": 0} for part in PARTS}
-    for name, tensor in iterate_weights(model):
-        counts[part_of(name)]["int8" if tensor.is_quantized else "fp32"] += tensor_bytes(tensor)
+    for name, (weights, size) in stored_sizes(model).items():
+        counts[part_of(name)]["int8" if size < 2 * weights else "fp32"] += size
     return counts
 
 
@@ -79,17 +79,31 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def iterate_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (name, tensor) of every weight and bias once, also where two modules share it.
+def stored_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name -> (number of weights, bytes) of every weight and bias once, also where two modules share it.
 
-    A dynamically quantized layer has methods `weight()` and `bias()` in place of parameters; their tensors
-    are named as the parameters were. Position numbers and other buffers are no weights.
+    A dynamically quantized layer has methods `weight()` and `bias()` in place of parameters; their tensors are named
+    as the parameters were. A module that stores its weights otherwise has a method `stored_sizes` of its own, whose
+    names are relative to it. Position numbers and other buffers are no weights.
     """
-    yield from model.named_parameters()
+    sizes, seen = {}, set()
     for prefix, module in model.named_modules():
-        for kind in ("weight", "bias"):
-            if is_packed(module, kind) and (tensor := getattr(module, kind)()) is not None:
-                yield f"{prefix}.{kind}" if prefix else kind, tensor
+        for name, size in _sizes_of_module(module, seen):
+            sizes[f"{prefix}.{name}" if prefix else name] = size
+    return sizes
+
+
+def _sizes_of_module(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, tuple[int, int]]]:
+    if hasattr(module, "stored_sizes"):
+        yield from module.stored_sizes().items()
+        return
+    for name, parameter in module.named_parameters(recurse=False):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield name, (parameter.numel(), tensor_bytes(parameter))
+    for kind in ("weight", "bias"):
+        if is_packed(module, kind) and (tensor := getattr(module, kind)()) is not None:
+            yield kind, (tensor.numel(), tensor_bytes(tensor))
 
 
 def has_packed_weights(model: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 from edgemin_utils import quantization
 from edgemin_utils.measurement.latency import resolve_threads
 from edgemin_utils.measurement.operations import macs_by_precision
-from edgemin_utils.measurement.parameters import iterate_weights, part_of, tensor_bytes
+from edgemin_utils.measurement.parameters import part_of, stored_sizes
 
 # Rows x inputs x outputs of the products that are timed: an encoder's own sizes, and a square one.
 SHAPES = ((128, 384, 384), (128, 384, 1536), (128, 768, 3072), (512, 1024, 1024))
@@ -111,12 +111,12 @@ def with_bound(row: Mapping[str, Any], works: list[Work], peaks: Peaks) -> dict[
 
 def work_of_model(model: nn.Module, batch: int, length: int) -> Work:
     """The work of one forward of a torch classifier, FP32 or quantized, of `batch` rows of `length` tokens."""
-    macs = macs_by_precision(model, batch, length)
-    size = 0
-    for name, tensor in iterate_weights(model):
-        table = part_of(name) == "embeddings" and tensor.dim() == 2 and "project" not in name
-        share = min(1.0, batch * length / tensor.shape[0]) if table else 1.0
-        size += int(tensor_bytes(tensor) * share)
+    macs, size = macs_by_precision(model, batch, length), 0
+    width = getattr(model.config, "embedding_size", model.config.hidden_size)
+    for name, (weights, stored) in stored_sizes(model).items():
+        table = part_of(name) == "embeddings" and "project" not in name
+        share = min(1.0, batch * length * width / weights) if table else 1.0
+        size += int(stored * share)
     return Work(macs["fp32"], macs["int8"], size)
 
 

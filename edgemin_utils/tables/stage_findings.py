@@ -234,7 +234,7 @@ def size_sentences(results: Mapping[str, Any]) -> list[str]:
     changed = [layer for layer in results["layers"] if layer["quantized"]]
     covered = sum(layer["parameters"] for layer in changed) / sum(layer["parameters"] for layer in results["layers"])
     return [
-        f"{len(changed)} of {len(results['layers'])} modules that own weights became INT8; they hold "
+        f"{len(changed)} of {len(results['layers'])} modules that own weights were quantized; they hold "
         f"{100 * covered:.1f} % of the weights. Nothing was removed from any of them.",
         f"The saved file goes from {before / MB:.2f} MB ({before / MIB:.2f} MiB) to {after / MB:.2f} MB "
         f"({after / MIB:.2f} MiB): {before / after:.2f} times smaller.",
@@ -252,8 +252,8 @@ def agreement_sentences(results: Mapping[str, Any]) -> list[str]:
     for split, share in results["agreement"].items():
         rows = results["metrics"][split]["rows"]
         other = round((1 - share) * rows)
-        sentences.append(f"**{split}**: INT8 gives another answer than FP32 on {other:,} of {rows:,} rows "
-                         f"({100 * (1 - share):.1f} %).")
+        sentences.append(f"**{split}**: the quantized model gives another answer than FP32 on {other:,} of {rows:,} "
+                         f"rows ({100 * (1 - share):.1f} %).")
     return sentences
 
 
@@ -265,11 +265,13 @@ def counting_sentences(results: Mapping[str, Any]) -> list[str]:
     """
     size, before, parts = results["size"], results["size_before"], results["size"]["parts"]
     listed, stored = size["framework_parameters"], size["stored_weights"]
+    if listed == stored:
+        return [f"`model.parameters()` lists all {stored:,} weights that are stored, as before: it computes in FP32."]
     sentences = [
         f"`model.parameters()` lists {before['framework_parameters']:,} parameters before quantization and {listed:,} "
         f"after it, {before['framework_parameters'] / max(listed, 1):.2f} times fewer.",
         f"Yet {before['stored_weights']:,} weights are stored before and {stored:,} after: the {stored - listed:,} "
-        "that the list leaves out lie in packed INT8 buffers."]
+        "that the list leaves out lie in packed buffers or in the graph."]
     if listed == parts["embeddings"] + parts["norms"]:
         sentences.append(f"What it still lists is the embeddings and the norms alone ({parts['embeddings']:,} + "
                          f"{parts['norms']:,} = {listed:,}). A count taken there looks like pruning and is none.")
@@ -284,9 +286,9 @@ def quick_latency_sentence(results: Mapping[str, Any]) -> str:
     """
     frame = pd.DataFrame(results["quick_latency"])
     medians = frame.pivot(index="input", columns="model", values="median_ms").loc[frame["input"].unique()]
-    ratios = medians["fp32"] / medians["int8"]
+    ratios = medians["fp32"] / medians["quantized"]
     shown = ", ".join(f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
                       for name, ratio in ratios.items())
     noisy = " At least one of the times is noisy." if frame["noisy"].any() else ""
     return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): "
-            f"INT8 is {shown}.{noisy} The analysis notebook measures all models in turn.")
+            f"the quantized model is {shown}.{noisy} The analysis notebook measures all models in turn.")

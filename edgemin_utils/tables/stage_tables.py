@@ -358,19 +358,19 @@ def _part_row(part: str, weights: int, before: int, after: int, whole: tuple[int
 
 
 def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Every module that owns weights: whether it became INT8, and its bytes before and after.
+    """Every module that owns weights: whether it was quantized, and its bytes before and after.
 
     Args:
         layers: `results["layers"]` of a quantization record.
     """
     return pd.DataFrame([
-        {"Module": layer["name"], "Kind": layer["kind"], "INT8": "yes" if layer["quantized"] else "no",
+        {"Module": layer["name"], "Kind": layer["kind"], "Quantized": "yes" if layer["quantized"] else "no",
          "Weights": layer["parameters"], "Bytes before": layer["bytes_before"], "Bytes after": layer["bytes_after"]}
         for layer in layers])
 
 
 def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str, Record]) -> pd.DataFrame:
-    """Size and answers of several models in FP32 and INT8.
+    """Size and answers of several models in FP32 and quantized.
 
     Args:
         sources, quantized: name -> the FP32 model's record, and that of its quantized form.
@@ -381,10 +381,10 @@ def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str
         sizes = before["size"]["model_bytes"], after["size"]["model_bytes"]
         for split, metrics in after["metrics"].items():
             rows.append({
-                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}", "INT8 MB": f"{sizes[1] / MB:,.2f}",
-                "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
+                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}",
+                "Quantized MB": f"{sizes[1] / MB:,.2f}", "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
                 "FP32 accuracy %": percent(before["metrics"][split]["accuracy"]),
-                "INT8 accuracy %": percent(metrics["accuracy"]),
+                "Quantized accuracy %": percent(metrics["accuracy"]),
                 "Same answer %": percent(after["agreement"][split])})
     return pd.DataFrame(rows)
 
@@ -402,7 +402,7 @@ def quick_latency_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         medians, spread = by_model["median_ms"], by_model["iqr_ms"]
         shown.append({"Input (quick look)": name, "Threads": int(group["threads"].iloc[0]),
                       "Runs": int(group["runs"].iloc[0]),
-                      **{f"{model.upper()} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
-                         for model in ("fp32", "int8")},
-                      "FP32 / INT8": f"{medians['fp32'] / medians['int8']:.2f}x"})
+                      **{f"{title} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
+                         for model, title in (("fp32", "FP32"), ("quantized", "Quantized"))},
+                      "FP32 / quantized": f"{medians['fp32'] / medians['quantized']:.2f}x"})
     return pd.DataFrame(shown)
