@@ -47,7 +47,7 @@ def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
 def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]:
     """Name -> function that draws it, of every figure that the records of a study allow."""
     records = study if isinstance(study, StudyRecords) else read_study(study)
-    frame = tables.summarize(records)
+    frame = tables.own_models(tables.summarize(records))
     effects = tables.factorial_effects(records)
     drawings: dict[str, Callable[[], Figure]] = {
         "accuracy_over_latency": lambda: figures.accuracy_over_latency(frame),
@@ -58,6 +58,8 @@ def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]
         rows = frame[frame["task"] == task]
         drawings[f"pipeline_{task}"] = lambda rows=rows: figures.pipeline_picture(rows)
         drawings[f"cost_by_stage_{task}"] = lambda rows=rows: figures.cost_by_stage(rows)
+    for table in tables.comparison_tables(records):
+        drawings[f"comparison_{table.name}"] = lambda table=table: figures.method_comparison(table.frame)
     return drawings
 
 

@@ -7,7 +7,7 @@ import pytest
 from example_study import DISTILLED, NONE, PRUNED, PRUNED_INT8, ROWS, TEACHER, WRONG, add_model, write_chain
 from scipy import stats
 
-from edgemin_utils import tables
+from edgemin_utils import figures, tables
 from edgemin_utils.statistics import holm_correction
 
 CUT = "gradient-heads-0.25"
@@ -107,3 +107,18 @@ def test_effects_have_intervals_of_rows_and_of_rounds(study):
     quantized = rows.loc["quantized"]
     assert quantized["latency_ratio_low"] == pytest.approx(quantized["latency_ratio"])
     assert quantized["latency_ratio_high"] == pytest.approx(np.sqrt(6 / 30))
+
+
+def test_methods_are_drawn_with_intervals_and_cost_and_refused_ones_stay_empty(study):
+    frame = tables.objectives_table(study)
+    figure = figures.method_comparison(frame)
+    accuracy, cost = figure.axes
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == list(frame["method"])
+    drawn = {round(float(line.get_xdata()[0]), 6) for line in accuracy.get_lines() if len(line.get_xdata()) == 1}
+    assert {round(value, 6) for value in frame["accuracy"].dropna()} <= drawn
+    assert [bar.get_width() for bar in cost.patches] == pytest.approx(frame["training_seconds"].fillna(0).tolist())
+    assert "training (s)" in cost.get_xlabel()
+
+
+def test_nothing_to_compare_is_a_note(study):
+    assert "no methods" in figures.method_comparison(tables.cuts_table(study).iloc[:0]).texts[0].get_text()

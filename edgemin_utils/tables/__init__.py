@@ -22,13 +22,13 @@ from edgemin_utils.tables.contents import (
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.findings import findings
 from edgemin_utils.tables.layout import as_html, as_latex, as_markdown, as_text, readable, task_label, write_tables
-from edgemin_utils.tables.summary import compare, summarize
+from edgemin_utils.tables.summary import compare, own_models, summarize
 from edgemin_utils.tables.variants import StudyRecords, read_study
 
 __all__ = [
     "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "chains_table", "compare",
     "comparison_tables", "cost_table", "cuts_table", "every_table", "factorial_effects", "factorial_table",
     "findings", "latency_note", "latency_table", "main_results", "main_table", "objectives_table", "orders_table",
-    "read_study", "readable", "schemes_table", "summarize", "table_notes", "task_label", "training_time_table",
-    "write_tables",
+    "own_models", "read_study", "readable", "schemes_table", "summarize", "table_notes", "task_label",
+    "training_time_table", "write_tables",
 ]

@@ -14,6 +14,7 @@ from edgemin_utils.tables.summary import (
     latencies,
     longest_input,
     name_models,
+    own_models,
     spread_latency,
     summarize,
 )
@@ -34,9 +35,9 @@ def main_results(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per task, dev split and model of the study's own path and factorial: what it gets right, what it keeps of
     the teacher, and how it differs from the model it came from. Models that are there for comparison only stand in the
     tables of `comparisons`. The columns are those of `summary.summarize`."""
-    return _choose(_own(summarize(study)), ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept",
-                                            "difference", "p_value", "test", "compared_with", "rows", "seeds",
-                                            "folder"])
+    columns = ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept", "difference", "p_value",
+               "test", "compared_with", "rows", "seeds", "folder"]
+    return _choose(own_models(summarize(study)), columns)
 
 
 def cost_table(study: Path | StudyRecords) -> pd.DataFrame:
@@ -231,11 +232,6 @@ def _choose(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     for name in columns:
         chosen += [each for each in (name, f"{name}_low", f"{name}_high", f"{name}_noisy") if each in frame]
     return frame[chosen]
-
-
-def _own(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the models that are not there for comparison only."""
-    return frame[~frame["compared"].astype(bool)].reset_index(drop=True)
 
 
 def _one_row_per_model(frame: pd.DataFrame) -> pd.DataFrame:

@@ -35,6 +35,11 @@ def column_of_input(quantity: str, input_name: str) -> str:
     return f"{quantity}_{input_name.replace(' ', '_')}"
 
 
+def own_models(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `summarize` whose models are the study's own, not there for comparison only."""
+    return frame[~frame["compared"].astype(bool)].reset_index(drop=True)
+
+
 def columns_of(frame: pd.DataFrame, quantity: str) -> list[str]:
     """Columns that hold `quantity` for fixed inputs such as 1x32, shortest first."""
     found = [name for name in frame if name.startswith(f"{quantity}_1x") and name.rsplit("x", 1)[1].isdigit()]
