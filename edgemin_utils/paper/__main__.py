@@ -27,7 +27,6 @@ from edgemin_utils.paper.results import (
 from edgemin_utils.paper.timing import measure_paper
 from edgemin_utils.progress import duration
 
-
 # How the columns of the claims share a terminal's width.
 _RATIOS = {"number": 2, "claim": 6, "counted": 8, "ours": 10, "verdict": 5, "function": 8}
 
