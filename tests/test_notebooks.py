@@ -13,7 +13,7 @@ from edgemin_utils.chain import CHAIN_NOTEBOOKS, NOTEBOOKS
 from edgemin_utils.records import open_run
 
 FOLDER = PROJECT / "notebooks"
-NAMES = tuple(NOTEBOOKS.values())
+NAMES = tuple(dict.fromkeys(NOTEBOOKS.values()))
 PARAMETERS = ["task", "profile", "seed", "output_dir", "overrides"]
 LONGEST_CELL = 15
 SECTIONS = ["Question", "Set-up", "Method", "Run", "Result", "What it means", "Take-away"]
