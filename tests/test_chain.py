@@ -2,8 +2,17 @@
 
 import pytest
 
-from edgemin_utils.chain import CHAIN_NOTEBOOKS, LATENCY, TEACHER, main_path, plan_chain, recipes
-from edgemin_utils.config import load_settings
+from edgemin_utils.chain import (
+    CHAIN_NOTEBOOKS,
+    LATENCY,
+    TEACHER,
+    main_path,
+    plan_chain,
+    recipe_ends,
+    recipes,
+    sensitivity_key,
+)
+from edgemin_utils.config import EVERY_SCHEME, load_settings
 from edgemin_utils.errors import SettingError
 
 STUDENT = "distillation/minilmv2"
@@ -59,6 +68,38 @@ def test_orders_come_as_one_list_or_joined_by_plus():
     several = load_settings("demo", {"recipe": "proposal,prune+distill+quantize:dynamic-int8"})
     assert list(recipes(one).values()) == [("distill", "quantize")]
     assert recipes(several)["prune+distill+quantize:dynamic-int8"] == ("prune", "distill", "quantize:dynamic-int8")
+
+
+def test_every_scheme_is_set_beside_the_main_one_and_may_refuse():
+    stages = plan(compared_schemes="all")
+    pruned = main_path(load_settings("demo"))[2]
+    made = {key.rsplit("+", 1)[1]: stage for key, stage in stages.items()
+            if stage.source == pruned and stage.kind == "quantization" and stage.keeps_model}
+    assert set(made) == set(EVERY_SCHEME)
+    assert {name for name, stage in made.items() if not stage.optional} == {"dynamic-int8"}
+    assert "calibration_rows" in made["onnx-static-int8-entropy"].settings(load_settings("demo"))
+    assert "calibration_rows" not in made["onnx-dynamic-int8"].settings(load_settings("demo"))
+
+
+def test_sensitivity_is_part_of_every_chain_and_does_not_depend_on_the_scheme():
+    settings = load_settings("demo")
+    stage = plan()[sensitivity_key(settings)]
+    assert stage.source == main_path(settings)[2] and not stage.keeps_model and not stage.quantized
+    assert set(stage.settings(settings)) == {"sensitivity_rows"}
+
+
+def test_recipes_end_in_stages_of_the_plan():
+    settings = load_settings("demo", {"recipe": "proposal,prune+distill+quantize"})
+    ends = recipe_ends(settings)
+    assert list(ends) == ["paper", "proposal", "prune+distill+quantize"] and ends["paper"] == main_path(settings)[-1]
+    assert set(ends.values()) <= plan_chain(settings).keys()
+
+
+@pytest.mark.parametrize("order, message", [("distill+quantize:dynamic-int4", "did you mean 'dynamic-int8'"),
+                                            ("distill+quantize-aware:int7", "did you mean 'int8'")])
+def test_a_step_of_an_unknown_scheme_or_format_names_the_nearest(order, message):
+    with pytest.raises(SettingError, match=message):
+        plan(recipe=order)
 
 
 @pytest.mark.parametrize("recipe, message", [

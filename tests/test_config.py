@@ -15,6 +15,11 @@ from edgemin_utils.config import (
 from edgemin_utils.errors import SettingError
 
 
+def test_an_unknown_compared_scheme_names_the_nearest():
+    with pytest.raises(SettingError, match="did you mean 'weight-int4'"):
+        load_settings("demo", {"compared_schemes": "all,weight-int3"})
+
+
 def test_every_setting_has_a_meaning_and_known_stages():
     for name, item in setting_fields().items():
         assert item.metadata["meaning"], name

@@ -79,6 +79,8 @@ def drawn(study, summary):
         "cuts": figures.cut_curves(*cut_results()),
         "bytes": figures.bytes_by_part(BEFORE, AFTER),
         "quantized layers": figures.quantized_layers(quantized_layers()),
+        "sensitivity": figures.layer_sensitivity(sensitivity(2)),
+        "sensitivity of many layers": figures.layer_sensitivity(sensitivity(12)),
         "trade": figures.accuracy_over_latency(summary),
         "accuracy": figures.accuracy_by_stage(summary),
         "cost": figures.cost_by_stage(summary),
@@ -87,9 +89,19 @@ def drawn(study, summary):
     }
 
 
+def sensitivity(layers: int) -> dict:
+    names = [f"bert.encoder.layer.{number}.{part}" for number in range(layers)
+             for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")]
+    rows = [{"layer": name, "format": number_format, "accuracy": 0.9 - 0.001 * place, "agreement": 0.99,
+             "divergence": 0.0 if place == 0 else 10 ** (-6 + place / 20)}
+            for number_format in ("int8", "int4") for place, name in enumerate([*names, "classifier"])]
+    return {"layers": rows, "accuracy": 0.9, "rows": 256, "split": "hold-out"}
+
+
 NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "objective losses",
          "losses without parts", "teacher layers", "importance", "importance of many heads",
-         "importance of four criteria", "removal", "cuts", "bytes", "quantized layers", "trade", "accuracy", "cost",
+         "importance of four criteria", "removal", "cuts", "bytes", "quantized layers", "sensitivity",
+         "sensitivity of many layers", "trade", "accuracy", "cost",
          "effects", "pipeline")
 
 
@@ -305,6 +317,15 @@ def test_layers_that_differ_in_number_only_are_one_bar():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["layer.*.attention.self.query (12x)"]
     widths = [patch.get_width() for patch in figure.axes[0].patches]
     assert widths == pytest.approx([4.8, 1.2])
+
+
+def test_sensitive_layers_have_a_row_each_or_share_one_in_a_deep_model():
+    few, many = (figures.layer_sensitivity(sensitivity(layers)) for layers in (2, 12))
+    labels = [label.get_text() for label in few.axes[0].get_yticklabels()]
+    assert labels[0] == "0.attention.self.query" and len(labels) == 9 and labels[-1] == "classifier"
+    assert [label.get_text() for label in many.axes[0].get_yticklabels()][:2] == [
+        "layer.*.attention.self.query", "layer.*.attention.output.dense"]
+    assert few.axes[0].get_xscale() == "log"
 
 
 def test_confusion_matrix_shows_counts_and_shares():

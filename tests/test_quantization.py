@@ -2,10 +2,12 @@
 
 import builtins
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from safetensors.torch import load_file
 from small_models import FAMILY_NAMES, small_batch, small_model, tokenized_sentences
 from transformers import AutoModelForSequenceClassification
@@ -158,6 +160,20 @@ def test_a_folder_of_an_unknown_scheme_names_it(folders, tmp_path):
 def test_unknown_scheme_names_the_nearest(model):
     with pytest.raises(SettingError, match="did you mean 'dynamic-int8'"):
         quantize(model, "dynamic-int7")
+
+
+def test_the_readmes_scheme_of_ten_lines_works(model, tmp_path, monkeypatch):
+    text = (PROJECT / "README.md").read_text().split("### A new scheme in ten lines")[1]
+    defined = {}
+    exec(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], defined)
+    monkeypatch.setitem(SCHEMES, "bfloat16", defined["Bfloat16"]())
+    made = quantize(model, "bfloat16")
+    save_quantized(made, tmp_path, "bfloat16")
+    batch, reloaded = small_batch(), load_model(tmp_path)
+    assert torch.equal(logits(reloaded, batch), logits(made, batch))
+    assert (logits(made, batch).float() - logits(model, batch)).abs().max() < 0.05
+    assert sum(bytes_by_part(reloaded).values()) == 2 * framework_parameters(model)
+    assert SCHEMES["bfloat16"].describe(made)["arithmetic"] == "bfloat16 in PyTorch"
 
 
 # ---- PyTorch ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgemin_utils import quantization, stages
-from edgemin_utils.chain import LATENCY, TEACHER, main_path
+from edgemin_utils.chain import LATENCY, TEACHER, main_path, sensitivity_key
 from edgemin_utils.encoders import describe_model
 from edgemin_utils.errors import ModelError, StageError
 from edgemin_utils.records import open_run
@@ -179,6 +179,40 @@ def test_quantized_model_agrees_with_its_source_where_it_says(chain):
     old, new = (stages.read_predictions(run.stage_folder(name), "dev_matched")["prediction"] for name in (source, key))
     assert records[key].results["agreement"]["dev_matched"] == pytest.approx((old == new).mean())
     assert isinstance(quantization.load_model(run.stage_folder(key)), torch.nn.Module)
+
+
+def test_behind_a_quantize_aware_step_models_are_judged_with_both_kinds_of_numbers(tmp_path, chain):
+    """The proposal's recipe on the chain's own student; what is saved is a float model."""
+    run = open_run("mnli", "demo", 0, chain[0].study, {**TINY, "recipe": "proposal", "quantize_aware_format": "int4"})
+    made = {key: stages.run_stage(run, key) for key in run.plan if "int4-aware" in key}
+    assert [record.content["steps"][-1].split(":")[0] for record in made.values()] == [
+        "quantize-aware", "prune", "fine-tune", "quantize"]
+    for record in list(made.values())[:3]:
+        results = record.results
+        assert results["fake_quantization"] == "int4" and set(results["metrics_fake_quantized"]) == set(
+            results["metrics"])
+        model = quantization.load_model(record.folder)
+        assert all(type(layer) is torch.nn.Linear for layer in quantization.linear_layers(model).values())
+    assert "fake_quantization" not in list(made.values())[3].results
+
+
+def test_a_refused_scheme_is_recorded_and_the_others_still_stand(monkeypatch, chain):
+    def refuse(*_arguments):
+        raise RuntimeError("no kernel for it")
+
+    monkeypatch.setattr(type(quantization.SCHEMES["onnx-float32"]), "quantize", refuse)
+    run = open_run("mnli", "demo", 0, chain[0].study, {**TINY, "compared_schemes": "onnx-float32,weight-int4"})
+    records = [stages.run_stage(run, key) for key, stage in run.plan.items() if stage.optional and stage.quantized]
+    assert "no kernel for it" in records[0].refused and records[1].results["scheme"] == "weight-int4"
+    assert records[1].results["method"]["arithmetic"].startswith("FP32")
+
+
+def test_sensitivity_covers_every_linear_layer_in_both_formats(chain):
+    run, records = chain
+    results = records[sensitivity_key(run.settings)].results
+    model = stages.load_stage_model(run, main_path(run.settings)[2])[1]
+    assert len(results["layers"]) == 2 * len(quantization.linear_layers(model)) and results["rows"] == 24
+    assert results["split"] == "hold-out"
 
 
 def test_a_stage_before_its_teacher_names_the_notebook(tmp_path):
