@@ -117,8 +117,9 @@ def test_shape_and_operations_are_those_of_the_float_model(name, model, folders)
     assert describe_model(reloaded) == describe_model(model)
     counted = count_operations(reloaded, 1, 9)
     assert counted["macs"] == closed_formula_macs(model, 1, 9)
-    # INT4 computes in float32 and can be traced; nothing sees into INT8 kernels or ONNX Runtime.
-    assert (counted["fvcore_macs"] is None) == ("int4" not in name) == bool(counted["note"])
+    # INT4 computes in float32 and is counted as it is; no tool sees into ONNX Runtime.
+    assert ("int4" not in name) == bool(counted["note"])
+    assert counted["fvcore_macs"] is None or not name.startswith("onnx")
 
 
 @pytest.mark.parametrize("name", FREE_OF_THE_BATCH)
