@@ -223,11 +223,10 @@ def contrasts_of_medians(rounds: ArrayLike, weights: ArrayLike, *, samples: int 
     if times.ndim != 2 or times.shape[1] == 0 or exponents.shape[1:] != times.shape[:1] or not np.all(times > 0):
         raise DataError(f"times of shape {times.shape} and weights of shape {exponents.shape} make no contrast; give "
                         "positive times, a row for each column of the weights")
-    generator, logs = np.random.default_rng(seed), np.log(times)
-    count = times.shape[1]
-    medians = np.array([np.median(logs[:, generator.integers(count, size=count)], axis=1) for _ in range(samples)])
+    generator, count = np.random.default_rng(seed), times.shape[1]
+    medians = np.log([np.median(times[:, generator.integers(count, size=count)], axis=1) for _ in range(samples)])
     low, high = np.exp(np.quantile(medians @ exponents.T, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
-    values = np.exp(exponents @ np.median(logs, axis=1))
+    values = np.exp(exponents @ np.log(np.median(times, axis=1)))
     return [Estimate(*map(float, ends)) for ends in zip(values, low, high, strict=True)]
 
 
