@@ -174,4 +174,4 @@ def test_nothing_to_measure_is_an_error(tmp_path):
 def test_figures_follow_the_records(study):
     names = set(report.study_figures(study))
     assert names == {"pipeline_sst2", "pipeline_mnli", "cost_by_stage_sst2", "cost_by_stage_mnli",
-                     "accuracy_by_stage", "accuracy_over_latency", "factorial_effects"}
+                     "accuracy_by_stage", "accuracy_over_latency", "factorial_effects", "comparison_objectives"}
