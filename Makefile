@@ -2,7 +2,7 @@
 # PYTHON chooses the interpreter that makes .venv; JOBS how many chains run side by side; ARGS is passed on.
 
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= 3
 ARGS ?=
 TEST_WORKERS ?= 2
 

@@ -16,7 +16,7 @@ from typing import Any
 from edgemin_utils.config import EVERY_FORMAT, EVERY_SCHEME, Settings, nearest, settings_of_stage
 from edgemin_utils.cuts import CUT_SETTINGS, cut_name, read_cut
 from edgemin_utils.errors import SettingError
-from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, StudentName, read_student
+from edgemin_utils.objectives import EVERY_OBJECTIVE, OBJECTIVES, UNDISTILLED, StudentName, read_student
 
 NOTEBOOKS = {
     "teacher": "01_teacher",
@@ -180,7 +180,7 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
     plan.add(Stage(TEACHER))
     main = plan.student(settings.objective)
     for name in students(settings):
-        plan.student(name, optional=True)
+        plan.student(name, optional=name not in UNDISTILLED)  # what every comparison stands on is no option
     for units in SCANNED_UNITS:
         plan.add(Stage(scan_key(main.student, units), source=main.key, student=main.student, steps=main.steps,
                        keeps_model=False, ignores=_AFTER_A_SCAN))

@@ -114,6 +114,7 @@ def test_a_recipe_that_cannot_be_is_refused(recipe, message):
 def test_compared_methods_are_optional_and_the_main_path_is_not():
     stages = plan(compared_objectives="all", compared_cuts="magnitude-heads-0.5")
     assert not any(stages[key].optional for key in main_path(load_settings("demo")))
+    assert not stages["distillation/none"].optional
     assert stages["distillation/logits"].optional and stages["pruning/minilmv2+magnitude-heads-0.5"].optional
 
 
