@@ -204,7 +204,7 @@ def analysis_stamp(runs: Iterable[Run], notebook: Path) -> dict[str, Any]:
     runs = list(runs)
     wanted = {chain_name(run): {key: run.fingerprint(key) for key in run.plan} for run in runs}
     study = runs[0].study
-    found = {record.folder.relative_to(study).as_posix(): record.content["fingerprint"]
+    found = {record.folder.relative_to(study).as_posix(): [record.content["fingerprint"], record.content["compared"]]
              for record in find_records(study)}
     return {"source": source_digest(notebook), "profile": runs[0].settings.profile, "chains": wanted,
             "records": found}

@@ -48,7 +48,7 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
                 label=panel if row["method"] == measured[measured["panel"] == panel]["method"].iloc[0] else None)
     every_axes[0].set(xlabel="accuracy (%)", yticks=range(len(methods)), yticklabels=methods)
     every_axes[0].grid(axis="x")
-    every_axes[0].invert_yaxis()
+    every_axes[0].set_ylim(len(methods) - 0.4, -0.6)
     if cost:
         values = [measured[measured["method"] == method][cost].mean() for method in methods]
         every_axes[1].barh(range(len(methods)), np.nan_to_num(values), color="#BBBBBB", height=0.6)
