@@ -23,7 +23,7 @@ EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
 # What `compared_objectives = all` stands for.
 EVERY_OBJECTIVE = ("none", "logits", "minilmv2")
 # Each is a function of pruning/importance.py.
-PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "random")
+PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "random")
 PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
 
 
