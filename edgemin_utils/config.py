@@ -22,7 +22,7 @@ from edgemin_utils.objectives import OBJECTIVES, read_student
 STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measurement")
 EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
 # Each is a function of pruning/importance.py.
-PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "random")
+PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "random")
 PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
 # What `compared_schemes = all` stands for: the names of quantization.SCHEMES.
 EVERY_SCHEME = (

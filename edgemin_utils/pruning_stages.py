@@ -54,7 +54,8 @@ def scan_units(run: Run, key: str) -> Record:
     """Stage `pruning/<student>+head-scan`, `+neuron-scan` or `+layer-scan`: accuracy as units are masked one by one.
 
     Results: units, importance (criterion -> layers x units; of neurons, which are many, none is kept), curves (order
-    -> [{removed, accuracy}]; an order is a criterion, "random-<draw>", or "top" for layers), rows, split, total
+    -> [{removed, accuracy}]; an order is a criterion, "random-<draw>", or "top" for layers; layers are always tried
+    by "leave-one-out" too, neurons never), rows, split, total
     (units that there are), importance_rows.
     """
     return run.run_stage(key, lambda folder: _scan_units(run, key))
@@ -68,7 +69,11 @@ def _scan_units(run: Run, key: str) -> dict[str, Any]:
     held_out, split = (rows.holdout, "hold-out") if len(rows.holdout) else (rows.train, "train")
     held_out = held_out.select(range(min(settings.scan_rows, len(held_out))))
     ranked = layer_removal_order if units == "layers" else removal_order
-    importance = {name: importance_of(run, settings, model, rows, name, units) for name in settings.scan_criteria}
+    # Dropping a layer is no small change, which is all that a gradient tells of; there are few enough to try each.
+    criteria = dict.fromkeys([*settings.scan_criteria, *(["leave-one-out"] if units == "layers" else [])])
+    if units == "neurons":
+        criteria.pop("leave-one-out", None)
+    importance = {name: importance_of(run, settings, model, rows, name, units) for name in criteria}
     orders = {name: ranked(values) for name, values in importance.items()}
     if units == "layers":
         orders["top"] = [(number, 0) for number in range(len(encoder_layers(model)) - 1, 0, -1)]

@@ -65,6 +65,7 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         "kept_neurons_multiple": 16, "pruning_scope": "global"}),
     ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
     ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
+    ("leave-one-out-heads-0.2", {"pruning_criterion": "leave-one-out"}),
     ("layers-top-2-vocabulary-seen-3", {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True,
                                          "vocabulary_occurrences": 3}),
     ("gradient-heads-0.2-rounds-4-without-distillation", {"pruning_rounds": 4, "recovery_distillation": False}),

@@ -14,6 +14,7 @@ from edgemin_utils.pruning import (
     gradient_importance,
     gradient_l2_importance,
     layer_removal_order,
+    leave_one_out_importance,
     magnitude_importance,
     masked_units,
     normalized_by_layer,
@@ -154,6 +155,27 @@ def test_taylor_is_the_gradient_score_averaged_over_a_units_activations():
                             for score in (taylor_importance, gradient_importance))
         for one, other in zip(taylor, gradient, strict=True):
             np.testing.assert_allclose(one * rows[0]["length"] * width, other, rtol=1e-4)
+
+
+def test_leave_one_out_is_the_loss_of_the_cut_model_minus_that_of_the_whole():
+    rows, tokenizer = tokenized_sentences(10)
+
+    def mean_loss(model):
+        logits = torch.from_numpy(predict(model, rows, tokenizer))
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(rows["labels"])))
+
+    def model():
+        return small_model(vocabulary_size=len(tokenizer))
+
+    heads, layers = (leave_one_out_importance(model(), rows, tokenizer, label_loss, 4, units)
+                     for units in ("heads", "layers"))
+    whole, headless = mean_loss(model()), model()
+    remove_units(headless, [[], [2], []])
+    assert heads[1][2] == pytest.approx(mean_loss(headless) - whole, abs=1e-5)
+    assert [values[0] for values in layers] == pytest.approx(
+        [mean_loss(without_layers(model(), [number])) - whole for number in range(3)], abs=1e-5)
+    with pytest.raises(MethodRefused, match="neurons are too many"):
+        leave_one_out_importance(model(), rows, tokenizer, label_loss, 4, "neurons")
 
 
 @pytest.mark.parametrize("criterion", FROM_DATA)

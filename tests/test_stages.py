@@ -110,7 +110,8 @@ def test_scan_holds_importance_and_curves(chain):
     assert neurons["total"] == 48 and neurons["importance"] == {}
     assert len(neurons["curves"]["taylor"]) == 21 and neurons["curves"]["taylor"][-1]["removed"] == 47
     layers = records["pruning/minilmv2+layer-scan"].results
-    assert set(layers["curves"]) == {*criteria, "top", "random-1"}  # the only layer stays in all of them
+    # The only layer stays in all of them.
+    assert set(layers["curves"]) == {*criteria, "leave-one-out", "top", "random-1"}
     assert layers["total"] == 1 and [point["removed"] for point in layers["curves"]["top"]] == [0]
 
 

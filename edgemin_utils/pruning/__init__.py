@@ -10,6 +10,7 @@ from edgemin_utils.pruning.importance import (
     find_criterion,
     gradient_importance,
     gradient_l2_importance,
+    leave_one_out_importance,
     magnitude_importance,
     normalized_by_layer,
     random_importance,
@@ -28,8 +29,9 @@ from edgemin_utils.pruning.vocabulary import (
 
 __all__ = [
     "UNITS", "ModelCut", "Progress", "accuracy_as_units_go", "cut_tokenizer", "find_criterion", "full_masks",
-    "gradient_importance", "gradient_l2_importance", "keep_vocabulary", "layer_removal_order", "magnitude_importance",
-    "masked_units", "normalized_by_layer", "parameters_of_layers", "parameters_of_units", "parameters_of_vocabulary",
-    "plan_layers", "plan_removal", "random_importance", "remove_units", "removal_order", "taylor_importance",
-    "tokens_in_use", "unit_count", "without_layers",
+    "gradient_importance", "gradient_l2_importance", "keep_vocabulary", "layer_removal_order",
+    "leave_one_out_importance", "magnitude_importance", "masked_units", "normalized_by_layer",
+    "parameters_of_layers", "parameters_of_units", "parameters_of_vocabulary", "plan_layers", "plan_removal",
+    "random_importance", "remove_units", "removal_order", "taylor_importance", "tokens_in_use", "unit_count",
+    "without_layers",
 ]

@@ -1,7 +1,7 @@
 r"""Importance of heads, neurons and layers: the criteria.
 
-Four of them ask the data. With :math:`a_h` what unit h adds to the states (see `units`) and :math:`g_h` the gradient
-of one row's loss by it, they are the mean over rows of a score of a and g. A new one is a function
+Most of them ask the data. With :math:`a_h` what unit h adds to the states (see `units`) and :math:`g_h` the gradient
+of one row's loss by it, the first three are the mean over rows of a score of a and g. A new one is a function
 `<name>_importance` here and its name in `config.PRUNING_CRITERIA`.
 """
 
@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils.config import PRUNING_CRITERIA, nearest
 from edgemin_utils.encoders import encoder_layers
-from edgemin_utils.errors import SettingError
-from edgemin_utils.pruning.units import captured_activations, unit_count, unit_width
+from edgemin_utils.errors import MethodRefused, SettingError
+from edgemin_utils.pruning.units import captured_activations, full_masks, masked_units, unit_count, unit_width
 from edgemin_utils.training import LossFunction, batches, evaluation_mode
 
 Importance = list[np.ndarray]  # one float64 array (units,) a layer
@@ -80,6 +80,32 @@ def taylor_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedToke
     return _expected(model, rows, tokenizer, loss, batch_size, units, score)
 
 
+def leave_one_out_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
+                             batch_size: int, units: str = "heads", seed: int = 0) -> Importance:
+    r"""What the mean loss really rises by when one unit is masked, :math:`I_h = E_x [L(x; \xi_h = 0) - L(x)]`.
+
+    What the gradient criteria estimate to first order (Michel et al. 2019, section 3.2, ablate heads so). The estimate
+    is poor for a whole layer; this costs a pass over the rows for every unit. Negative where the model does better
+    without the unit. Arguments as `gradient_importance`.
+
+    Raises:
+        MethodRefused: for neurons, which are too many.
+    """
+    if units == "neurons":
+        raise MethodRefused("leave-one-out passes over the rows once for every unit, and neurons are too many for "
+                            "that; rank them by gradient, gradient-l2, taylor or magnitude")
+    whole, result = _mean_loss(model, rows, tokenizer, loss, batch_size), []
+    for number, mask in enumerate(full_masks(model, units)):
+        rises = np.zeros(len(mask))
+        for unit in range(len(mask)):
+            masks = full_masks(model, units)
+            masks[number][unit] = 0.0
+            with masked_units(model, masks, units):
+                rises[unit] = _mean_loss(model, rows, tokenizer, loss, batch_size) - whole
+        result.append(rises)
+    return result
+
+
 def magnitude_importance(model: nn.Module, rows: Dataset | None = None,
                          tokenizer: PreTrainedTokenizerBase | None = None, loss: LossFunction | None = None,
                          batch_size: int = 0, units: str = "heads", seed: int = 0) -> Importance:
@@ -129,6 +155,14 @@ def _expected(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBas
                 added, gradient = (states.unflatten(-1, (-1, width)) for states in (layer.added, gradient))
                 total += score(added, gradient, real).sum(0).double().cpu().numpy()
     return [total / len(rows) for total in sums]
+
+
+def _mean_loss(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
+               batch_size: int) -> float:
+    with evaluation_mode(model), torch.inference_mode():
+        total = sum(float(loss(model, batch)[0]) * len(positions) for positions, batch in
+                    batches(rows, tokenizer, batch_size, next(model.parameters()).device))
+    return total / len(rows)
 
 
 def _squares(with_rows: tuple[nn.Module, ...], with_columns: nn.Module) -> torch.Tensor:
