@@ -6,6 +6,7 @@ import pandas as pd
 from edgemin_utils.figures.study import panel_labels
 from edgemin_utils.figures.style import (
     CYCLE,
+    GREY,
     MARKERS,
     StudyFigure,
     annotate_bars,
@@ -23,7 +24,7 @@ COSTS = {"training_seconds": "training (s)", "weights_removed": "weights removed
 @styled
 def method_comparison(frame: pd.DataFrame) -> StudyFigure:
     """Every method's accuracy with its 95 % interval, a colour and marker per task and dev split, and beside it what
-    the method costs; refused methods stand with an empty row.
+    the method costs; a refused method has a row that says so.
 
     Args:
         frame: one of `tables.objectives_table`, `cuts_table`, `schemes_table`, `orders_table`.
@@ -46,6 +47,10 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
                 row["accuracy"], place, xerr=None if np.isnan(ends).any() else np.maximum(ends, 0), capsize=2,
                 linestyle="none", color=CYCLE[number % len(CYCLE)], marker=MARKERS[number % len(MARKERS)],
                 label=panel if row["method"] == measured[measured["panel"] == panel]["method"].iloc[0] else None)
+    for place, method in enumerate(methods):
+        if method not in set(measured["method"]):
+            every_axes[0].text(0.02, place, "refused", transform=every_axes[0].get_yaxis_transform(), va="center",
+                               fontsize=8, color=GREY)
     every_axes[0].set(xlabel="accuracy (%)", yticks=range(len(methods)), yticklabels=methods)
     every_axes[0].grid(axis="x")
     every_axes[0].set_ylim(len(methods) - 0.4, -0.6)

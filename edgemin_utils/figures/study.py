@@ -119,7 +119,7 @@ def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
 
 @styled
 def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
-    """Main effects and interactions on accuracy, and on latency where it was timed.
+    """Main effects and interactions on accuracy, and on latency where it was timed, with their 95 % intervals.
 
     Args:
         effects: `tables.factorial_effects(study)`.
@@ -138,9 +138,12 @@ def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
     height = 0.8 / len(panels)
     for axes, (column, label, none) in zip(every_axes, outcomes, strict=True):
         for number, panel in enumerate(panels):
-            values = rows[rows["panel"] == panel].set_index("effect")[column].reindex(names)
-            axes.barh(np.arange(len(names)) - 0.4 + height * (number + 0.5), values - none, left=none, height=height,
-                      color=colours[number % len(colours)], label=panel)
+            found = rows[rows["panel"] == panel].set_index("effect").reindex(names)
+            values, places = found[column], np.arange(len(names)) - 0.4 + height * (number + 0.5)
+            axes.barh(places, values - none, left=none, height=height, label=panel,
+                      color=colours[number % len(colours)])
+            axes.errorbar(values, places, xerr=_distances(found, column), fmt="none", ecolor="black", elinewidth=0.8,
+                          capsize=1.5)
         axes.axvline(none, color="black", linewidth=0.8)
         axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
         axes.grid(axis="x")
@@ -182,6 +185,12 @@ def _interval(row: dict, name: str) -> np.ndarray | None:
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return None
     return np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
+
+
+def _distances(rows: pd.DataFrame, name: str) -> np.ndarray:
+    """(2, rows): from each value down and up to the ends of its interval; no length where it has none."""
+    ends = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+    return np.clip(np.nan_to_num(np.array(ends, dtype=float)), 0, None)
 
 
 def _is_baseline(frame: pd.DataFrame) -> pd.Series:

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from edgemin_utils.chain import TEACHER, distillation_key
+from edgemin_utils.objectives import OBJECTIVES, read_student
 from edgemin_utils.records import Record
 from edgemin_utils.statistics import holm_correction, mean_with_interval
 from edgemin_utils.tables.summary import as_records, columns_of, compare, summarize
 from edgemin_utils.tables.variants import (
     Chain,
     StudyRecords,
+    is_synthetic,
     kinds_since_student,
     main_student,
     objective_name,
@@ -32,10 +34,12 @@ def objectives_table(study: Path | StudyRecords) -> pd.DataFrame:
     without it (paired, `p_holm`), how long the training took, and what the objective demands of the architecture."""
     records = as_records(study)
     table = _compared(records, _is_student, lambda chain, key: distillation_key("none"))
-    table["method"] = [objective_name(content["student"]) for content in table.pop("content")]
+    students = [content["student"] for content in table.pop("content")]
+    table["method"] = [objective_name(student) for student in students]
     table["training_seconds"] = _mean_of(records, table, _training_seconds)
-    table["demands"] = _text_of(records, table, "demands")
-    return table[_present(table, ["task", "split", "method", "parameters", *_ACCURACY, "kept", *_DIFFERENCE, "p_holm",
+    table["demands"] = [OBJECTIVES[known.objective].demands if (known := read_student(student)) else ""
+                        for student in students]
+    return table[_present(table, [*_ROW, "parameters", *_ACCURACY, "kept", *_DIFFERENCE, "p_holm",
                                   "training_seconds", "demands", "refused", "seeds", "folder"])]
 
 
@@ -53,7 +57,7 @@ def cuts_table(study: Path | StudyRecords) -> pd.DataFrame:
     table["after_cut"] = [_mean_over(records, row["task"], row["key"], lambda record, row=row: _accuracy_after_cut(
         record, row["split"])) for row in table.to_dict("records")]
     table["weights_removed"] = _mean_of(records, table, lambda record: _share_removed(records, record))
-    return table[_present(table, ["task", "split", "method", "weights_removed", "parameters", "after_cut", *_ACCURACY,
+    return table[_present(table, [*_ROW, "weights_removed", "parameters", "after_cut", *_ACCURACY,
                                   *_DIFFERENCE, "p_holm", *columns_of(table, "macs")[-1:], *_latency(table), "refused",
                                   "seeds", "folder"])]
 
@@ -71,7 +75,7 @@ def schemes_table(study: Path | StudyRecords) -> pd.DataFrame:
     table["method"] = [what_of(content, "quantize") or "float32 (PyTorch)" for content in table.pop("content")]
     table["agreement"] = [_mean_over(records, row["task"], row["key"], lambda record, row=row: 100 * (
         record.results.get("agreement") or {}).get(row["split"], np.nan)) for row in table.to_dict("records")]
-    return table[_present(table, ["task", "split", "method", "megabytes", *_ACCURACY, "agreement", *_DIFFERENCE,
+    return table[_present(table, [*_ROW, "megabytes", *_ACCURACY, "agreement", *_DIFFERENCE,
                                   "p_holm", *_latency(table), "refused", "seeds", "folder"])]
 
 
@@ -90,13 +94,14 @@ def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
     table = _compared(records, chosen, lambda chain, key: TEACHER)
     table["method"] = [order_of_steps(content) for content in table["content"]]
     table["steps_taken"] = [", ".join(content["steps"]) for content in table.pop("content")]
-    return table[_present(table, ["task", "split", "method", *_ACCURACY, "kept", *_DIFFERENCE, "p_holm", "parameters",
+    return table[_present(table, [*_ROW, *_ACCURACY, "kept", *_DIFFERENCE, "p_holm", "parameters",
                                   "megabytes", *columns_of(table, "macs")[-1:], *_latency(table), "refused",
                                   "steps_taken", "seeds", "folder"])]
 
 
 # ---- the rows ----------------------------------------------------------------------------------------------------
 
+_ROW = ("task", "split", "synthetic", "method")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
@@ -133,6 +138,7 @@ def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
     split_of = {task: group["split"].iloc[0] for task, group in frame.groupby("task", sort=False)}
     extra = pd.DataFrame(refused)
     extra["split"] = extra["task"].map(split_of).fillna("")
+    extra["synthetic"] = [is_synthetic(records.of_task(task)) for task in extra["task"]]
     return pd.concat([frame, extra], ignore_index=True) if len(frame) else extra.reindex(
         columns=[*frame.columns]).assign(refused=extra["refused"])
 
@@ -172,13 +178,6 @@ def _mean_over(records: StudyRecords, task: str, key: str, value: Callable[[Reco
     values = [value(chain.models[key]) for chain in records.of_task(task) if key in chain.models]
     values = [number for number in values if not pd.isna(number)]
     return mean_with_interval(values).value if values else np.nan
-
-
-def _text_of(records: StudyRecords, table: pd.DataFrame, name: str) -> list[str]:
-    """A text that each row's record holds, blank where it does not."""
-    return [next((str(chain.models[key].results[name]) for chain in records.of_task(task)
-                  if key in chain.models and name in chain.models[key].results), "")
-            for task, key in zip(table["task"], table["key"], strict=True)]
 
 
 def _training_seconds(record: Record) -> float:
