@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from edgemin_utils.measurement import energy
 
@@ -61,3 +62,12 @@ def test_one_unreadable_package_makes_the_sum_unknown(tmp_path):
     (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
     assert energy.read_packages(tmp_path) == {}
     assert energy.cpu_energy(lambda: None, folder=tmp_path)["source"] == energy.NOT_MEASURED
+
+
+def test_a_forwards_share_of_the_work_and_the_threads_are_put_back():
+    calls, threads = [], torch.get_num_threads()
+    found = energy.forward_energy(lambda inputs: calls.append((inputs, torch.get_num_threads())) or sum(range(200_000)),
+                                  "batch", 1, repeats=5)
+    assert calls == [("batch", 1)] * 6 and torch.get_num_threads() == threads  # one warm-up
+    assert found["repeats"] == 5 and found["threads"] == 1
+    assert 0 < found["cpu_seconds"] < 1 and found["wall_seconds"] >= 0.5 * found["cpu_seconds"]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RAPL_FOLDER = Path("/sys/class/powercap")
 NOT_MEASURED = "not measured"
 _MICROJOULES = 1e6
@@ -32,6 +34,29 @@ def cpu_energy(work: Callable[[], Any], repeats: int = 1, folder: Path = RAPL_FO
     joules = _joules_between(before, read_packages(folder))
     return {"repeats": repeats, "wall_seconds": wall, "cpu_seconds": cpu, "joules": joules,
             "source": NOT_MEASURED if joules is None else "RAPL package counters"}
+
+
+def forward_energy(predict: Callable[[Any], Any], inputs: Any, threads: int, repeats: int) -> dict[str, Any]:
+    """What one forward takes on the processor: `cpu_energy` of `repeats` forwards after a warm-up, divided by them.
+
+    Args:
+        predict: a function from a batch to logits.
+        threads: that torch computes with meanwhile; its former number is put back.
+
+    Returns:
+        threads, repeats; cpu_seconds, wall_seconds and joules (None where not measured) of one forward; source.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            predict(inputs)
+            found = cpu_energy(lambda: predict(inputs), repeats)
+    finally:
+        torch.set_num_threads(before)
+    return {"threads": threads, "repeats": repeats, "source": found["source"],
+            **{name: None if found[name] is None else found[name] / repeats
+               for name in ("cpu_seconds", "wall_seconds", "joules")}}
 
 
 def read_packages(folder: Path = RAPL_FOLDER) -> dict[str, tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.energy import NOT_MEASURED, cpu_energy
+from edgemin_utils.measurement.energy import forward_energy
 from edgemin_utils.measurement.environment import describe_environment, int8_sentence
 from edgemin_utils.measurement.latency import (
     PROTOCOLS,
@@ -172,18 +172,7 @@ class _Timing:
         predict = next(iter(model.predictors(number, False).values()))
         inputs = fixed_inputs(1, length, self.vocabulary)
         repeats = 50 if self.options.protocol == "full" else 10
-        before = torch.get_num_threads()
-        torch.set_num_threads(number)
-        try:
-            with torch.inference_mode():
-                predict(inputs)
-                found = cpu_energy(lambda: predict(inputs), repeats)
-        finally:
-            torch.set_num_threads(before)
-        joules = found["joules"]
-        return {"input": f"1x{length}", "threads": number, "repeats": repeats,
-                "cpu_seconds": found["cpu_seconds"] / repeats, "wall_seconds": found["wall_seconds"] / repeats,
-                "joules": None if joules is None else joules / repeats, "source": found["source"] or NOT_MEASURED}
+        return {"input": f"1x{length}", **forward_energy(predict, inputs, number, repeats)}
 
     def _variants(self, threads: int) -> dict[tuple[str, str], tuple[MeasuredModel, Predict]]:
         """(model, back end) -> what is timed. A compiled model that fails is left out, with a sentence."""

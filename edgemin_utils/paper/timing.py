@@ -12,7 +12,7 @@ from torch import nn
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.evaluation import predictor
-from edgemin_utils.measurement.energy import cpu_energy
+from edgemin_utils.measurement.energy import forward_energy
 from edgemin_utils.measurement.latency import LatencyResult, Protocol, fixed_inputs, measure_latency, speed_ups
 from edgemin_utils.measurement.memory import peak_memory
 from edgemin_utils.measurement.roofline import measure_peaks, with_bound, work_of_model
@@ -25,6 +25,7 @@ TEACHER, STUDENT, PRUNED, FIFTH, INT8, FINAL = (
 TWO_BY_TWO = (STUDENT, PRUNED, INT8, FINAL)
 LENGTHS = (32, 128)
 THREADS = 1
+ENERGY_REPEATS = 20
 WIDTHS = tuple(range(256, 513, 8))
 # Products are short, so many rounds are cheap.
 PRODUCT_PROTOCOL = Protocol("products", warm_up=3, runs=100, seconds=0.0)
@@ -69,7 +70,8 @@ def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda tex
                                      "predicted": predicted_interaction(whole), "layer_ms": whole})
     say("peak memory of fresh processes")
     found["memory"] = peak_memories(models, max(lengths), memory_runs)
-    found["energy"] = [{"model": name, **forward_energy(model, max(lengths))}
+    found["energy"] = [{"model": name, "input": f"1x{max(lengths)}", **forward_energy(
+        predictor(model), fixed_inputs(1, max(lengths), VOCABULARY), THREADS, ENERGY_REPEATS)}
                        for name, model in ((TEACHER, models.teacher), (STUDENT, models.student),
                                            (FINAL, models.pruned_quantized))]
     return {**found, "peaks": peaks.as_record()}
@@ -143,21 +145,6 @@ def peak_memories(models: PaperModels, length: int, runs: int) -> list[dict[str,
             rows.append({"model": name,
                          **{key: found[key] for key in ("baseline_bytes", "peak_bytes", "resident_bytes")}})
     return rows
-
-
-def forward_energy(model: nn.Module, length: int, repeats: int = 20) -> dict[str, Any]:
-    """CPU-seconds and, where RAPL can be read, joules of one forward."""
-    predict, inputs, before = predictor(model), fixed_inputs(1, length, VOCABULARY), torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        with torch.inference_mode():
-            predict(inputs)
-            found = cpu_energy(lambda: predict(inputs), repeats)
-    finally:
-        torch.set_num_threads(before)
-    joules = found["joules"]
-    return {"input": f"1x{length}", "cpu_seconds": found["cpu_seconds"] / repeats,
-            "joules": None if joules is None else joules / repeats, "source": found["source"]}
 
 
 def _ratios(result: LatencyResult, input_name: str, baseline: str, samples: int) -> list[dict[str, Any]]:
