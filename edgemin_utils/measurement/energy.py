@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 RAPL_FOLDER = Path("/sys/class/powercap")
 NOT_MEASURED = "not measured"
 _MICROJOULES = 1e6
@@ -46,6 +44,8 @@ def forward_energy(predict: Callable[[Any], Any], inputs: Any, threads: int, rep
     Returns:
         threads, repeats; cpu_seconds, wall_seconds and joules (None where not measured) of one forward; source.
     """
+    import torch  # the rest of this module is for processes without it, too
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
