@@ -226,7 +226,7 @@ def _task_text(advice: Advice, found: Recommendation, shown: pd.DataFrame) -> st
     for row in shown.to_dict("records"):
         commands.setdefault(bundle_command(advice.records.study, row), []).append(row["model"])
     lines = [f"# {', '.join(models)}\n{command}" for command, models in commands.items()]
-    table = as_text(as_shown(shown, advice.input_name).drop(columns="task"))
+    table = as_text(as_shown(shown).drop(columns="task"))
     return "\n\n".join([title, notes_as_text([verdict]), table, "\n".join(lines)])
 
 

@@ -31,13 +31,14 @@ def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.
 
     Returns:
         task, split, synthetic, key, model, kind (see `KINDS`), distilled, seeds, accuracy (%, mean over seeds, with
-        accuracy_low and accuracy_high), kept, megabytes (10^6 bytes), milliseconds (median; blank where it was not
-        timed), milliseconds_noisy, on_front (within the task), bundle_from (folder of the stage that a bundle is built
-        from, relative to the study; of the first seed), folder.
+        accuracy_low and accuracy_high), kept, megabytes (10^6 bytes), input, milliseconds (median; blank where it was
+        not timed), milliseconds_noisy, on_front (within the task), bundle_from (folder of the stage that a bundle is
+        built from, relative to the study; of the first seed), folder.
     """
     records = as_records(study)
     frame = summarize(records)
-    latency = column_of_input("latency", input_name or longest_input(frame) or USUAL_INPUT)
+    frame["input"] = input_name or longest_input(frame) or USUAL_INPUT
+    latency = column_of_input("latency", next(iter(frame["input"]), USUAL_INPUT))
     first = frame.groupby("task")["split"].transform("min")
     frame = frame[frame["split"] == first].reset_index(drop=True)
     for name, source in (("milliseconds", latency), ("milliseconds_noisy", f"{latency}_noisy")):
@@ -48,8 +49,8 @@ def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.
     for _, rows in frame.groupby("task", sort=False):
         frame.loc[rows.index, "on_front"] = on_front(rows)
     return frame[["task", "split", "synthetic", "key", "model", "kind", "distilled", "seeds", "accuracy",
-                  "accuracy_low", "accuracy_high", "kept", "megabytes", "milliseconds", "milliseconds_noisy",
-                  "on_front", "bundle_from", "folder"]]
+                  "accuracy_low", "accuracy_high", "kept", "megabytes", "input", "milliseconds",
+                  "milliseconds_noisy", "on_front", "bundle_from", "folder"]]
 
 
 def on_front(rows: pd.DataFrame, objectives: tuple[str, ...] = ("accuracy", "megabytes", "milliseconds")) -> np.ndarray:
@@ -79,16 +80,13 @@ def bundle_stage(record: Record) -> str:
 def recommended_table(study: Path | StudyRecords) -> pd.DataFrame:
     """The Pareto front of each task, best accuracy first: accuracy, file, latency of the longest input with one thread,
     and in the csv file the stage that its bundle is built from."""
-    records = as_records(study)
-    input_name = longest_input(summarize(records)) or USUAL_INPUT
-    front = candidates(records, input_name).query("on_front")
-    front = pd.concat([best_first(rows) for _, rows in front.groupby("task", sort=False)]) if len(front) else front
-    return as_shown(front, input_name)
+    front = candidates(study).query("on_front")
+    return as_shown(pd.concat([best_first(rows) for _, rows in front.groupby("task", sort=False)] or [front]))
 
 
-def as_shown(rows: pd.DataFrame, input_name: str) -> pd.DataFrame:
+def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Candidates as a table, with the latency named by its input."""
-    latency = column_of_input("latency", input_name)
+    latency = column_of_input("latency", next(iter(rows["input"]), USUAL_INPUT))
     rows = rows.rename(columns={"milliseconds": latency, "milliseconds_noisy": f"{latency}_noisy"})
     return rows[["task", "split", "model", "accuracy", "accuracy_low", "accuracy_high", "kept", "megabytes", latency,
                  f"{latency}_noisy", "seeds", "bundle_from", "folder"]].reset_index(drop=True)
