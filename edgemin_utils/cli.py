@@ -1,9 +1,11 @@
 """The console command `edgemin`: run a study, say how far it is, draw its tables and figures again, list settings.
 
-Exit status: 0 all well, 1 a notebook failed, 2 something that was asked for cannot be, 130 stopped from the keyboard.
+Exit status: 0 all well, 1 a notebook failed or nothing fits a budget, 2 something that was asked for cannot be, 130
+stopped from the keyboard.
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -75,6 +77,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         ("run", _run, "execute the notebooks of a study; what is current on disk is not run again"),
         ("status", _status, "what is done, what is stale and why; without settings, against those of the last run"),
         ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
+        ("recommend", _recommend, "the best measured models under a budget of size, latency and accuracy, and the "
+         "commands that build their bundles"),
         ("publish", _publish, "a finished study without its weights into outputs/reference, and its numbers into the "
          "README's marked place"),
         ("measure", _measure, "the full sheet of a model: parameters, bytes, operations, latency, memory, energy"),
@@ -87,11 +91,12 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         _add_study_options(known[name], last_run=name == "status")
     known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
                               "side; they share the processor's cores (default: 1)")
-    for name in ("report", "publish", "settings"):
+    for name in ("report", "recommend", "publish", "settings"):
         known[name].add_argument("--profile", default="demo", metavar="P",
                                  help=f"one of {', '.join(PROFILES)} (default: demo)")
     _add_output_option(known["report"])
     _add_output_option(known["publish"])
+    _add_recommend_options(known["recommend"])
     _add_measure_options(known["measure"])
     return parser, known
 
@@ -117,6 +122,19 @@ def _add_study_options(parser: _Parser, last_run: bool) -> None:
         add(f"--{role}", metavar="ID-or-DIR", help=f"{setting_fields()[role].metadata['meaning']} (default: {values})")
     add("--set", action="append", default=[], metavar="name=value", dest="assignments", help="any other setting; may "
         "be given again and again; lists are comma-separated; `edgemin settings` lists them (default: the profile's)")
+    _add_output_option(parser)
+
+
+def _add_recommend_options(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("--max-mb", type=_number, metavar="X", help="largest file of the saved model, MB of 10^6 bytes (default: any)")
+    add("--max-ms", type=_number, metavar="Y", help="longest median latency of one row, one thread, ms (default: any)")
+    add("--min-accuracy", type=_number, metavar="Z", help="lowest accuracy on the task's dev rows, %% (default: any)")
+    add("--task", metavar="TASK", help="a task of the study (default: each of them)")
+    add("--length", type=_length, default=128, metavar="L", help="whose latency counts: tokens of the fixed input, or "
+        "dev for real dev rows at their own lengths (default: 128)")
+    add("--count", type=_at_least_one, default=3, metavar="N", help="models shown a task (default: 3)")
+    add("--json", action="store_true", help="print JSON instead of text (default: text)")
     _add_output_option(parser)
 
 
@@ -172,6 +190,17 @@ def _seed(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _length(text: str) -> int | None:
+    return None if text == "dev" else _at_least_one(text)
 
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -253,13 +282,23 @@ def _status_table(rows: Sequence[StageStatus]) -> Table:
 
 
 def _report(options: argparse.Namespace) -> int:
-    study = study_folder(options.output_dir, _known_profile(options.profile))
-    if not study.is_dir():
-        raise StageError(f"{study} is not there; `edgemin run` makes it, or name another one with --output-dir")
+    study = _existing_study(options)
     path = _write_report(study)
     _print_main_table(study)
     print(f"report: {path}")
     return 0
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from edgemin_utils.recommendation import Budget, advice_data, advice_text, recommend  # imports pandas
+
+    budget = Budget(options.max_mb, options.max_ms, options.min_accuracy)
+    advice = recommend(_existing_study(options), budget, options.task, options.length)
+    if options.json:
+        print(json.dumps(advice_data(advice, options.count), indent=1, allow_nan=False))
+    else:
+        print(advice_text(advice, options.count))
+    return 0 if advice.fits else 1
 
 
 def _publish(options: argparse.Namespace) -> int:
@@ -311,6 +350,13 @@ def _console() -> Console:
     # Without a terminal (a pipe, a log) rich would fold tables to 80 columns.
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+def _existing_study(options: argparse.Namespace) -> Path:
+    study = study_folder(options.output_dir, _known_profile(options.profile))
+    if not study.is_dir():
+        raise StageError(f"{study} is not there; `edgemin run` makes it, or name another one with --output-dir")
+    return study
 
 
 def _known_profile(profile: str) -> str:

@@ -48,16 +48,17 @@ def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]
     """Name -> function that draws it, of every figure that the records of a study allow."""
     records = study if isinstance(study, StudyRecords) else read_study(study)
     frame = tables.own_models(tables.summarize(records))
-    effects = tables.factorial_effects(records)
+    effects, choices = tables.factorial_effects(records), tables.candidates(records)
     drawings: dict[str, Callable[[], Figure]] = {
         "accuracy_over_latency": lambda: figures.accuracy_over_latency(frame),
         "accuracy_by_stage": lambda: figures.accuracy_by_stage(frame),
         "factorial_effects": lambda: figures.factorial_effects_figure(effects),
     }
     for task in records.tasks:
-        rows = frame[frame["task"] == task]
+        rows, of_task = frame[frame["task"] == task], choices[choices["task"] == task]
         drawings[f"pipeline_{task}"] = lambda rows=rows: figures.pipeline_picture(rows)
         drawings[f"cost_by_stage_{task}"] = lambda rows=rows: figures.cost_by_stage(rows)
+        drawings[f"pareto_{task}"] = lambda rows=of_task: figures.pareto_picture(rows)
     for table in tables.comparison_tables(records):
         drawings[f"comparison_{table.name}"] = lambda table=table: figures.method_comparison(table.frame)
     return drawings

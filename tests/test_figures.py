@@ -22,8 +22,10 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
 from edgemin_utils import figures, tables
+from edgemin_utils.figures.pareto import KIND_STYLES, step_front
 from edgemin_utils.figures.study import LARGEST_BUBBLE, _area
 from edgemin_utils.figures.style import CYCLE, STAGE_COLOURS, STEP_MARKERS, STUDENT_COLOURS, model_style, three_digits
+from edgemin_utils.tables.recommended import KINDS, on_front
 
 BEFORE = {"embeddings": 1.6e6, "attention": 0.6e6, "feed_forward": 1.2e6, "norms": 1e4, "head": 2e4}
 AFTER = BEFORE | {"attention": 0.15e6, "feed_forward": 0.3e6}
@@ -86,7 +88,23 @@ def drawn(study, summary):
         "cost": figures.cost_by_stage(summary),
         "effects": figures.factorial_effects_figure(tables.factorial_effects(study)),
         "pipeline": figures.pipeline_picture(summary),
+        "pareto": figures.pareto_picture(many_models()),
     }
+
+
+def many_models(count=30) -> pd.DataFrame:
+    """Candidates of every kind close together, more than ten of them on the front, three not timed."""
+    generator = np.random.default_rng(0)
+    megabytes = np.exp(generator.uniform(2, 4, count))
+    accuracy = 70 + 4 * np.log(megabytes) + generator.normal(0, 1, count)
+    frame = pd.DataFrame({
+        "task": "sst2", "split": "dev", "synthetic": True, "key": [str(number) for number in range(count)],
+        "model": [f"Distilled + pruned (gradient-heads-0.{number}) + INT8" for number in range(count)],
+        "kind": [list(KIND_STYLES)[number % len(KIND_STYLES)] for number in range(count)],
+        "distilled": generator.random(count) < 0.7, "accuracy": accuracy, "accuracy_low": accuracy - 1,
+        "accuracy_high": accuracy + 1, "megabytes": megabytes, "input": "1x128",
+        "milliseconds": [*[np.nan] * 3, *megabytes[3:] / 3 * np.exp(generator.normal(0, 0.3, count - 3))]})
+    return frame.assign(on_front=on_front(frame))
 
 
 def sensitivity(layers: int) -> dict:
@@ -102,7 +120,7 @@ NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusio
          "losses without parts", "teacher layers", "importance", "importance of many heads",
          "importance of four criteria", "removal", "cuts", "bytes", "quantized layers", "sensitivity",
          "sensitivity of many layers", "trade", "accuracy", "cost",
-         "effects", "pipeline")
+         "effects", "pipeline", "pareto")
 
 
 def texts_of(figure):
@@ -169,7 +187,7 @@ def test_every_axis_is_named(drawn, name):
     ("trade", ("(ms)", "(%)")), ("accuracy", ("(%)",)), ("cost", ("(MB)", "(ms)", "(millions)")), ("bytes", ("MB",)),
     ("lengths", ("(tokens)",)), ("curves", ("(%)", "epochs")), ("removal", ("(%)", "of 12")),
     ("effects", ("percentage points", "ratio")), ("objective losses", ("nats", "step")),
-        ("teacher layers", ("(%)", "counted from 0"))])
+        ("teacher layers", ("(%)", "counted from 0")), ("pareto", ("(ms)", "(MB)", "(%)", "log scale"))])
 def test_units_stand_on_the_axes(drawn, name, units):
     labels = " ".join(label for axes in drawn[name].axes for label in (axes.get_xlabel(), axes.get_ylabel()))
     for unit in units:
@@ -183,7 +201,7 @@ def test_text_can_be_read_at_column_width(drawn, name):
 
 
 def test_synthetic_data_is_called_synthetic(drawn):
-    for name in ("trade", "accuracy", "cost", "effects", "pipeline"):
+    for name in ("trade", "accuracy", "cost", "effects", "pipeline", "pareto"):
         assert any("synthetic" in text.get_text() for text, _ in texts_of(drawn[name])), name
 
 
@@ -223,6 +241,46 @@ def test_points_stand_where_the_numbers_are(drawn, summary):
     places = sorted(tuple(bubble.get_offsets()[0]) for bubble in bubbles)
     wanted = sorted(zip(rows["latency_1x128"], rows["accuracy"], strict=True))
     np.testing.assert_allclose(places, wanted)
+
+
+def test_labels_of_a_crowded_front_lie_on_nothing(drawn):
+    front = many_models().query("on_front")
+    assert len(front) > 10
+    for axes, column in zip(drawn["pareto"].axes, ("milliseconds", "megabytes"), strict=True):
+        labels = [(text, matplotlib.text.Text.get_window_extent(text))  # an annotation's own takes in its line
+                  for text, _ in texts_of(drawn["pareto"]) if text in axes.texts]
+        assert sorted(int(text.get_text()) for text, _ in labels) == [
+            number for number, value in enumerate(front.sort_values("accuracy", ascending=False)[column], start=1)
+            if pd.notna(value)]
+        for (_, first), (_, second) in itertools.combinations(labels, 2):
+            assert not first.overlaps(second)
+        points = axes.transData.transform(many_models()[[column, "accuracy"]].dropna())
+        for text, box in labels:
+            assert not any(box.contains(*point) for point in points), text.get_text()
+
+
+def test_the_step_line_is_the_best_accuracy_up_to_each_value():
+    frame = many_models()
+    for column in ("milliseconds", "megabytes"):
+        places, heights = step_front(frame.dropna(subset=[column]), column)
+        for value in frame[column].dropna():
+            reached = heights[np.searchsorted(places, value, side="right") - 1]
+            assert reached == pytest.approx(frame.loc[frame[column] <= value, "accuracy"].max(), abs=0.01)
+
+
+def test_every_kind_has_a_colour_and_a_shape_of_its_own(drawn):
+    assert set(KIND_STYLES) == set(KINDS.values())
+    for part in ("color", "marker"):
+        assert len({style[part] for style in KIND_STYLES.values()}) == len(KIND_STYLES)
+    texts = [text.get_text() for text, _ in texts_of(drawn["pareto"])]
+    assert "3 of 30 models not timed" in texts and {*KIND_STYLES, "not distilled"} <= set(texts)
+
+
+def test_a_front_without_latencies_still_has_its_sizes(tmp_path):
+    frame = tables.candidates(write_chain(tmp_path, leave_out=(COST,)))
+    texts = [text.get_text() for text, _ in texts_of(figures.pareto_picture(frame))]
+    assert "not measured" in texts and "9 of 9 models not timed" in texts and "1  Teacher" in texts
+    assert len(texts_of(figures.pareto_picture(frame.head(0)))) == 1
 
 
 def test_stacked_bars_add_up(drawn):

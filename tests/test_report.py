@@ -48,8 +48,9 @@ def test_report_has_tables_and_figures_and_the_same_bytes_twice(study):
     path = report.write_report(study)
     first = all_bytes(study / "report")
     assert path == study / "report" / "report.html" and path.is_file()
-    assert {"tables/main_results.csv", "tables/cost.md", "tables/latency.tex", "figures/accuracy_over_latency.svg",
-            "figures/pipeline_sst2.png", "figures/cost_by_stage_mnli.png", "report.html"} <= first.keys()
+    assert {"tables/main_results.csv", "tables/cost.md", "tables/latency.tex", "tables/recommended.csv",
+            "figures/pareto_sst2.png", "figures/accuracy_over_latency.svg", "figures/pipeline_sst2.png",
+            "figures/cost_by_stage_mnli.png", "report.html"} <= first.keys()
     assert report.write_report(study) == path
     assert all_bytes(study / "report") == first
 
@@ -174,4 +175,5 @@ def test_nothing_to_measure_is_an_error(tmp_path):
 def test_figures_follow_the_records(study):
     names = set(report.study_figures(study))
     assert names == {"pipeline_sst2", "pipeline_mnli", "cost_by_stage_sst2", "cost_by_stage_mnli",
-                     "accuracy_by_stage", "accuracy_over_latency", "factorial_effects", "comparison_objectives"}
+                     "pareto_sst2", "pareto_mnli", "accuracy_by_stage", "accuracy_over_latency", "factorial_effects",
+                     "comparison_objectives"}

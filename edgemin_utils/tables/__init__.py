@@ -1,8 +1,8 @@
 """Tables of a study, drawn from its records alone.
 
 `summary` holds the numbers, `factorial` what each step does by itself, `comparisons` sets methods side by side,
-`contents` says what each table shows, `layout` how it looks, `findings` what it says in
-sentences; `variants` names the models and puts them in order.
+`recommended` finds the models worth using, `contents` says what each table shows, `layout` how it looks, `findings`
+what it says in sentences; `variants` names the models and puts them in order.
 """
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
@@ -16,19 +16,21 @@ from edgemin_utils.tables.contents import (
     latency_table,
     main_results,
     main_table,
+    pareto_table,
     table_notes,
     training_time_table,
 )
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.findings import findings
 from edgemin_utils.tables.layout import as_html, as_latex, as_markdown, as_text, readable, task_label, write_tables
+from edgemin_utils.tables.recommended import candidates, recommended_table
 from edgemin_utils.tables.summary import compare, own_models, summarize
 from edgemin_utils.tables.variants import StudyRecords, read_study
 
 __all__ = [
-    "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "chains_table", "compare",
-    "comparison_tables", "cost_table", "cuts_table", "every_table", "factorial_effects", "factorial_table",
-    "findings", "latency_note", "latency_table", "main_results", "main_table", "objectives_table", "orders_table",
-    "own_models", "read_study", "readable", "schemes_table", "summarize", "table_notes", "task_label",
-    "training_time_table", "write_tables",
+    "StudyRecords", "Table", "as_html", "as_latex", "as_markdown", "as_text", "candidates",
+    "chains_table", "compare", "comparison_tables", "cost_table", "cuts_table", "every_table", "factorial_effects",
+    "factorial_table", "findings", "latency_note", "latency_table", "main_results", "main_table", "objectives_table",
+    "orders_table", "own_models", "pareto_table", "read_study", "readable", "recommended_table",
+    "schemes_table", "summarize", "table_notes", "task_label", "training_time_table", "write_tables",
 ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
+from edgemin_utils.tables.recommended import COMPARED_DIGITS, recommended_table, split_notes
 from edgemin_utils.tables.summary import (
     as_records,
     columns_of,
@@ -130,6 +131,7 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
               (*size, *timing, *notes)),
         Table("latency", f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
               latency_table(records), (*timing, *notes)),
+        pareto_table(records),
         Table("factorial", f"Distilled x pruned x quantized{data}", factorial_table(records), (*timing, *notes)),
         Table("factorial_effects", f"Main effects and interactions of the three steps{data}",
               factorial_effects(records),
@@ -139,6 +141,18 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
         *comparison_tables(records),
         Table("training_time", f"Time per stage{data}", training_time_table(records), notes),
     ]
+
+
+def pareto_table(study: Path | StudyRecords) -> Table:
+    """`recommended_table` with its title and notes."""
+    records = as_records(study)
+    frame = recommended_table(records)
+    front = (f"No other model of the task is at least as good in accuracy, file and latency and better in one, at "
+             f"{COMPARED_DIGITS} significant digits; a latency that was not measured counts as the worst.",
+             "The rows were picked by the dev rows that they are judged on, so the best of many looks a little better "
+             "than it is; intervals are each model's own. `edgemin recommend` picks under a budget.")
+    return Table("recommended", f"Pareto front of accuracy, size and latency{data_kind(records)}", frame,
+                 (*front, *split_notes(frame), latency_note(records), *noise_note(records), *table_notes(records)))
 
 
 def comparison_tables(study: Path | StudyRecords) -> list[Table]:

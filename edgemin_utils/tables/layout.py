@@ -54,7 +54,7 @@ COLUMNS = {
 }
 # In the csv files only: how a number came about, and what a second column or a note already says.
 _CSV_ONLY = {"test", "compared_with", "rows", "seeds", "synthetic", "listed_parameters", "fewer", "memory_baseline",
-             "steps_taken"}
+             "steps_taken", "bundle_from"}
 
 
 def readable(frame: pd.DataFrame, trace: bool = False) -> pd.DataFrame:
@@ -97,8 +97,8 @@ def as_text(table: pd.DataFrame | Table, width: int = TEXT_WIDTH) -> str:
     """A table for a terminal, at most `width` characters wide: one that is wider goes on in a second block with the
     same first columns, and a line is drawn where the task changes. A `Table` comes with its title and notes."""
     if isinstance(table, Table):
-        notes = "\n".join(textwrap.fill(note, width, subsequent_indent="  ") for note in table.notes)
-        return "\n\n".join(part for part in (table.title, as_text(table.frame, width), notes) if part)
+        parts = (table.title, as_text(table.frame, width), notes_as_text(table.notes, width))
+        return "\n\n".join(part for part in parts if part)
     cells = readable(table)
     if cells.empty:
         return "(no rows)"
@@ -111,6 +111,11 @@ def as_text(table: pd.DataFrame | Table, width: int = TEXT_WIDTH) -> str:
         blocks.append(_text_block(cells[labels + rest[:count]]))
         rest = rest[count:]
     return "\n\n".join(blocks or [_text_block(cells)])
+
+
+def notes_as_text(notes: Iterable[str], width: int = TEXT_WIDTH) -> str:
+    """Notes for a terminal, one under the other, folded at `width`."""
+    return "\n".join(textwrap.fill(note, width, subsequent_indent="  ", break_on_hyphens=False) for note in notes)
 
 
 def as_html(frame: pd.DataFrame, trace: bool = False) -> Styler:

@@ -1,0 +1,169 @@
+"""What a task's models trade: accuracy against latency and file size, and which models no other one beats."""
+
+import itertools
+from collections.abc import Iterable
+
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, note_figure, styled
+from edgemin_utils.tables.layout import task_label
+from edgemin_utils.tables.recommended import best_first, on_front
+
+KIND_STYLES = {
+    "teacher": {"color": PALETTE["black"], "marker": "*", "markersize": 10},
+    "student": {"color": PALETTE["blue"], "marker": "o"},
+    "pruned": {"color": PALETTE["green"], "marker": "^"},
+    "tuned": {"color": PALETTE["orange"], "marker": "s"},
+    "quantized": {"color": PALETTE["vermilion"], "marker": "D"},
+}
+"""Colour and marker of each kind of model, see `tables.recommended.KINDS`."""
+LABEL_DISTANCES = (10, 13, 17, 22, 28, 36, 46)
+"""How far from its point a label is tried, in points; the nearest free place is taken."""
+_AROUND = np.deg2rad([135, 45, 180, 0, 225, 315, 90, 270])  # up and left first: nothing lies above a front
+
+
+@styled
+def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
+    """Accuracy over latency and over file size of every model of one task, with its 95 % interval; numbered are those
+    on the Pareto front of all three, and the step line is the front of the panel's own two quantities.
+
+    Args:
+        frame: `tables.candidates` of one task.
+    """
+    if frame.empty:
+        return note_figure("no model has been evaluated yet")
+    front = best_first(frame[frame["on_front"]])
+    numbers = {key: str(number) for number, key in enumerate(front["key"], start=1)}
+    kinds = [kind for kind in KIND_STYLES if kind in set(frame["kind"])]
+    synthetic = " (synthetic data)" if frame["synthetic"].any() else ""
+    first = frame.iloc[0]
+    across = 2 if front["model"].str.len().max() < 48 else 1
+    figure = new_figure(3.7 + 0.19 * -(-len(front) // across))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, column, label in ((panels[0], "milliseconds", f"median latency, {first['input']}, one thread (ms)"),
+                                (panels[1], "megabytes", "file (MB)")):
+        _draw_panel(axes, frame.dropna(subset=[column, "accuracy"]), column)
+        axes.set_xlabel(f"{label}, log scale")
+    panels[0].set_ylabel("accuracy (%)")
+    untimed = int(frame["milliseconds"].isna().sum())
+    if untimed:
+        panels[0].set_title(f"{untimed} of {len(frame)} models not timed", color=GREY)
+    figure.legend(handles=_kind_handles(kinds, frame), loc="outside upper center", ncols=len(kinds) + 2,
+                  title=f"{task_label(first['task'], first['split'])}{synthetic}", title_fontsize=10.5,
+                  handletextpad=0.4, columnspacing=1.3)
+    figure.legend(handles=_front_handles(front, numbers), loc="outside lower center", ncols=across,
+                  title="on the Pareto front of accuracy, file and latency")
+    figure.draw(FigureCanvasAgg(figure).get_renderer())  # the layout is settled before labels are placed in it
+    for axes, column in zip(panels, ("milliseconds", "megabytes"), strict=True):
+        place_labels(axes, [(row[column], row["accuracy"], numbers[row["key"]])
+                            for row in front.dropna(subset=[column]).to_dict("records")],
+                     _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column))
+    return figure
+
+
+def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox]) -> list[Annotation]:
+    """Writes labels beside their points so that none lies on another label or on what is drawn, with a thin line
+    between label and point. Each takes the nearest free place around its point; one that finds none takes the last.
+
+    Args:
+        axes: drawn once, so that its place in the figure is settled.
+        labels: x, y (data coordinates) and text of each.
+        taken: what must stay visible, in pixels.
+    """
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    taken, placed = list(taken), []
+    for x, y, text in labels:
+        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", ha="center", va="center",
+                             fontsize=8, fontweight="bold", zorder=5,
+                             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0,
+                                         "shrinkB": 2})
+        note.set_in_layout(False)
+        any(_is_free(note, distance, angle, axes, taken, renderer) for distance in LABEL_DISTANCES for angle in _AROUND)
+        taken.append(_extent(note, renderer))
+        placed.append(note)
+    return placed
+
+
+def step_front(values: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the front of accuracy over `column`, ordered by it: the best accuracy to be had up to each value."""
+    front = values[on_front(values, ("accuracy", column))].sort_values([column, "accuracy"])
+    return front[column].to_numpy(dtype=float), front["accuracy"].to_numpy(dtype=float)
+
+
+def _draw_panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    axes.set_xscale("log")
+    axes.grid()
+    if rows.empty:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        return
+    for row in rows.to_dict("records"):
+        style = KIND_STYLES[row["kind"]]
+        ends = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
+        axes.errorbar(row[column], row["accuracy"], yerr=None if np.isnan(ends).any() else np.maximum(ends, 0),
+                      linestyle="none", elinewidth=0.6, alpha=1.0 if row["on_front"] else 0.6,
+                      markerfacecolor=style["color"] if _is_filled(row) else "white", **style)
+    corners, heights = step_front(rows, column)
+    axes.step(corners, heights, where="post", color=GREY, linewidth=1.2, zorder=1)
+    low, high = rows[column].min(), rows[column].max()
+    margin = max(1.12, (high / low) ** 0.1)
+    axes.set_xlim(low / margin, high * margin)
+    spread = high / low * margin ** 2
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=range(1, 10) if spread < 4 else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def _drawn_boxes(axes: Axes, rows: pd.DataFrame, column: str) -> list[Bbox]:
+    """The points, interval bars and pieces of the step line of a panel, as boxes in pixels."""
+    if rows.empty:
+        return []
+    points = rows[[column, "accuracy"]].to_numpy(dtype=float)
+    intervals = rows[[column, "accuracy_low", "accuracy_high"]].dropna().to_numpy(dtype=float)
+    bars = [[(x, low), (x, high)] for x, low, high in intervals]
+    corners = list(zip(*step_front(rows, column), strict=True))
+    for (x, y), (next_x, next_y) in itertools.pairwise(corners):
+        bars += [[(x, y), (next_x, y)], [(next_x, y), (next_x, next_y)]]
+    transform = axes.transData.transform
+    return [*(Bbox([place, place]).padded(4) for place in transform(points)),
+            *(Bbox.from_extents(*transform(bar).min(axis=0), *transform(bar).max(axis=0)).padded(1) for bar in bars)]
+
+
+def _is_filled(row: dict) -> bool:
+    """Whether its marker is filled: hollow ones stand for students that were never distilled, and their kin."""
+    return row["kind"] == "teacher" or bool(row["distilled"])
+
+
+def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox], renderer) -> bool:
+    """Moves a label there; whether it then lies inside the axes and on nothing."""
+    note.set_position((distance * np.cos(angle), distance * np.sin(angle)))
+    extent, inside = _extent(note, renderer), axes.get_window_extent(renderer)
+    return (inside.x0 <= extent.x0 and extent.x1 <= inside.x1 and inside.y0 <= extent.y0 and extent.y1 <= inside.y1
+            and not any(extent.overlaps(other) for other in taken))
+
+
+def _extent(note: Annotation, renderer) -> Bbox:
+    """Where its text stands, in pixels, without the line to its point."""
+    note.update_positions(renderer)
+    return Bbox(matplotlib.text.Text.get_window_extent(note, renderer)).padded(1)
+
+
+def _kind_handles(kinds: list[str], frame: pd.DataFrame) -> list[Line2D]:
+    handles = [Line2D([], [], linestyle="none", label=kind, **KIND_STYLES[kind]) for kind in kinds]
+    if not all(_is_filled(row) for row in frame.to_dict("records")):
+        handles.append(Line2D([], [], linestyle="none", marker="o", color=GREY, markerfacecolor="white",
+                              label="not distilled"))
+    return [*handles, Line2D([], [], color=GREY, linewidth=1.2, label="panel's front")]
+
+
+def _front_handles(front: pd.DataFrame, numbers: dict[str, str]) -> list[Line2D]:
+    return [Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}",
+                   **KIND_STYLES[row["kind"]] | {"markerfacecolor": KIND_STYLES[row["kind"]]["color"]
+                                                 if _is_filled(row) else "white"})
+            for row in front.to_dict("records")]
