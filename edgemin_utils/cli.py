@@ -20,9 +20,11 @@ from rich.table import Table
 from edgemin_utils import __version__
 from edgemin_utils.config import PROFILES, load_settings, nearest, project_folder, setting_fields, study_folder
 from edgemin_utils.errors import EdgeMINError, SettingError, StageError, StorageError
+from edgemin_utils.processes import is_main_process, joined_processes, launched_processes
 from edgemin_utils.progress import duration
 from edgemin_utils.records import write_json
-from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
+from edgemin_utils.sharing import refuse_unshared
+from edgemin_utils.study import ANALYSIS, StageStatus, chain_name, plan_study, read_study_file, run_study, study_status
 from edgemin_utils.tasks import TASKS
 
 REPORT = Path("report") / "report.html"
@@ -75,6 +77,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
     known = {}
     for name, function, text in (
         ("run", _run, "execute the notebooks of a study; what is current on disk is not run again"),
+        ("train", _train, "train a study's teachers and students without notebooks, as one process or, under "
+         "`accelerate launch`, as several; `run` finds them and goes on from there"),
         ("status", _status, "what is done, what is stale and why; without settings, against those of the last run"),
         ("report", _report, "tables, figures and the HTML report again, from the records on disk"),
         ("recommend", _recommend, "the best measured models under a budget of size, latency and accuracy, and the "
@@ -87,7 +91,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
                                           allow_abbrev=False)
         known[name].set_defaults(command=function)
-    for name in ("run", "status"):
+    for name in ("run", "train", "status"):
         _add_study_options(known[name], last_run=name == "status")
     known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
                               "side; they share the processor's cores (default: 1)")
@@ -228,6 +232,9 @@ def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if launched_processes() > 1:
+        raise SettingError(f"`run` is for one process, and {launched_processes()} were launched; launch `train`, which "
+                           "several can share, then `run` without a launcher")
     # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, started = Console(), time.monotonic()
@@ -250,6 +257,21 @@ def _run(options: argparse.Namespace) -> int:
         print(f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
               f"({failure.executed})", file=sys.stderr)
     return 0 if result.complete else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    runs = plan_study(options.profile or "demo", options.tasks or (), options.seeds or (0,), read_overrides(options),
+                      options.output_dir)
+    with joined_processes():
+        # From here on torch is needed, and only here.
+        from edgemin_utils.stages import train_teacher_and_students
+
+        refuse_unshared(runs[0].study, runs[0].settings)
+        for run in runs:
+            for record in train_teacher_and_students(run):
+                if is_main_process():
+                    print(f"{chain_name(run)}: {record.key} done in {duration(record.content['wall_seconds'])}")
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from edgemin_utils.execution import (
 )
 from edgemin_utils.progress import REFRESH_SECONDS, Line, StudyProgress
 from edgemin_utils.records import Run, find_records, open_run, plain, write_json
+from edgemin_utils.sharing import MODEL_SETTINGS, PATH_SETTINGS
 from edgemin_utils.tasks import TASKS, custom_task
 
 STUDY_FILE = "study.json"
@@ -45,8 +46,6 @@ ANALYSIS = "analysis"
 DISK_GIGABYTES = {"demo": 0.2, "laptop": 2.0, "paper": 4.0}
 # Memory that one chain's kernel takes at most, about.
 MEMORY_GIGABYTES = {"demo": 2.0, "laptop": 4.0, "paper": 8.0}
-PATH_SETTINGS = ("data_dir", "task_file", "dev_file")
-MODEL_SETTINGS = ("teacher", "student")
 
 
 @dataclass(frozen=True)
