@@ -20,11 +20,12 @@ from rich.table import Table
 from edgemin_utils import __version__
 from edgemin_utils.config import PROFILES, load_settings, nearest, project_folder, setting_fields, study_folder
 from edgemin_utils.errors import EdgeMINError, SettingError, StageError, StorageError
+from edgemin_utils.paths import refuse_unshared
 from edgemin_utils.processes import is_main_process, joined_processes, launched_processes
 from edgemin_utils.progress import duration
 from edgemin_utils.records import write_json
-from edgemin_utils.sharing import refuse_unshared
-from edgemin_utils.study import ANALYSIS, StageStatus, chain_name, plan_study, read_study_file, run_study, study_status
+from edgemin_utils.study import ANALYSIS, StageStatus, chain_name, plan_study, run_study, study_status
+from edgemin_utils.study_file import read_study_file
 from edgemin_utils.tasks import TASKS
 
 REPORT = Path("report") / "report.html"
@@ -95,6 +96,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         _add_study_options(known[name], last_run=name == "status")
     known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
                               "side; they share the processor's cores (default: 1)")
+    known["run"].add_argument("--cluster", default="", metavar="ADDRESS", help="Dask scheduler whose workers run the "
+                              "chains, or local for --jobs workers on this machine (default: threads of this process)")
     for name in ("report", "recommend", "publish", "settings"):
         known[name].add_argument("--profile", default="demo", metavar="P",
                                  help=f"one of {', '.join(PROFILES)} (default: demo)")
@@ -240,7 +243,7 @@ def _run(options: argparse.Namespace) -> int:
     console, started = Console(), time.monotonic()
     try:
         result = run_study(options.profile or "demo", options.tasks or (), options.seeds or (0,),
-                           read_overrides(options), options.output_dir, options.jobs, console)
+                           read_overrides(options), options.output_dir, options.jobs, console, options.cluster)
         analysis = next(item for item in result.notebooks if item.chain == ANALYSIS)
         if analysis.status == "executed" or (analysis.status == "skipped" and not (result.study / REPORT).is_file()):
             _write_report(result.study)

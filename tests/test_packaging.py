@@ -82,7 +82,8 @@ def imported_names() -> Iterator[tuple[str, str]]:
 
 def test_every_import_is_a_dependency():
     distributions = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(requirement.name) for requirement in RANGES}
+    optional = METADATA["optional-dependencies"]["cluster"]
+    declared = {canonicalize_name(requirement.name) for requirement in (*RANGES, *map(Requirement, optional))}
     for file, module in set(imported_names()):
         if module in sys.stdlib_module_names or module in ("edgemin_utils", "google"):  # google.colab is on Colab only
             continue

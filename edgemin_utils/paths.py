@@ -1,4 +1,4 @@
-"""What several machines have to see under the same paths, and whether they do."""
+"""Paths among the settings: made absolute, and whether every machine that works on a study sees them."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgemin_utils.config import Settings
 from edgemin_utils.errors import StorageError
@@ -14,6 +15,22 @@ from edgemin_utils.processes import from_main_process, is_main_process, of_every
 # Settings that name a folder or a file, and those that may name a checkpoint's folder instead of a hub id.
 PATH_SETTINGS = ("data_dir", "task_file", "dev_file", "transfer_file", "vocabulary_text")
 MODEL_SETTINGS = ("teacher", "student", "assistant")
+
+
+def absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` with paths made absolute, since notebooks run in another directory.
+
+    A teacher or student counts as a path when it is a folder here or starts like one; else it is a hub id.
+    """
+    changed = dict(overrides)
+    for name, value in overrides.items():
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value) or value in ("none", "None"):
+            continue
+        path = Path(value).expanduser()
+        looks_like_one = os.fspath(value).startswith((".", "~", os.sep)) or path.is_dir()
+        if name in PATH_SETTINGS or (name in MODEL_SETTINGS and looks_like_one):
+            changed[name] = os.path.abspath(path)
+    return changed
 
 
 def paths_of_settings(settings: Settings) -> list[str]:
