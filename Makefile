@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab benchmarks paper-numbers lint clean
+.PHONY: help study status report test lab benchmarks paper-numbers scale lint clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the
 
 paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
+
+scale: $(INSTALLED) ## what the paper profile needs on one GPU, measured here and extrapolated into the README
+	$(BIN)/python -m edgemin_utils.scale --publish $(ARGS)
 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/python -m ruff check .
