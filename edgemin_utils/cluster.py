@@ -13,6 +13,8 @@ from edgemin_utils.paths import missing_paths, refuse_missing
 
 LOCAL = "local"
 _SECONDS_TO_ANSWER = 30
+# A terminal's Ctrl-C reaches local workers too; they have to live until their kernels are stopped.
+_DEAF_TO_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def open_cluster(address: str, jobs: int) -> Iterator[Any]:
         if address == LOCAL:
             threads = stack.enter_context(threads_per_chain(jobs))
             address = stack.enter_context(distributed.LocalCluster(
-                n_workers=jobs, threads_per_worker=1, dashboard_address=None,
+                n_workers=jobs, threads_per_worker=1, dashboard_address=None, preload=[_DEAF_TO_CTRL_C],
                 env=dict.fromkeys(THREAD_VARIABLES, str(threads))))
         try:
             client = stack.enter_context(distributed.Client(address, timeout=_SECONDS_TO_ANSWER, set_as_default=False))

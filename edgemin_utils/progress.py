@@ -137,7 +137,8 @@ class StudyProgress:
         with self._lock:
             line = self.lines[name]
             line.state, line.ended = state, time.monotonic()
-        worked = f" after {duration(line.elapsed(line.ended))}" if line.started else ", as before"
+        worked = f" after {duration(line.elapsed(line.ended))}" if line.started else \
+            ", as before" if state == "done" else ""
         self._event(f"{name}: {state}{worked}")
 
     def say(self, text: str) -> None:
