@@ -43,7 +43,7 @@ def asked(monkeypatch):
 # ---- options ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "status", "report", "recommend", "measure",
+@pytest.mark.parametrize("command", ["run", "train", "status", "report", "recommend", "measure",
                                      "settings"])
 def test_every_option_has_help_with_its_default(command):
     _, commands = cli.build_parser()
@@ -56,7 +56,10 @@ def test_the_options_are_those_of_the_readme():
     _, commands = cli.build_parser()
     options = {name for name in commands["run"]._option_string_actions if name.startswith("--")} - {"--help"}
     assert options == {"--profile", "--tasks", "--seeds", "--data-dir", "--task-file", "--text-columns",
-                       "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs"}
+                       "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs",
+                       "--cluster"}
+    assert set(commands["train"]._option_string_actions) == set(commands["run"]._option_string_actions) - {
+        "--jobs", "--cluster"}
 
 
 def test_help_of_an_option_names_what_the_settings_say(capsys):
