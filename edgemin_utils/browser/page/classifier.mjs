@@ -79,8 +79,8 @@ export function lengthsThatFit(first, second, room) {
 }
 
 /**
- * A function from one row (an array of one or two texts) to {ids, types}: token ids and token types, special tokens
- * included, at most `maxLength` of them.
+ * A function from one row (an array of one or two texts) to {ids, types, cut}: token ids and token types, special tokens
+ * included, at most `maxLength` of them, and whether the row had more.
  * @param Tokenizer the class of @huggingface/tokenizers
  * @param {object} rules what tokenizer.json holds
  */
@@ -92,12 +92,13 @@ export function makeEncoder(Tokenizer, rules, maxLength) {
   return (texts) => {
     let [first, second = null] = texts.map((text) => tokenizer.tokenize(text, { add_special_tokens: false }));
     const special = assemble([], second && []).tokens.length;
+    const length = first.length + (second?.length ?? 0);
     const [a, b] = lengthsThatFit(first.length, second?.length ?? 0, maxLength - special);
     first = first.slice(0, a);
     second = second?.slice(0, b) ?? null;
     const { tokens, token_type_ids: types } = assemble(first, second);
     const ids = tokens.map((token) => tokenizer.token_to_id(token) ?? tokenizer.model.unk_token_id);
-    return { ids, types: types ?? ids.map(() => 0) };
+    return { ids, types: types ?? ids.map(() => 0), cut: a + b < length };
   };
 }
 
@@ -132,12 +133,12 @@ export async function openModel(runtime, graph, name, encode, manifest) {
     return { logits: Array.from(logits.data), milliseconds };
   });
 
-  /** The answer to one row: label, probabilities in the labels' order, number of tokens, and the encoding itself. */
+  /** The answer to one row: label, probabilities in the labels' order, number of tokens, whether the row was cut. */
   async function classify(texts) {
     const encoding = encode(texts);
     const probabilities = softmax((await run(feed(encoding))).logits);
     const best = probabilities.indexOf(Math.max(...probabilities));
-    return { label: manifest.labels[best], probabilities, tokens: encoding.ids.length, encoding };
+    return { label: manifest.labels[best], probabilities, tokens: encoding.ids.length, cut: encoding.cut };
   }
 
   return { bytes: graph.length, encode, feed, run, classify };

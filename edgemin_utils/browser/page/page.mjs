@@ -121,8 +121,8 @@ async function answer() {
   return found;
 }
 
-function showAnswer({ label, probabilities, tokens }) {
-  const { labels, max_length: limit } = page.manifest;
+function showAnswer({ label, probabilities, tokens, cut }) {
+  const { labels } = page.manifest;
   const best = labels.indexOf(label);
   element("verdict").textContent = `${label}, ${percent(probabilities[best])}`;
   element("bars").replaceChildren(...labels.map((name, index) => {
@@ -135,8 +135,8 @@ function showAnswer({ label, probabilities, tokens }) {
     item.append(made("span", name), made("span", percent(probabilities[index])), track);
     return item;
   }));
-  element("state").textContent = tokens < limit ? `${tokens} tokens`
-    : `${tokens} tokens, the most that this model reads; what is longer is cut`;
+  element("state").textContent = cut ? `The first ${tokens} tokens; the rest is beyond what this model reads`
+    : `${tokens} tokens`;
 }
 
 // ---- size and speed ----
@@ -150,7 +150,7 @@ function showComparison() {
   if (graph) {
     element("load-float32").textContent = `Load the FP32 model (${megabytes(graph.bytes)})`;
     element("size").cells[2].textContent = megabytes(graph.bytes);
-    element("size").cells[3].textContent = `${ratio(graph.bytes, models.bundle.bytes)} smaller`;
+    showRatio(element("size").cells[3], graph.bytes, models.bundle.bytes, "smaller", "larger");
   }
 }
 
@@ -176,8 +176,8 @@ async function measureOnce() {
       results[row] = await timeInTurn(loaded.map((model, index) => () => model.run(feeds[index])));
       showLatency(row, results[row]);
     }
-    head("own-length", "Latency, your text", `${encodings[0].ids.length} tokens`);
-    head("fixed-length", `Latency, 1x${fixed}`, fixed < FIXED_LENGTH ? "its longest input" : "");
+    head("own-length", "Latency of your text", `${encodings[0].ids.length} tokens`);
+    head("fixed-length", `Latency at 1x${fixed}`, fixed < FIXED_LENGTH ? "its longest input" : "");
     const tokenizing = summary(Array.from({ length: MOST_ROUNDS }, () => clock(() => models.bundle.encode(texts))));
     element("protocol").textContent = `Median, IQR and number of runs in this browser after ${WARMUP_ROUNDS} ` +
       `warm-ups, one thread, model alone; tokenizing your text takes ${milliseconds(tokenizing.median)} more. ` +
@@ -191,14 +191,22 @@ async function measureOnce() {
 function showLatency(row, results) {
   const { cells } = element(row);
   results.forEach(({ median, iqr, runs }, index) => {
-    cells[index + 1].replaceChildren(`${iqr > UNSTEADY * median ? "~ " : ""}${milliseconds(median)}`,
-      made("small", `IQR ${milliseconds(iqr)}, ${runs} runs`));
+    cells[index + 1].replaceChildren(`${iqr > UNSTEADY * median ? "~\u00a0" : ""}${milliseconds(median)}`,
+      made("small", `IQR ${milliseconds(iqr)}`), made("small", `${runs} runs`));
   });
-  if (results.length > 1) cells[3].textContent = faster(results[1].median, results[0].median);
+  if (results.length > 1) showRatio(cells[3], results[1].median, results[0].median, "faster", "slower");
 }
 
 function head(row, text, detail) {
   element(row).cells[0].replaceChildren(text, made("small", detail));
+}
+
+/** What the bundle gains over the FP32 model, whose number stands first, or loses. */
+function showRatio(cell, float32, bundle, gain, loss) {
+  const times = Math.max(float32, bundle) / Math.min(float32, bundle);
+  const even = times < 1.05;
+  cell.replaceChildren(even ? "≈ 1" : `${times.toFixed(1)}×`,
+    made("small", even ? "no difference" : float32 > bundle ? gain : loss));
 }
 
 /** Fetches the FP32 model, answers with both and times them in turn. */
@@ -236,7 +244,7 @@ function showFacts({ fetched, answered }, tokenizerBytes) {
     "Ready after": `${seconds(answered)} from opening the page to the first answer, of which ${seconds(fetched)} ` +
       `went on fetching and checking files`,
     Files: `model.onnx ${megabytes(models.bundle.bytes)}, tokenizer.json ${megabytes(tokenizerBytes)}, ` +
-      `${megabytes(total)} in all; checked by SHA-256`,
+      `${megabytes(total)} in all; what runs was checked by SHA-256`,
     "Longest input": `${limit} tokens`,
     "Measured when made": describe(measured),
     "Where it came from": describe(provenance),
@@ -291,9 +299,8 @@ function clock(call) {
 }
 
 const sentenceCase = (text) => text.charAt(0).toUpperCase() + text.slice(1).replaceAll("_", " ");
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const seconds = (time) => `${(time / 1000).toFixed(2)} s`;
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`;
-const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)} ms`;
-const ratio = (larger, smaller) => `${(larger / smaller).toFixed(1)}×`;
-const faster = (float32, bundle) => float32 >= bundle ? `${ratio(float32, bundle)} faster` : `${ratio(bundle, float32)} slower`;
+// A number and its unit stay on one line: the space between them is a no-break one.
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+const seconds = (time) => `${(time / 1000).toFixed(2)}\u00a0s`;
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)}\u00a0MB`;
+const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)}\u00a0ms`;
