@@ -150,8 +150,8 @@ def _add_demo_options(parser: _Parser) -> None:
     add("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder (default: the newest under outputs/demo)")
     add("--port", type=_seed, default=8000, metavar="N", help="port of the address, 0 for any free one "
         "(default: 8000)")
-    add("--float32", metavar="FILE", help="the .onnx file that the page compares with (default: model-float32.onnx in "
-        "the bundle, else exported from the model it was made from, where that is still there)")
+    add("--float32", metavar="MODEL", help="the float model that the page compares with, an .onnx file or a folder "
+        "(default: the study's stage that the bundle was made from, where that is still there)")
 
 
 def _add_output_option(parser: _Parser) -> None:

@@ -4,9 +4,12 @@ import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import onnxruntime
+import tokenizers
 import torch
 from small_models import small_model
 
@@ -41,7 +44,7 @@ def write_bundle(folder: Path, source: Path) -> Path:
     save_model(model, source, tokenizer)
     quantize(model, "onnx-dynamic-int8-embeddings").save(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    write_manifest(folder, "sst2", provenance={"model": str(source)})
+    write_manifest(folder, "sst2")
     return folder
 
 
@@ -54,14 +57,40 @@ def same_model_for(task: str, bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def write_manifest(bundle: Path, task: str, **changes: Any) -> None:
+def write_manifest(bundle: Path, task: str) -> None:
     """bundle.json of the files that lie in the folder."""
     found = find_task(task)
     contents = {name: (bundle / name).read_bytes() for name in MODEL_FILES}
+    check = [["A warm film.", "A cold one."][:len(found.text_columns)]]
     manifest = {
         "format_version": 1, "task": task, "text_columns": list(found.text_columns), "labels": list(found.labels),
         "max_length": MAX_LENGTH, "inputs": ["input_ids", "attention_mask", "token_type_ids"],
         "files": {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
                   for name, content in contents.items()},
-        "provenance": {}, "measured": {"accuracy": 0.5}, **changes}
+        "measured": {
+            "accuracy": {"dev": {"rows": 1200, "bundle": 0.8125, "pytorch": 0.825, "agreement": 0.975}},
+            "latency": [{"model": model, "input": "1x32", "median_ms": median, "iqr_ms": 0.5, "runs": 30}
+                        for model, median in (("bundle", 2.5), ("pytorch", 40.0))], "processor": "a processor"},
+        "provenance": {"source": "a-model", "steps": ["distill:minilmv2", "prune:gradient-heads-0.2"],
+                       "rows": "the embedded corpus", "edgemin": "0.1.0"},
+        "check": {"texts": check,
+                  "probabilities": python_probabilities(bundle, bundle / "model.onnx", check).tolist()}}
     (bundle / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def python_probabilities(bundle: Path, graph: Path, rows: Sequence[Sequence[str]]) -> np.ndarray:
+    """float64 (rows, labels), by onnxruntime and the tokenizers library, a row at a time as the page does."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_LENGTH)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact products also without VNNI
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    found = []
+    for row in rows:
+        encoded = tokenizer.encode(*row)
+        inputs = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask,
+                  "token_type_ids": encoded.type_ids}
+        logits = session.run(None, {name: np.array([values]) for name, values in inputs.items()})[0][0]
+        powers = np.exp(logits.astype(np.float64) - logits.max())
+        found.append(powers / powers.sum())
+    return np.array(found)

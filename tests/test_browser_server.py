@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgemin_utils.browser import packages as npm
-from edgemin_utils.browser.comparison import Comparison, find_comparison
+from edgemin_utils.browser.comparison import Comparison, find_comparison, source_folder
 from edgemin_utils.browser.demo import newest_bundle, read_manifest
 from edgemin_utils.browser.packages import PACKAGE_FILES, fetch_packages
 from edgemin_utils.browser.server import PAGE_FOLDER, address_of, make_server, page_routes
@@ -153,25 +153,43 @@ def test_a_folder_that_is_no_bundle_is_refused(bundle, tmp_path, capsys):
             read_manifest(bundle)
 
 
-def test_what_a_bundle_is_compared_with(bundle, tmp_path):
-    manifest = {"provenance": {"model": str(tmp_path / "gone")}}
-    assert "is not on this machine" in find_comparison(bundle, manifest, None, tmp_path).missing
-    with pytest.raises(ModelError, match="no file .*other.onnx"):
-        find_comparison(bundle, manifest, tmp_path / "other.onnx", tmp_path)
-    (tmp_path / "gone").mkdir()
-    (tmp_path / "gone" / "config.json").write_text("{}")
-    broken = find_comparison(bundle, manifest, None, tmp_path)
+def test_a_bundle_is_compared_with_the_stage_it_was_made_from(tmp_path):
+    """As long as that stage lies in a study's folder around the bundle, and is the one that it was."""
+    bundle, stage = tmp_path / "sst2" / "seed-0" / "bundle", tmp_path / "sst2" / "seed-0" / "pruning" / "pruned"
+    for folder in (bundle, stage):
+        folder.mkdir(parents=True)
+    provenance = {"source": "sst2/seed-0/pruning/pruned", "fingerprint": "abc"}
+    for content, found in (('{"fingerprint": "abc"}', stage), ('{"fingerprint": "other"}', None), ("{", None)):
+        (stage / "record.json").write_text(content)
+        assert source_folder(bundle, {"provenance": provenance}) == found
+    (stage / "record.json").write_text('{"fingerprint": "abc"}')
+    for changes in ({"source": str(stage)}, {"source": "sst2/../sst2/seed-0/pruning/pruned"}, {"fingerprint": None},
+                    {"source": 7}):
+        assert source_folder(bundle, {"provenance": provenance | changes}) is None
+    assert source_folder(bundle, {}) is None
+    assert "name it with --float32" in find_comparison(bundle, {}, None, tmp_path).missing
+    # The stage holds no model that could be exported.
+    broken = find_comparison(bundle, {"provenance": provenance}, None, tmp_path)
     assert broken.graph is None and broken.missing.startswith("There is no FP32 model to compare with: ")
+
+
+def test_a_float_graph_beside_the_bundle_or_named_comes_first(bundle, tmp_path):
     (bundle / "model-float32.onnx").write_bytes(b"larger")
-    found = find_comparison(bundle, manifest, None, tmp_path)
+    found = find_comparison(bundle, {}, None, tmp_path)
     assert found == Comparison(bundle / "model-float32.onnx")
     assert found.as_record()["graph"] == {"bytes": 6, "sha256": hashlib.sha256(b"larger").hexdigest()}
-    # Another vocabulary comes with the model.
-    given = tmp_path / "gone" / "model.onnx"
+    with pytest.raises(ModelError, match="there is no .*other.onnx"):
+        find_comparison(bundle, {}, tmp_path / "other.onnx", tmp_path)
+    given = tmp_path / "given" / "float.onnx"
+    given.parent.mkdir()
     given.write_bytes(b"given")
-    (tmp_path / "gone" / "tokenizer.json").write_bytes(b"{ }")
-    found = find_comparison(bundle, manifest, given, tmp_path)
-    assert found.files() == {"model.onnx": given, "tokenizer.json": given.with_name("tokenizer.json")}
+    assert find_comparison(bundle, {}, given, tmp_path).files() == {"model.onnx": given}
+    # A model with another vocabulary brings its tokenizer; limits on the length are the bundle's own.
+    rules = given.with_name("tokenizer.json")
+    rules.write_text('{"truncation": {"max_length": 9}}')
+    assert find_comparison(bundle, {}, given, tmp_path).tokenizer is None
+    rules.write_text('{"model": {"type": "BPE"}}')
+    assert find_comparison(bundle, {}, given, tmp_path).files() == {"model.onnx": given, "tokenizer.json": rules}
 
 
 # ---- the command --------------------------------------------------------------------------------------------------
@@ -184,7 +202,7 @@ def test_the_command_serves_until_it_is_stopped(bundle, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "edgemin_utils", "demo", str(bundle), "--port"]
     process = subprocess.Popen([*command, "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert process.stdout.readline() == f"bundle: {bundle}\n"
+        assert process.stdout.readline() == f"bundle: {bundle}; preparing its page\n"
         assert process.stdout.readline().startswith("There is no FP32 model to compare with")
         address = re.match(r"open (http://127\.0\.0\.1:\d+/) in a browser", process.stdout.readline()).group(1)
         assert fetch(f"{address}bundle/model.onnx")[1] == b"graph"

@@ -22,7 +22,7 @@ def serve_demo(bundle: str | None, port: int, float32: str | None = None) -> Non
     Args:
         bundle: the bundle's folder; None takes the newest of the demo study.
         port: 0 takes a free one.
-        float32: the .onnx file to compare with; None looks for one (see `find_comparison`).
+        float32: the .onnx file or model folder to compare with; None looks for one (see `find_comparison`).
 
     Raises:
         ModelError: there is no bundle, or no such file.
@@ -31,12 +31,12 @@ def serve_demo(bundle: str | None, port: int, float32: str | None = None) -> Non
     """
     folder = Path(bundle).expanduser() if bundle else newest_bundle(study_folder(None, "demo"))
     manifest = read_manifest(folder)
+    print(f"bundle: {folder}; preparing its page", flush=True)
     packages = fetch_packages(project_folder() / CACHE)
     with tempfile.TemporaryDirectory() as temporary:
         comparison = find_comparison(folder, manifest, Path(float32).expanduser() if float32 else None,
                                      Path(temporary))
         with make_server(page_routes(folder, packages, comparison), port) as server:
-            print(f"bundle: {folder}")
             if comparison.missing:
                 print(comparison.missing)
             print(f"open {address_of(server)} in a browser; Ctrl-C stops the server", flush=True)

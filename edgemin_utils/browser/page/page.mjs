@@ -2,12 +2,14 @@
 
 import { DemoError, fetchChecked, fetchJson, fetchManifest, firstLine, makeEncoder, openModel, requireWebAssembly,
   RESTART } from "./classifier.mjs";
+import { manifestFacts, megabytes, milliseconds, percent, seconds } from "./facts.mjs";
 import { ofLength, summary, timeInTurn, MOST_ROUNDS, WARMUP_ROUNDS } from "./latency.mjs";
 
 const BUNDLE = "bundle/";
 const FLOAT32 = "float32/";
 const FIXED_LENGTH = 128;
 const TYPING_PAUSE = 250; // milliseconds without a key after which the text is classified
+const CHECK_TOLERANCE = 0.05; // how far probabilities may lie from those where the bundle was made, as in classify.py
 const UNSTEADY = 0.1; // an IQR above this share of the median is marked, as in the study's tables
 const FIRST_TEXTS = { 1: ["A warm, funny film that never outstays its welcome."],
   2: ["Somebody is playing a guitar on the stage.", "Somebody is making music."] };
@@ -43,7 +45,7 @@ async function start() {
     models.bundle = await openModel(libraries.runtime, graph, "model.onnx", encode, manifest);
     makeFields(manifest.text_columns);
     const first = await answer();
-    showFacts({ fetched, answered: performance.now() }, rules.length);
+    await showFacts({ fetched, answered: performance.now() }, rules.length);
     showComparison();
     for (const id of ["fields", "classify"]) element(id).disabled = false;
     measure().catch(fail);
@@ -236,38 +238,33 @@ function showAgreement(found, other) {
 
 // ---- what the bundle says of itself ----
 
-function showFacts({ fetched, answered }, tokenizerBytes) {
-  const { task, labels, max_length: limit, files, measured, provenance } = page.manifest;
+async function showFacts({ fetched, answered }, tokenizerBytes) {
+  const { task, labels, max_length: limit, files, models: described, check } = page.manifest;
   const total = Object.values(files).reduce((sum, file) => sum + file.bytes, 0);
   const facts = {
-    Task: `${task}: ${labels.join(", ")}`,
+    Task: `${task}: ${labels.join(", ")}; texts are cut at ${limit} tokens`,
     "Ready after": `${seconds(answered)} from opening the page to the first answer, of which ${seconds(fetched)} ` +
-      `went on fetching and checking files`,
+      "went on fetching and checking files",
     Files: `model.onnx ${megabytes(models.bundle.bytes)}, tokenizer.json ${megabytes(tokenizerBytes)}, ` +
       `${megabytes(total)} in all; what runs was checked by SHA-256`,
-    "Longest input": `${limit} tokens`,
-    "Measured when made": describe(measured),
-    "Where it came from": describe(provenance),
+    Model: described?.["model.onnx"]?.what,
+    ...manifestFacts(page.manifest),
+    "Same as where it was made": check && await checkAnswers(check),
   };
   for (const [name, text] of Object.entries(facts)) {
     if (text) element("facts").append(made("dt", name), made("dd", text));
   }
-  const { versions } = page.libraries.runtime.env;
-  element("versions").textContent = `onnxruntime-web ${versions.web}. Everything comes from this machine's own ` +
-    "server; the page asks no other.";
+  element("versions").textContent = `onnxruntime-web ${page.libraries.runtime.env.versions.web}. Everything comes ` +
+    "from this machine's own server; the page asks no other.";
 }
 
-/** Any JSON value as text: "name: value" joined by commas, names without underscores, shares called accuracy in %. */
-function describe(value, name = "") {
-  if (value === null || value === undefined) return "";
-  if (Array.isArray(value)) return value.map((item) => describe(item)).join(", ");
-  if (typeof value === "object") {
-    return Object.entries(value).map(([key, item]) => [key, describe(item, key)]).filter(([, text]) => text)
-      .map(([key, text]) => `${key.replaceAll("_", " ")}: ${text}`).join("; ");
-  }
-  if (typeof value !== "number") return String(value);
-  if (name.includes("accuracy") && value <= 1) return percent(value);
-  return Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+/** How near this browser's probabilities of the bundle's check texts come to those of the machine that made it. */
+async function checkAnswers({ texts, probabilities }) {
+  const answers = await each(texts, models.bundle.classify);
+  const furthest = Math.max(...answers.flatMap((answer, row) =>
+    answer.probabilities.map((value, label) => Math.abs(value - probabilities[row][label]))));
+  return `${furthest <= CHECK_TOLERANCE ? "yes" : "no"}: probabilities of ${texts.length} check texts differ by at ` +
+    `most ${furthest.toFixed(4)}`;
 }
 
 // ---- small things ----
@@ -298,9 +295,6 @@ function clock(call) {
   return performance.now() - start;
 }
 
-const sentenceCase = (text) => text.charAt(0).toUpperCase() + text.slice(1).replaceAll("_", " ");
-// A number and its unit stay on one line: the space between them is a no-break one.
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
-const seconds = (time) => `${(time / 1000).toFixed(2)}\u00a0s`;
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)}\u00a0MB`;
-const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)}\u00a0ms`;
+function sentenceCase(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1).replaceAll("_", " ");
+}
