@@ -18,7 +18,7 @@ export function manifestFacts({ measured = {}, provenance = {} }) {
 
 function accuracy({ accuracy: splits = {} }) {
   return Object.entries(splits).map(([split, { rows, bundle, pytorch, agreement }]) =>
-    `${percent(bundle)} of ${rows.toLocaleString("en")} rows of ${split} (before it was made smaller ${percent(pytorch)}; ` +
+    `${percent(bundle)} of ${rows.toLocaleString("en")} rows of ${split} (the PyTorch model ${percent(pytorch)}; ` +
     `${percent(agreement)} answered alike)`).join("; ") || undefined;
 }
 

@@ -263,8 +263,8 @@ async function checkAnswers({ texts, probabilities }) {
   const answers = await each(texts, models.bundle.classify);
   const furthest = Math.max(...answers.flatMap((answer, row) =>
     answer.probabilities.map((value, label) => Math.abs(value - probabilities[row][label]))));
-  return `${furthest <= CHECK_TOLERANCE ? "yes" : "no"}: probabilities of ${texts.length} check texts differ by at ` +
-    `most ${furthest.toFixed(4)}`;
+  return `${furthest <= CHECK_TOLERANCE ? "yes" : "no"}: probabilities of ${texts.length} check texts differ by ` +
+    `${furthest < 1e-4 ? "less than 0.0001" : `at most ${furthest.toFixed(4)}`}`;
 }
 
 // ---- small things ----
