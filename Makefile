@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab benchmarks paper-numbers lint clean
+.PHONY: help study status report test lab demo benchmarks paper-numbers lint clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ test: $(INSTALLED) ## the whole test suite
 lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_teacher.ipynb $(ARGS)
 
+demo: $(INSTALLED) ## the newest bundle in a browser, or ARGS=FOLDER: prints the address (needs npm once)
+	$(BIN)/edgemin demo $(ARGS)
+
 benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
@@ -44,8 +47,8 @@ paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/python -m ruff check .
 
-clean: ## remove .venv; results in outputs/ stay
-	rm -rf $(VENV)
+clean: ## remove .venv and the page's packages; results in outputs/ stay
+	rm -rf $(VENV) .browser
 
 # The stamp is written last, so that an interrupted install is taken up again. setuptools is among the pinned
 # packages, so the package itself needs no build environment of its own.

@@ -82,6 +82,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         ("publish", _publish, "a finished study without its weights into outputs/reference, and its numbers into the "
          "README's marked place"),
         ("measure", _measure, "the full sheet of a model: parameters, bytes, operations, latency, memory, energy"),
+        ("demo", _demo, "a bundle in the browser: serves its page on this machine and prints the address"),
         ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
     ):
         known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
@@ -98,6 +99,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
     _add_output_option(known["publish"])
     _add_recommend_options(known["recommend"])
     _add_measure_options(known["measure"])
+    _add_demo_options(known["demo"])
     return parser, known
 
 
@@ -159,6 +161,15 @@ def _add_measure_options(parser: _Parser) -> None:
     add("--no-compile", action="store_true", help="leave torch.compile out (default: it is timed where it works)")
     add("--no-memory", action="store_true", help="leave peak memory out (default: it is measured)")
     add("--json", metavar="FILE", help="also write the sheet as JSON (default: none)")
+
+
+def _add_demo_options(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder (default: the newest under outputs/demo)")
+    add("--port", type=_seed, default=8000, metavar="N", help="port of the address, 0 for any free one "
+        "(default: 8000)")
+    add("--float32", metavar="MODEL", help="the float model that the page compares with, an .onnx file or a folder "
+        "(default: the study's stage that the bundle was made from, where that is still there)")
 
 
 def _add_output_option(parser: _Parser) -> None:
@@ -330,6 +341,13 @@ def _measure(options: argparse.Namespace) -> int:
     if options.json:
         write_json(Path(options.json), sheet)
         print(f"sheet: {options.json}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from edgemin_utils.browser.demo import serve_demo
+
+    serve_demo(options.bundle, options.port, options.float32)
     return 0
 
 

@@ -150,7 +150,7 @@ def test_the_environment_is_made_once_and_again_when_pins_change(clone):
     for target, command in (("study", ".venv/bin/edgemin run"), ("test", ".venv/bin/python -m pytest"),
                             ("lab", "-m jupyterlab"), ("report", ".venv/bin/edgemin report"),
                             ("benchmarks", "-m edgemin_utils.benchmark"),
-                            ("paper-numbers", "-m edgemin_utils.paper")):
+                            ("paper-numbers", "-m edgemin_utils.paper"), ("demo", ".venv/bin/edgemin demo")):
         shown = make(clone, "--dry-run", target)
         assert command in shown.stdout and "pip install" not in shown.stdout, (target, shown.stderr)
     later = (clone / ".venv" / ".installed").stat().st_mtime + 10
