@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab demo benchmarks paper-numbers lint clean
+.PHONY: help study status report test lab demo benchmarks paper-numbers reference lint clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,12 @@ benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the
 
 paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
+
+reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...
+	@test -n "$(DATA_DIR)" -a -n "$(TEACHER_DIR)" || { \
+		echo "Name GLUE's folder and the teacher's: make reference DATA_DIR=... TEACHER_DIR=..." >&2; exit 1; }
+	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
+	$(BIN)/python -m edgemin_utils.paper --publish
 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/python -m ruff check .
