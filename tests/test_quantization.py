@@ -96,6 +96,15 @@ def test_saved_and_reloaded_model_gives_the_same_logits(name, quantized, folders
 
 
 @pytest.mark.parametrize("name", EVERY_SCHEME)
+def test_loading_draws_no_random_weights_first(name, folders):
+    """A float model that is built only to be overwritten costs time and most of the peak memory."""
+    before = torch.get_rng_state()
+    reloaded = load_model(folders[name])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_meta for tensor in (*reloaded.parameters(), *reloaded.buffers()))
+
+
+@pytest.mark.parametrize("name", EVERY_SCHEME)
 def test_weights_layers_and_bytes_add_up(name, model, folders):
     reloaded = load_model(folders[name])
     table = layer_table(model, reloaded)

@@ -95,12 +95,13 @@ def _undistilled(chain: Chain, final: Record) -> Record | None:
     return alike[0] if alike else chain.models.get("distillation/none")
 
 
-def _is_papers(chain: Chain) -> bool:
-    """Whether a chain's teacher and student are the paper's architectures."""
+def _is_papers(chain: Chain, final: Record) -> bool:
+    """Whether a chain's teacher, and the student that its final model was made from, are the paper's architectures."""
     def shape(model: Mapping[str, Any]) -> tuple:
         return model["family"], model["layers"], model["hidden_size"]
 
-    return (shape(chain.models[TEACHER].results["model"]), shape(_final(chain).results["model"])) == (
+    student = chain.models.get(f"distillation/{final.content['student']}", final)
+    return (shape(chain.models[TEACHER].results["model"]), shape(student.results["model"])) == (
         ("distilbert", 6, 768), ("bert", 12, 384))
 
 

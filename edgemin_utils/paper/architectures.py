@@ -74,8 +74,8 @@ def nearest_fifth(model: nn.Module, ratio: float = HEAD_RATIO) -> list[int]:
 
 
 def honest_form(student: nn.Module) -> nn.Module:
-    """A copy with all the cuts of `recipe=honest`. Which neurons go does not matter to any cost, and the vocabulary is as
-    large as the recipe lets it be: no text is looked at."""
+    """A copy with all the cuts of `recipe=honest`. Which neurons go does not matter to any cost, and the vocabulary is
+    as large as the recipe lets it be: no text is looked at."""
     cut, plain = ModelCut(copy.deepcopy(student)), load_settings("paper")
     for name in (step.removeprefix("prune:") for step in RECIPES[HONEST_RECIPE] if step.startswith("prune:")):
         settings = dataclasses.replace(plain, **read_cut(name))

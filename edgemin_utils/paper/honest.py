@@ -1,8 +1,8 @@
 """Making the claims true: the model of `recipe=honest` at the paper's sizes, and the claims held against it.
 
 The recipe cuts the paper's student and quantizes it whole: half of the layers, half of the neurons of those that stay,
-all but 11,000 tokens of the vocabulary, then INT8 with the word embedding. What that costs depends on shapes alone and is
-counted and timed here; what it loses in accuracy is read from studies that ran the recipe on real weights.
+all but 11,000 tokens of the vocabulary, then INT8 with the word embedding. What that costs depends on shapes alone and
+is counted and timed here; what it loses in accuracy is read from studies that ran the recipe on real weights.
 """
 
 import tempfile
@@ -77,8 +77,8 @@ def honest_counts(models: PaperModels) -> dict[str, Any]:
 
 
 def save_honest(model: nn.Module, folder: Path) -> None:
-    """Writes the quantized honest model as it would be deployed. With random weights no tokenizer belongs to it; a made-up
-    one of as many tokens takes as much memory."""
+    """Writes the quantized honest model as it would be deployed. With random weights no tokenizer belongs to it; a
+    made-up one of as many tokens takes as much memory."""
     size = model.config.vocab_size
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = [*special, "a", "text", *(f"word{number}" for number in range(size - len(special) - 2))]
@@ -125,7 +125,7 @@ def _measured(timing: Mapping[str, Any] | None) -> list[MadeTrue]:
 
 
 def latency_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """C6: paper's final model, honest model, and whether the interval of the latter lies at 44 % or above everywhere."""
+    """C6: final model, honest model, and whether the interval of the latter lies at 44 % or above everywhere."""
     def text(row: Mapping[str, Any]) -> str:
         value, low, high = (100 * (1 - 1 / row[name]) for name in ("ratio", "low", "high"))
         return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
@@ -135,7 +135,7 @@ def latency_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
 
 
 def speed_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """C13: paper's final model, honest model, and whether the interval of the latter lies at 3x or above everywhere."""
+    """C13: final model, honest model, and whether the interval of the latter lies at 3x or above everywhere."""
     ms = {(row["model"], row["input"]): row["median_ms"] for row in timing["latency"]}
 
     def text(row: Mapping[str, Any]) -> str:
@@ -146,7 +146,7 @@ def speed_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
 
 
 def memory_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """C14: paper's final model, honest model, and whether the latter's peak is 70 % lower and below 200 MB."""
+    """C14: final model, honest model, and whether the latter's peak is 70 % lower and below 200 MB."""
     teacher, final, honest = (_of(timing["memory"], name)[0] for name in ("teacher", "final model", HONEST))
 
     def text(row: Mapping[str, Any]) -> str:
@@ -163,8 +163,9 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> MadeTrue:
     if not rows:
         return MadeTrue("C7, C12", claim, "", "no study at hand ran the recipe", NOT_RUN, function)
     models = "" if all(row["papers_models"] for row in rows) else "on other models than the paper's: "
-    ours = "; ".join(f"{row['task']} {_share(row, 'accuracy')}, {_share(row, 'kept')} of the teacher's ({row['profile']} "
-                     f"profile, {row['seeds']} seed{'s' * (row['seeds'] > 1)})" for row in rows)
+    ours = "; ".join(
+        f"{row['task']} {_share(row, 'accuracy')}, {_share(row, 'kept')} of the teacher's ({row['profile']} profile, "
+        f"{row['seeds']} seed{'s' * (row['seeds'] > 1)})" for row in rows)
     paper = "; ".join(f"{row['task']} {_share(row, 'paper_accuracy')}, {_share(row, 'paper_kept')} of the teacher's"
                       for row in rows if row.get("paper_accuracy") is not None)
     return MadeTrue("C7, C12", claim, f"{models if paper else ''}{paper}", f"{models}{ours}",
@@ -175,10 +176,10 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> MadeTrue:
 def honest_note(counts: Mapping[str, Any]) -> str:
     """How the honest model is made, one sentence or two."""
     seen = ", ".join(f"{task} {tokens:,} ({rows:,} rows)" for task, (rows, tokens) in TOKENS_SEEN.items())
-    return (f"recipe=honest is {', '.join(counts['recipe'])}. At the paper's sizes that leaves {counts['layers']} of 12 "
-            f"layers, {counts['neurons']} of 1,536 neurons a layer and {counts['vocabulary']:,} of 30,522 tokens. The "
-            f"vocabulary is limited because the tokens that train rows need differ by task: {seen}; rarer words fall "
-            "into shorter pieces.")
+    return (f"recipe=honest is {', '.join(counts['recipe'])}. At the paper's sizes that leaves {counts['layers']} of "
+            f"12 layers, {counts['neurons']} of 1,536 neurons a layer and {counts['vocabulary']:,} of 30,522 tokens. "
+            f"The vocabulary is limited because the tokens that train rows need differ by task: {seen}; rarer words "
+            "fall into shorter pieces.")
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], text: Any) -> tuple[str, str]:

@@ -6,6 +6,7 @@ products alone. Attention is FP32 with and without it, so that the heads that ar
 larger share of the shorter one.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,15 +22,14 @@ from edgemin_utils.paper.architectures import PaperModels
 from edgemin_utils.quantization import quantize
 from edgemin_utils.statistics import functions_of_medians
 
+PRODUCTS = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
 PRECISIONS, FORMS = ("fp32", "int8"), ("whole", "pruned")
-# Products and parts are short, so a hundred rounds are cheap.
-PARTS_PROTOCOL = Protocol("parts", warm_up=3, runs=100, seconds=0.0)
 
 
 # ---- the additive model -----------------------------------------------------------------------------------------
 
 
-def time_parts(rows: int, models: PaperModels, threads: int, protocol: Protocol = PARTS_PROTOCOL) -> LatencyResult:
+def time_parts(rows: int, models: PaperModels, threads: int, protocol: Protocol) -> LatencyResult:
     """Whole models, their products and their attention, all in the same rounds, on one row of `rows` tokens.
 
     The products of all layers run one after another, as in the model: one layer's weights, timed again and again, would
@@ -41,7 +41,7 @@ def time_parts(rows: int, models: PaperModels, threads: int, protocol: Protocol 
     inputs = fixed_inputs(1, rows, models.student.config.vocab_size)
     calls: dict[str, Callable[[Any], Any]] = {}
     for (precision, form), model in of.items():
-        calls[f"model {precision} {form}"] = lambda _, predict=predictor(model): predict(inputs)
+        calls[f"model {precision} {form}"] = functools.partial(_call, predictor(model), inputs)
         calls[f"products {precision} {form}"] = _products(model, rows)
     calls |= {f"attention {form}": _attention(of["fp32", form], rows) for form in FORMS}
     return measure_latency(calls, [None], threads, protocol)
@@ -54,11 +54,12 @@ def additive_prediction(timed: LatencyResult, samples: int = 2000) -> dict[str, 
     from the two unpruned models, :math:`R_q = t_{q,0} - P_{q,0} - A_0`; no pruned model's time is used.
 
     Returns:
-        predicted, products_alone (attention as without pruning), attention_alone (products as without pruning), measured
-        (of the models in the same rounds), each also with _low and _high.
+        predicted, products_alone (attention as without pruning), attention_alone (products as without pruning),
+        measured (of the models in the same rounds), each also with _low and _high.
     """
-    found = functions_of_medians([timed.of(name) for name in timed.names],
-                                 lambda medians: _interactions(dict(zip(timed.names, medians, strict=True))), samples=samples)
+    found = functions_of_medians(
+        [timed.of(name) for name in timed.names],
+        lambda medians: _interactions(dict(zip(timed.names, medians, strict=True))), samples=samples)
     names = ("predicted", "products_alone", "attention_alone", "measured")
     return {f"{name}{end}": value for name, item in zip(names, found, strict=True)
             for end, value in (("", item.value), ("_low", item.low), ("_high", item.high))}
@@ -82,13 +83,15 @@ def rest_of(ms: Mapping[str, float], precision: str, form: str = "whole") -> flo
     return ms[f"model {precision} {form}"] - ms[f"products {precision} {form}"] - ms[f"attention {form}"]
 
 
+def _call(predict: Callable[[Any], Any], inputs: Any, _: Any) -> Any:
+    return predict(inputs)
+
+
 def _products(model: nn.Module, rows: int) -> Callable[[Any], Any]:
     """A function that runs every matrix product of the encoder layers once, in the model's order."""
-    states = {size: torch.randn(1, rows, size) for layer in encoder_layers(model)
-              for size in (layer.query.in_features, layer.attention_output.in_features, layer.feed_forward_out.in_features)}
-    steps = [(module, states[module.in_features]) for layer in encoder_layers(model)
-             for module in (layer.query, layer.key, layer.value, layer.attention_output, layer.feed_forward_in,
-                            layer.feed_forward_out)]
+    modules = [getattr(layer, name) for layer in encoder_layers(model) for name in PRODUCTS]
+    states = {size: torch.randn(1, rows, size) for size in {module.in_features for module in modules}}
+    steps = [(module, states[module.in_features]) for module in modules]
 
     def run(_: Any) -> None:
         for module, given in steps:
@@ -113,7 +116,7 @@ def _attention(model: nn.Module, rows: int) -> Callable[[Any], Any]:
 
 
 def time_products(rows: int, widths: Sequence[int], hidden_size: int, threads: int,
-                  protocol: Protocol = PARTS_PROTOCOL) -> list[dict[str, Any]]:
+                  protocol: Protocol) -> list[dict[str, Any]]:
     """Times products of `rows` tokens over a range of widths, FP32 and dynamic INT8, in turns.
 
     Two directions: "into heads" is hidden size -> width, as query, key and value; "out of heads" is width -> hidden

@@ -15,13 +15,7 @@ from edgemin_utils.measurement.memory import peak_memory
 from edgemin_utils.measurement.roofline import Peaks, measure_peaks, with_bound, work_of_model
 from edgemin_utils.paper.architectures import PaperModels
 from edgemin_utils.paper.honest import HONEST, save_honest
-from edgemin_utils.paper.interaction import (
-    PARTS_PROTOCOL,
-    additive_prediction,
-    medians_ms,
-    time_parts,
-    time_products,
-)
+from edgemin_utils.paper.interaction import additive_prediction, medians_ms, time_parts, time_products
 from edgemin_utils.quantization import save_quantized
 from edgemin_utils.statistics import Estimate, bootstrap_interval_of_interaction
 
@@ -39,8 +33,7 @@ Say = Callable[[str], None]
 
 def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda text: None,
                   lengths: Sequence[int] = LENGTHS, widths: Sequence[int] = WIDTHS,
-                  parts_protocol: Protocol = PARTS_PROTOCOL, memory_runs: int = 1, samples: int = 2000,
-                  repeats: int = 1) -> dict[str, Any]:
+                  memory_runs: int = 1, samples: int = 2000, repeats: int = 1) -> dict[str, Any]:
     """Every measurement, with one thread.
 
     Args:
@@ -56,15 +49,17 @@ def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda tex
     found: dict[str, Any] = {"protocol": vars(protocol).copy(), "threads": THREADS, "products": [], "parts": []}
     say("peak speed and bandwidth")
     peaks = measure_peaks(THREADS)
+    # Parts and products are short, and a hundred rounds of them are enough; a quick look has fewer.
+    short = Protocol(f"{protocol.name}, parts", min(3, protocol.warm_up), min(100, protocol.runs), seconds=0.0)
     runs = [measure_latencies(models, protocol, peaks, lengths, samples, say) for _ in range(repeats)]
     found |= {**runs[0], "repeated": repeated_ratios(runs) if repeats > 1 else []}
     for length in lengths:
         name = f"1x{length}"
         say(f"products, attention and the rest of {name}")
-        timed = time_parts(length, models, THREADS, parts_protocol)
+        timed = time_parts(length, models, THREADS, short)
         found["parts"].append({"input": name, "parts_ms": medians_ms(timed), **additive_prediction(timed, samples)})
         say(f"matrix products of {length} rows, {len(widths)} widths")
-        products = time_products(length, widths, models.student.config.hidden_size, THREADS, parts_protocol)
+        products = time_products(length, widths, models.student.config.hidden_size, THREADS, short)
         found["products"] += [{"input": name, **row} for row in products]
     say("peak memory of fresh processes")
     found["memory"] = peak_memories(models, max(lengths), memory_runs)
