@@ -38,7 +38,7 @@ lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
-paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
+paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
 
 lint: $(INSTALLED) ## ruff

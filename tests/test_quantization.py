@@ -16,7 +16,7 @@ from edgemin_utils.config import EVERY_SCHEME
 from edgemin_utils.encoders import describe_model, encoder_layers, input_names
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.measurement.memory import peak_memory
-from edgemin_utils.measurement.operations import closed_formula_macs, count_operations
+from edgemin_utils.measurement.operations import closed_formula_macs, count_operations, macs_by_precision
 from edgemin_utils.measurement.parameters import (
     bytes_by_part,
     framework_parameters,
@@ -126,6 +126,9 @@ def test_shape_and_operations_are_those_of_the_float_model(name, model, folders)
     assert describe_model(reloaded) == describe_model(model)
     counted = count_operations(reloaded, 1, 9)
     assert counted["macs"] == closed_formula_macs(model, 1, 9)
+    alike = "dynamic-int8" if "int8" in name else "weight-int4"  # what its bound on this machine is computed from
+    assert macs_by_precision(reloaded, 1, 9) == macs_by_precision(load_model(folders[alike]), 1, 9)
+    assert bool(macs_by_precision(reloaded, 1, 9)["int8"]) == ("int8" in name)
     # INT4 computes in float32 and is counted as it is; no tool sees into ONNX Runtime.
     assert ("int4" not in name) == bool(counted["note"])
     assert counted["fvcore_macs"] is None or not name.startswith("onnx")

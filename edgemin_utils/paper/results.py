@@ -153,8 +153,8 @@ def memory_table(record: Mapping[str, Any]) -> Table:
 def repeatability_table(record: Mapping[str, Any]) -> Table:
     """Every ratio of the runs of the latency protocol, side by side."""
     rows = [{"ratio": row["ratio"], "model": row["model"], "input": row["input"],
-             **{f"run {number}": value for number, value in enumerate(row["runs"], start=1)},
-             "disagreement_percent": 100 * row["disagreement"]} for row in record["timing"]["repeated"]]
+             **{f"run {number}": f"{value:.3f}" for number, value in enumerate(row["runs"], start=1)},
+             "apart": f"{100 * row['disagreement']:.1f} %"} for row in record["timing"]["repeated"]]
     return Table("repeatability", "The latency protocol run again", pd.DataFrame(rows),
                  (repeatability_sentence(record),))
 
@@ -210,15 +210,19 @@ def interaction_sentence(record: Mapping[str, Any]) -> str:
         share = {precision: 100 * less / ms[f"model {precision} whole"] for precision in PRECISIONS}
         saved = {precision: 100 * (1 - ms[f"products {precision} pruned"] / ms[f"products {precision} whole"])
                  for precision in PRECISIONS}
+        moved = {precision: rest_of(ms, precision, "pruned") - rest_of(ms, precision) for precision in PRECISIONS}
         parts.append(
             f"at {row['input']} pruning takes {less:.2f} ms from attention, which is {share['fp32']:.1f} % of the FP32 "
             f"and {share['int8']:.1f} % of the INT8 student's time, and {saved['fp32']:.1f} % from the products in "
             f"FP32 and {saved['int8']:.1f} % in INT8; added up that predicts an interaction of {row['predicted']:.3f} "
             f"[{row['predicted_low']:.3f}, {row['predicted_high']:.3f}] (attention alone {row['attention_alone']:.3f}, "
             f"products alone {row['products_alone']:.3f}), where whole models show {whole['ratio']:.3f} "
-            f"[{whole['low']:.3f}, {whole['high']:.3f}] and {row['measured']:.3f} in the rounds of the parts")
-    return ("A forward's time is that of its products, of attention, which stays FP32, and of the rest, which pruning "
-            f"leaves as it is. Timed by themselves, {'; '.join(parts)}. {width_sentence(record)}")
+            f"[{whole['low']:.3f}, {whole['high']:.3f}] and {row['measured']:.3f} "
+            f"[{row['measured_low']:.3f}, {row['measured_high']:.3f}] in the rounds of the parts; the rest differs by "
+            f"{moved['fp32']:+.2f} ms in FP32 and {moved['int8']:+.2f} ms in INT8")
+    return ("A forward's time is that of its products, of attention, which stays FP32, and of the rest, which the "
+            f"prediction takes to be the same with and without pruning. Timed by themselves, {'; '.join(parts)}. "
+            f"{width_sentence(record)}")
 
 
 def width_sentence(record: Mapping[str, Any]) -> str:
