@@ -55,7 +55,7 @@ def build_models(seed: int = 0) -> PaperModels:
         teacher = scratch_model("distilbert", 6, 768, 12, 3072, VOCABULARY, LABELS, POSITIONS).eval()
         student = scratch_model("bert", 12, 384, 12, 1536, VOCABULARY, LABELS, POSITIONS).eval()
         pruned, fifth = without_heads(student, heads_of_ratio(student)), without_heads(student, nearest_fifth(student))
-    honest = honest_form(student)
+        honest = honest_form(student)
     return PaperModels(teacher, student, pruned, fifth, quantize(student, "dynamic-int8"),
                        quantize(pruned, "dynamic-int8"), quantize(student, "dynamic-int8-embeddings"),
                        honest, quantize(honest, RECIPES[HONEST_RECIPE][-1].partition(":")[2]))
@@ -75,13 +75,17 @@ def nearest_fifth(model: nn.Module, ratio: float = HEAD_RATIO) -> list[int]:
 
 def honest_form(student: nn.Module) -> nn.Module:
     """A copy with all the cuts of `recipe=honest`. Which neurons go does not matter to any cost, and the vocabulary is
-    as large as the recipe lets it be: no text is looked at."""
+    as large as the recipe lets it be: no text is looked at. Biases and norms, which begin alike, are drawn from torch's
+    global generator: an exported graph stores equal vectors once, and trained ones are not equal."""
     cut, plain = ModelCut(copy.deepcopy(student)), load_settings("paper")
     for name in (step.removeprefix("prune:") for step in RECIPES[HONEST_RECIPE] if step.startswith("prune:")):
         settings = dataclasses.replace(plain, **read_cut(name))
         if settings.prune_vocabulary:
             cut.cut_vocabulary(range(settings.vocabulary_limit))
         cut.cut_round(settings, lambda model, units: find_criterion("magnitude")(model, units=units))
+    with torch.no_grad():
+        for vector in (parameter for parameter in cut.model.parameters() if parameter.dim() == 1):
+            vector.add_(0.02 * torch.randn_like(vector))
     return cut.model
 
 
