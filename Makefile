@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## the newest bundle in a browser, or ARGS=FOLDER: prints the
 benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
-paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
+paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
 
 reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...

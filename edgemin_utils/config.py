@@ -23,7 +23,7 @@ STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measu
 EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
 # Each is a function of pruning/importance.py.
 PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "random")
-PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
+PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|spaced-0\.\d*[1-9]|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
 # What `compared_schemes = all` stands for: the names of quantization.SCHEMES.
 EVERY_SCHEME = (
     "dynamic-int8", "dynamic-int8-embeddings", "onnx-float32", "onnx-dynamic-int8", "onnx-dynamic-int8-channels",
@@ -170,11 +170,14 @@ class Settings:
                                   "least important of all, at least one head a layer stays", stages=("pruning",),
                                   choices=("layer", "global"))
     pruned_layers: str | None = _setting(None, "layers dropped whole: top-2 (the last two), least-2 (the two least "
-                                         "important), or their numbers as in 0-2-4; none: none", stages=("pruning",))
+                                         "important), spaced-0.5 (half of them, what stays evenly spaced), or their "
+                                         "numbers as in 0-2-4; none: none", stages=("pruning",))
     prune_vocabulary: bool = _setting(False, "drop the tokens that no train row (or vocabulary_text) needs; single "
                                       "characters stay, so that any text still tokenizes", stages=("pruning",))
     vocabulary_occurrences: int = _setting(1, "times that a token must be seen there to stay", "occurrences",
                                            ("pruning",))
+    vocabulary_limit: int | None = _setting(None, "tokens that stay at most, those seen most often; none: no limit",
+                                            "tokens", ("pruning",))
     pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
                                    ("pruning",))
     recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
@@ -209,8 +212,8 @@ class Settings:
     sensitivity_rows: int = _setting(256, "hold-out rows on which layers are quantized one at a time", "rows",
                                      ("quantization",))
     recipe: list[str] = _setting(
-        [], "further recipes: names (paper, proposal), or orders of the steps distill, prune, quantize-aware, "
-        "fine-tune and quantize: one as a list, several each joined by +")
+        [], "further recipes: names (paper, proposal, honest), or orders of the steps distill, prune, "
+        "quantize-aware, fine-tune and quantize: one as a list, several each joined by +")
     factorial: bool = _setting(True, "also prune and quantize what the chain's main path leaves out, so that all "
                                "eight of distilled x pruned x quantized exist")
 
@@ -410,9 +413,9 @@ def _check(settings: Settings) -> None:
                  "recovery_learning_rate", "weight_decay"):
         if getattr(settings, name) < 0:
             raise SettingError(f"{name} is {getattr(settings, name)}; it cannot be negative")
-    for name in ("train_rows", "dev_rows"):
+    for name in ("train_rows", "dev_rows", "vocabulary_limit"):
         if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1, or none for all rows")
+            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1, or none for no limit")
     if len(settings.relation_pairs) != len(settings.relation_weights):
         raise SettingError(f"relation_pairs has {len(settings.relation_pairs)} entries and relation_weights "
                            f"{len(settings.relation_weights)}; give one weight a pair")
@@ -442,5 +445,5 @@ def _check_pruning(settings: Settings) -> None:
         if name not in ranking:
             raise SettingError(f"unknown criterion {name!r} in scan_criteria; {nearest(name, ranking)}")
     if settings.pruned_layers is not None and not PRUNED_LAYERS.fullmatch(settings.pruned_layers):
-        raise SettingError(f"pruned_layers is {settings.pruned_layers!r}; write top-2, least-2, numbers as in 0-2-4, "
-                           "or none")
+        raise SettingError(f"pruned_layers is {settings.pruned_layers!r}; write top-2, least-2, spaced-0.5, numbers as "
+                           "in 0-2-4, or none")

@@ -376,6 +376,36 @@ def model_from_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[in
     return model
 
 
+def empty_model(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
+                attention_implementation: str = "sdpa") -> PreTrainedModel:
+    """As `model_from_shapes`, with parameters that have shapes but no memory (torch's meta device), for weights that
+    are read from a file: no random ones are drawn first. Buffers, which no file holds, have their values.
+
+    Raises:
+        ModelError: the shapes do not fit the config's layers.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return model_from_shapes(config, shapes, attention_implementation)
+
+
+def fill_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Makes the tensors, by name, the parameters of an `empty_model`; they are not copied.
+
+    Raises:
+        ModelError: a name or a shape is none of the model's, or a parameter is left without a tensor.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wrong = [name for name, tensor in tensors.items() if shapes.get(name) != tensor.shape]
+    wrong += [name for name in shapes if name not in tensors]
+    if wrong:
+        raise ModelError(f"{len(wrong)} weights do not fit the config or are missing, such as {min(wrong)}")
+    for name, tensor in tensors.items():
+        owner, _, part = name.rpartition(".")
+        setattr(model.get_submodule(owner), part, nn.Parameter(tensor))
+
+
 def _check_kept(kept: Sequence[int], count: int, what: str) -> None:
     if not kept:
         raise ModelError(f"at least one {what} must stay in each layer")

@@ -146,7 +146,8 @@ def _importance_by(run: Run, settings: Settings, rows: TokenizedTask) -> Callabl
 
 def _cut_vocabulary(settings: Settings, cut: ModelCut, rows: TokenizedTask) -> PreTrainedTokenizerBase:
     """The tokenizer without the tokens that are not needed; the cut's model loses their rows."""
-    kept = tokens_in_use(rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences)
+    kept = tokens_in_use(rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences,
+                         settings.vocabulary_limit)
     smaller = cut_tokenizer(rows.tokenizer, kept)
     cut.cut_vocabulary(kept)
     return smaller

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgemin_utils.encoders import encoder_layers, is_exported, structure_of
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of
+from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of, stored_sizes
 
 ONNX_NOTE = ("The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
              "formula holds for the layers' shapes as they were exported.")
@@ -78,12 +78,16 @@ def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
 
 def macs_by_precision(model: nn.Module, batch: int, length: int) -> dict[str, int]:
     """The closed formula apart by the arithmetic that does it: int8 (linear layers that are quantized) and
-    fp32 (the others, and the attention products, which no torch scheme quantizes)."""
+    fp32 (the others, and the attention products, which no scheme quantizes). Of an exported model, layers whose weights
+    take less than two bytes each are the quantized ones."""
+    exported = stored_sizes(model) if is_exported(model) else {}
     model = structure_of(model)
     macs = {"fp32": 0, "int8": 0}
     for name, linear in _linear_layers(model):
         tokens = 1 if part_of(f"{name}.weight") == "head" else length
-        macs["int8" if is_packed(linear) else "fp32"] += tokens * linear.in_features * linear.out_features
+        weights, size = exported.get(f"{name}.weight", (0, 0))
+        precision = "int8" if is_packed(linear) or size < 2 * weights else "fp32"
+        macs[precision] += tokens * linear.in_features * linear.out_features
     macs["fp32"] += length * length * sum(layer.query.out_features + layer.value.out_features
                                           for layer in encoder_layers(model))
     return {precision: batch * count for precision, count in macs.items()}

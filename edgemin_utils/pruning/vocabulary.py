@@ -19,12 +19,16 @@ from transformers import PreTrainedTokenizerFast
 from edgemin_utils.errors import MethodRefused
 
 
-def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1) -> list[int]:
+def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1,
+                  most: int | None = None) -> list[int]:
     """Ids to keep, sorted: tokens seen in `texts` at least `occurrences` times, special and added tokens, and all
     single characters, alone and as continuations.
 
+    Args:
+        most: ids kept at most; the tokens seen most often stay, of equally frequent ones the lower numbers.
+
     Raises:
-        MethodRefused: the tokenizer is not WordPiece.
+        MethodRefused: the tokenizer is not WordPiece, or `most` does not even hold special tokens and characters.
     """
     model = _word_piece(tokenizer)
     prefix = model["continuing_subword_prefix"]
@@ -36,7 +40,13 @@ def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occu
     counts: Counter[int] = Counter()
     for encoding in backend.encode_batch(list(texts), add_special_tokens=False):
         counts.update(encoding.ids)
-    return sorted(kept.union(number for number, count in counts.items() if count >= occurrences))
+    seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
+    if most is not None:
+        if most < len(kept):
+            raise MethodRefused(f"a vocabulary of {most:,} tokens does not hold the {len(kept):,} special tokens and "
+                                "single characters that always stay; allow more")
+        seen = sorted(seen, key=lambda number: (-counts[number], number))[:most - len(kept)]
+    return sorted(kept.union(seen))
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerFast:

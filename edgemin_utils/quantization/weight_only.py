@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PretrainedConfig
 
-from edgemin_utils.encoders import model_from_shapes
+from edgemin_utils.encoders import empty_model, fill_parameters
 from edgemin_utils.quantization.integers import (
     grouped_int4_grid,
     int4_scales,
@@ -55,15 +55,12 @@ class WeightInt4(Scheme):
 
     def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
              attention_implementation: str) -> nn.Module:
-        model = model_from_shapes(config, shapes, attention_implementation).eval()
+        model = empty_model(config, shapes, attention_implementation)
         tensors = load_file(folder / INT4_WEIGHTS_FILE)
-        packed = self._matrices(model)
-        for name, parameter in model.named_parameters():
-            owner = name.removesuffix(".weight")
-            if owner not in packed or name == owner:
-                parameter.data.copy_(tensors[name])
-        for name, module in packed.items():
-            _become_int4(module, tensors[f"{name}.packed_weight"], tensors[f"{name}.weight_scale"])
+        for name, module in self._matrices(model).items():
+            _become_int4(module, tensors.pop(f"{name}.packed_weight"), tensors.pop(f"{name}.weight_scale"))
+            tensors[f"{name}.weight"] = module.weight.detach()
+        fill_parameters(model, tensors)
         return model
 
     def _matrices(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -91,8 +88,7 @@ class Int4Embedding(nn.Embedding):
 def _become_int4(module: nn.Module, packed: torch.Tensor, scales: torch.Tensor) -> None:
     """Makes a linear layer or an embedding one that stores its matrix as INT4, in place."""
     columns = module.weight.shape[1]
-    with torch.no_grad():
-        module.weight.copy_(unpack_int4(packed, columns).float() * spread_scales(scales, columns).float())
+    module.weight = nn.Parameter(unpack_int4(packed, columns).float() * spread_scales(scales, columns).float())
     module.register_buffer("packed_weight", packed, persistent=False)
     module.register_buffer("weight_scale", scales, persistent=False)
     module.__class__ = Int4Linear if isinstance(module, nn.Linear) else Int4Embedding

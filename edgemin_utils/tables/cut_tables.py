@@ -124,7 +124,8 @@ def _way(cut: Mapping[str, Any], criterion: str) -> str:
                 "vocabulary": "prune_vocabulary"}
     kinds = [name for name, setting in settings.items() if cut[setting]]
     if cut["pruned_layers"] and not cut["pruned_layers"].startswith("least"):
-        kinds[kinds.index("layers")] = "top layers" if cut["pruned_layers"].startswith("top") else "named layers"
+        orders = {"top": "top layers", "spaced": "spaced layers"}
+        kinds[kinds.index("layers")] = orders.get(cut["pruned_layers"].partition("-")[0], "named layers")
     rounds = cut["pruning_rounds"]
     return ", ".join([f"{criterion} {' and '.join(kinds)}".strip(),
                       *(["global"] if cut["pruning_scope"] == "global" else []),
