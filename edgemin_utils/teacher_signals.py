@@ -8,13 +8,13 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edgemin_utils.encoders import captured_states, state_width
+from edgemin_utils.encoder_states import captured_states, state_width
 from edgemin_utils.training import Batch, batch_maker, batches, evaluation_mode, model_inputs
 
 
 def teacher_signals(teacher: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Named signals of one batch, without gradients: "logits" (batch, labels), or a state as
-    `encoders.captured_states` names it, such as "query.5" or "hidden.2"."""
+    `encoder_states.captured_states` names it, such as "query.5" or "hidden.2"."""
     states_named = [name for name in names if name != "logits"]
     with evaluation_mode(teacher), torch.no_grad(), captured_states(teacher, states_named) as states:
         with torch.autocast(batch["input_ids"].device.type, enabled=False):

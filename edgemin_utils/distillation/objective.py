@@ -9,7 +9,8 @@ from torch import nn
 
 from edgemin_utils.config import Settings
 from edgemin_utils.distillation.losses import full_precision
-from edgemin_utils.encoders import captured_states, encoder_layers, state_width
+from edgemin_utils.encoder_states import captured_states, state_width
+from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.training import Batch, Phase, model_inputs
 
@@ -40,8 +41,8 @@ class Lesson:
         return self.settings.distillation_epochs + self.settings.prediction_epochs
 
     def projection(self, state: str, teacher_state: str) -> nn.Module:
-        """A matrix from a student state to a teacher state (names as in `encoders.captured_states`), drawn from the
-        seed. Where the two have one size nothing is projected and nothing learned."""
+        """A matrix from a student state to a teacher state (names as in `encoder_states.captured_states`), drawn from
+        the seed. Where the two have one size nothing is projected and nothing learned."""
         size, wanted = state_width(self.student, state), state_width(self.teacher, teacher_state)
         if size == wanted:
             return nn.Identity()

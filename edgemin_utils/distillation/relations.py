@@ -29,7 +29,8 @@ from edgemin_utils.distillation.objective import (
     student_states,
 )
 from edgemin_utils.distillation.soft_targets import prediction_phase
-from edgemin_utils.encoders import captured_states, encoder_layers, layer_number, state_width
+from edgemin_utils.encoder_states import captured_states, state_width
+from edgemin_utils.encoders import encoder_layers, layer_number
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.training import Batch, LossFunction, Phase, model_inputs
 
