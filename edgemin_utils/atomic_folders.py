@@ -60,7 +60,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
         if full:
             raise StorageError(f"the disk that holds {folder.parent} is full; finished stages are kept. Free some "
                                "space or choose another --output-dir, then run the same command again") from error
-        if number in (errno.EACCES, errno.EROFS) and getattr(error, "filename", None):
+        if isinstance(error, OSError) and number in (errno.EACCES, errno.EROFS) and error.filename:
             raise StorageError(f"{error.filename} cannot be written ({error.strerror}); choose another "
                                "--output-dir") from error
         raise

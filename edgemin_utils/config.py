@@ -33,7 +33,8 @@ EVERY_SCHEME = (
 EVERY_FORMAT = ("int8", "int4")
 
 
-def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
+def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (),
+             choices: Iterable[Any] = ()) -> Any:
     metadata = {"meaning": meaning, "unit": unit, "stages": tuple(stages), "choices": tuple(choices)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -325,6 +326,18 @@ def project_folder() -> Path:
 def study_folder(output_dir: str | os.PathLike | None, profile: str) -> Path:
     """Where a study lies: `output_dir`, or `outputs/<profile>` in the project folder when it is empty."""
     return Path(output_dir).expanduser().absolute() if output_dir else project_folder() / "outputs" / profile
+
+
+def path_setting(settings: Settings, name: str) -> Path:
+    """The path that a setting gives, `~` expanded.
+
+    Raises:
+        SettingError: it is not set.
+    """
+    given = getattr(settings, name)
+    if not given:
+        raise SettingError(f"{name} is not set; give it with --{name.replace('_', '-')}")
+    return Path(given).expanduser()
 
 
 def _choose_data_source(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:

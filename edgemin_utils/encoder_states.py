@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import embeddings_of, encoder_layers
 from edgemin_utils.errors import ModelError
 
 
 @contextmanager
-def captured_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def captured_states(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """While open, every forward pass fills the dictionary with the named states.
 
     Layers count from 0. Gradients flow through what is captured. A name is one of
@@ -29,7 +30,7 @@ def captured_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
     Raises:
         ModelError: a layer that the model does not have.
     """
-    states, handles = {}, []
+    states, handles = dict[str, torch.Tensor](), []
     try:
         for name in names:
             module, takes_input, pick = _state_place(model, name)
@@ -45,7 +46,7 @@ def captured_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str
             handle.remove()
 
 
-def state_width(model: nn.Module, name: str) -> int:
+def state_width(model: PreTrainedModel, name: str) -> int:
     """Size of the last dimension of the state that `captured_states` calls `name`."""
     what, number = _read_state(model, name)
     if what == "embeddings":
@@ -55,7 +56,7 @@ def state_width(model: nn.Module, name: str) -> int:
     return encoder_layers(model)[number].query.out_features
 
 
-def _read_state(model: nn.Module, name: str) -> tuple[str, int]:
+def _read_state(model: PreTrainedModel, name: str) -> tuple[str, int]:
     what, _, number = name.partition(".")
     if what == "embeddings":
         return what, 0
@@ -65,7 +66,7 @@ def _read_state(model: nn.Module, name: str) -> tuple[str, int]:
     return what, int(number)
 
 
-def _state_place(model: nn.Module, name: str) -> tuple[nn.Module, bool, Callable[[Any], torch.Tensor]]:
+def _state_place(model: PreTrainedModel, name: str) -> tuple[nn.Module, bool, Callable[[Any], torch.Tensor]]:
     """The module where a state passes, whether it goes in (rather than comes out), and how to take it from there."""
     what, number = _read_state(model, name)
     if what == "embeddings":

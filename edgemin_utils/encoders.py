@@ -7,7 +7,7 @@ matrices and its head size. Also here: making classifiers, and cutting their lay
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -75,28 +75,28 @@ class EncoderLayer:
     head_size: int
 
     @property
-    def query(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.query)
+    def query(self) -> nn.Linear:
+        return self._linear(self.paths.query)
 
     @property
-    def key(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.key)
+    def key(self) -> nn.Linear:
+        return self._linear(self.paths.key)
 
     @property
-    def value(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.value)
+    def value(self) -> nn.Linear:
+        return self._linear(self.paths.value)
 
     @property
-    def attention_output(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.attention_output)
+    def attention_output(self) -> nn.Linear:
+        return self._linear(self.paths.attention_output)
 
     @property
-    def feed_forward_in(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.feed_forward_in)
+    def feed_forward_in(self) -> nn.Linear:
+        return self._linear(self.paths.feed_forward_in)
 
     @property
-    def feed_forward_out(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.feed_forward_out)
+    def feed_forward_out(self) -> nn.Linear:
+        return self._linear(self.paths.feed_forward_out)
 
     @property
     def num_heads(self) -> int:
@@ -115,7 +115,7 @@ class EncoderLayer:
         _check_kept(kept, self.num_heads, "attention head")
         units = torch.cat([torch.arange(head * self.head_size, (head + 1) * self.head_size) for head in sorted(kept)])
         for path in (self.paths.query, self.paths.key, self.paths.value):
-            self._replace(path, _keep_rows(self.module.get_submodule(path), units))
+            self._replace(path, _keep_rows(self._linear(path), units))
         self._replace(self.paths.attention_output, _keep_columns(self.attention_output, units))
 
     def keep_neurons(self, kept: Sequence[int]) -> None:
@@ -128,6 +128,10 @@ class EncoderLayer:
         units = torch.tensor(sorted(kept))
         self._replace(self.paths.feed_forward_in, _keep_rows(self.feed_forward_in, units))
         self._replace(self.paths.feed_forward_out, _keep_columns(self.feed_forward_out, units))
+
+    def _linear(self, path: str) -> nn.Linear:
+        """A linear layer, or its quantized form, which is called and measured alike."""
+        return cast(nn.Linear, self.module.get_submodule(path))
 
     def _replace(self, path: str, linear: nn.Linear) -> None:
         parent, _, name = path.rpartition(".")
@@ -146,20 +150,20 @@ def family_of(config: PretrainedConfig) -> Family:
     return FAMILIES[name]
 
 
-def encoder_layers(model: nn.Module) -> list[EncoderLayer]:
+def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """The model's transformer layers, first to last."""
     family = family_of(model.config)
     size = model.config.hidden_size // model.config.num_attention_heads
-    layers = model.get_submodule(family.encoder).get_submodule(family.layers)
+    layers = cast(nn.ModuleList, model.get_submodule(family.encoder).get_submodule(family.layers))
     return [EncoderLayer(module, family, size) for module in layers]
 
 
-def embeddings_of(model: nn.Module) -> nn.Module:
+def embeddings_of(model: PreTrainedModel) -> nn.Module:
     """The module whose output is the normalized sum of a model's embeddings, (batch, tokens, embedding size)."""
     return model.get_submodule(family_of(model.config).encoder).get_submodule("embeddings")
 
 
-def layer_number(model: nn.Module, layer: int) -> int:
+def layer_number(model: PreTrainedModel, layer: int) -> int:
     """`layer` counted from 0, where a negative number counts from the last.
 
     Raises:
@@ -171,21 +175,21 @@ def layer_number(model: nn.Module, layer: int) -> int:
     return layer % count
 
 
-def input_names(model: nn.Module) -> tuple[str, ...]:
+def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Which of input_ids, attention_mask and token_type_ids the model takes; a vocabulary of one token type (as
     RoBERTa has) counts as none."""
     names = ("input_ids", "attention_mask")
     return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
 
 
-def longest_input(model: nn.Module) -> int:
+def longest_input(model: PreTrainedModel) -> int:
     """Most tokens the model has positions for. RoBERTa's first positions are taken up by padding."""
     config = model.config
     reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return config.max_position_embeddings - reserved
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
     layers = encoder_layers(structure_of(model))
     return {
@@ -200,7 +204,7 @@ def is_exported(model: nn.Module) -> bool:
     return hasattr(model, "structure")
 
 
-def structure_of(model: nn.Module) -> nn.Module:
+def structure_of(model: PreTrainedModel) -> PreTrainedModel:
     """The modules that tell a model's shapes: its own, or those that an exported model keeps a note of (`structure`,
     on torch's meta device, without weights)."""
     return model.structure if is_exported(model) else model
@@ -275,14 +279,14 @@ def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
 # ---- layers of unequal shapes -----------------------------------------------------------------------------------
 
 
-def has_equal_shapes(model: nn.Module) -> bool:
+def has_equal_shapes(model: PreTrainedModel) -> bool:
     """Whether every layer still has the heads and feed-forward size that the config names."""
     intermediate = getattr(model.config, family_of(model.config).sizes["intermediate_size"])
     return all(layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
                for layer in encoder_layers(model))
 
 
-def layer_shapes(model: nn.Module) -> dict[str, list[int]]:
+def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
     """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
     layers = encoder_layers(model)
     return {"heads": [layer.num_heads for layer in layers],

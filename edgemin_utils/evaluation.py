@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import quantization
 from edgemin_utils.data import TaskData, load_task_data
@@ -81,7 +81,7 @@ def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequenc
                          {name: cut for name, (_, cut) in tokenized.items()}, tokenized["transfer"][0])
 
 
-def predictor(model: nn.Module) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def predictor(model: PreTrainedModel) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     """A function from a batch to logits, as the latency protocol times it."""
     names = input_names(model)
     return lambda batch: model(**{name: batch[name] for name in names if name in batch}).logits

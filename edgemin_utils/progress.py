@@ -101,7 +101,7 @@ class StudyProgress:
             self._live.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             with contextlib.suppress(Exception):
                 self._live.update(self.table(), refresh=True)

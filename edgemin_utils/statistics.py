@@ -4,7 +4,7 @@ Every interval is two-sided and, unless said otherwise, at 95 %. Every resamplin
 same numbers give the same interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,11 @@ class Estimate(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+    def exponential(self) -> "Estimate":
+        """The ratio that a logarithm stands for, and its interval."""
+        return Estimate(float(np.exp(self.value)),
+                        *(None if end is None else float(np.exp(end)) for end in (self.low, self.high)))
 
 
 def accuracy_interval(correct: int, total: int, method: str = "wilson", confidence: float = 0.95) -> Interval:
@@ -250,7 +255,7 @@ def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np
     return np.mean(first, axis=axis) / np.mean(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic, samples: int, seed: int,
+def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], samples: int, seed: int,
                confidence: float) -> Interval:
     """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two

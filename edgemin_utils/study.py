@@ -376,7 +376,7 @@ def _wanted_records(run: Run, notebooks: Iterable[str]) -> dict[Path, tuple[str,
 
 def _write_study_file(runs: list[Run], given: Mapping[str, Any], jobs: int) -> None:
     study, profile = runs[0].study, runs[0].settings.profile
-    tasks, seeds = (list(dict.fromkeys(values)) for values in ((r.task for r in runs), (r.seed for r in runs)))
+    tasks, seeds = list(dict.fromkeys(run.task for run in runs)), list(dict.fromkeys(run.seed for run in runs))
     words = ["edgemin", "run", "--profile", profile, "--tasks", *tasks, "--seeds", *map(str, seeds)]
     for name, value in _relative_paths(given, Path.cwd()).items():
         words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]

@@ -1,6 +1,6 @@
 """What the teacher says about each training row, computed once and kept where memory allows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class CachedSignals:
         for positions, batch in batches(rows, tokenizer, batch_size, device):
             signals = teacher_signals(teacher, batch, names)
             real = batch["attention_mask"].bool().cpu()
-            places = torch.cat([torch.arange(self.lengths[row]) + self.starts[row] for row in positions])
+            places = torch.cat([torch.arange(int(self.lengths[row])) + self.starts[row] for row in positions])
             for name in names:
                 values = signals[name].cpu()
                 if values.dim() == 2:
@@ -78,7 +78,7 @@ class _SignalsOfBatch(Mapping):
 
 
 def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
-                  batch_size: int, cache_gigabytes: float):
+                  batch_size: int, cache_gigabytes: float) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
     """A function from a training batch to the teacher's signals: cached if they fit, else computed batch by batch.
 
     Rows are found by `batch["position"]` and read through the teacher's own tokenizer, which is not the student's

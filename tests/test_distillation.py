@@ -203,9 +203,9 @@ def test_a_squeezed_layer_of_enough_heads_is_its_own_attention():
     layer = encoder_layers(small_model())[0]
     states = [torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     mask = torch.ones(2, 5)
-    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 4),
+    torch.testing.assert_close(squeezed_attention(layer, states, mask, 4),
                                losses.log_attention(losses.relation_scores(*states[:2], 4), mask))
-    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
+    torch.testing.assert_close(squeezed_attention(layer, states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
 
 
 def test_minilm_is_minilmv2_with_its_own_pairs_layers_and_heads():

@@ -1,5 +1,8 @@
 """The losses that objectives are made of, as functions of tensors. Half precision is raised to float32 first."""
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional
 
@@ -38,6 +41,11 @@ def label_divergence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """
     summed = functional.cross_entropy(full_precision(logits), labels, ignore_index=NO_LABEL, reduction="sum")
     return summed / len(labels)
+
+
+def sum_of_terms(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum of a loss's terms, at least one, added in their order; all of one shape."""
+    return functools.reduce(torch.add, terms)
 
 
 # ---- relations and attention ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ the teacher's size. Skip rounds up where M does not divide N.
 import torch
 from torch import nn
 
-from edgemin_utils.distillation.losses import patience
+from edgemin_utils.distillation.losses import patience, sum_of_terms
 from edgemin_utils.distillation.objective import Lesson, Objective, in_full_precision, student_states, uniform_layers
 from edgemin_utils.distillation.soft_targets import answers_and
 from edgemin_utils.encoders import encoder_layers
@@ -43,7 +43,7 @@ class PatientSkip(Objective):
             logits, states = student_states(model, batch, [f"cls.{own}" for own, _ in layers])
             teacher = lesson.signals(batch)
             with in_full_precision(batch):
-                distance = sum(patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"]))
+                distance = sum_of_terms(patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"]))
                                for own, other in layers)
                 return answers_and(distance, "[CLS] vectors", teacher["logits"], logits, batch["labels"], settings)
 

@@ -33,7 +33,7 @@ def prediction_phase(lesson: Lesson, epochs: float) -> Phase:
     return Phase("soft targets", epochs, settings.prediction_learning_rate, loss)
 
 
-def soft_target_loss(signals: SignalSource | None, temperature: float, weight: float) -> LossFunction:
+def soft_target_loss(signals: SignalSource, temperature: float, weight: float) -> LossFunction:
     """`weight` times the soft targets plus (1 - weight) times the cross-entropy with the labels."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -107,7 +107,8 @@ class TorchModel:
     def __init__(self, source: str, name: str):
         self.source, self.name = source, name
         self.module = load_torch_model(source)
-        self.vocabulary_size, self.longest = self.module.config.vocab_size, longest_input(self.module)
+        self.vocabulary_size = self.module.config.vocab_size
+        self.longest: int | None = longest_input(self.module)
         self.int8 = has_packed_weights(self.module)
         self.tokenizer = _tokenizer(source)
 

@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils import quantization
 from edgemin_utils.measurement.latency import resolve_threads
@@ -109,7 +110,7 @@ def with_bound(row: Mapping[str, Any], works: list[Work], peaks: Peaks) -> dict[
     return {**row, "bound_ms": bound, "of_bound": row["median_ms"] / bound}
 
 
-def work_of_model(model: nn.Module, batch: int, length: int) -> Work:
+def work_of_model(model: PreTrainedModel, batch: int, length: int) -> Work:
     """The work of one forward of a torch classifier, FP32 or quantized, of `batch` rows of `length` tokens."""
     macs, size = macs_by_precision(model, batch, length), 0
     width = getattr(model.config, "embedding_size", model.config.hidden_size)

@@ -3,9 +3,10 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -74,7 +75,7 @@ def _studies_at_hand() -> list[Path]:
     return [reference / name for name in ("paper", "laptop") if (reference / name).is_dir()][:1]
 
 
-def _rich(frame) -> RichTable:
+def _rich(frame: pd.DataFrame) -> RichTable:
     table = RichTable(title="The paper's claims", show_lines=True, expand=True)
     for name in frame.columns:
         table.add_column(name.capitalize(), overflow="fold", ratio=_RATIOS[name])
@@ -83,7 +84,7 @@ def _rich(frame) -> RichTable:
     return table
 
 
-def _sayer(started: float):
+def _sayer(started: float) -> Callable[[str], None]:
     return lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr)
 
 

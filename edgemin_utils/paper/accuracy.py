@@ -29,27 +29,28 @@ def study_accuracy(study: Path | StudyRecords) -> list[dict[str, Any]]:
     records = study if isinstance(study, StudyRecords) else read_study(study)
     rows = []
     for task in records.tasks:
-        chains = [chain for chain in records.of_task(task) if TEACHER in chain.models and _final(chain)]
-        if not chains or is_synthetic(chains):
+        pipelines = [(chain, final) for chain in records.of_task(task)
+                     if TEACHER in chain.models and (final := _final(chain))]
+        if not pipelines or is_synthetic([chain for chain, _ in pipelines]):
             continue
-        for split in chains[0].models[TEACHER].results["metrics"]:
-            rows.append(_row(records.study.name, task, split, chains))
+        for split in pipelines[0][0].models[TEACHER].results["metrics"]:
+            rows.append(_row(records.study.name, task, split, pipelines))
     return rows
 
 
-def _row(study: str, task: str, split: str, chains: Sequence[Chain]) -> dict[str, Any]:
-    finals = [_final(chain) for chain in chains]
-    plain = [_undistilled(chain) for chain in chains]
+def _row(study: str, task: str, split: str, pipelines: Sequence[tuple[Chain, Record]]) -> dict[str, Any]:
+    """A row from chains and the model at the end of each one's pipeline."""
+    chains, finals = [chain for chain, _ in pipelines], [final for _, final in pipelines]
+    plain = [record for chain, final in pipelines if (record := _undistilled(chain, final))]
     teachers = [_correct(chain.models[TEACHER], split) for chain in chains]
     several = task if len(chains[0].models[TEACHER].results["metrics"]) == 1 else f"{task} {split}"
     profile = finals[0].content["profile"]
     row = {"task": several, "split": split, "profile": profile, "seeds": len(chains),
            "study": f"study {study} ({profile} profile, {len(chains)} seed{'s' * (len(chains) > 1)} of {task})",
-           "papers_models": all(_is_papers(chain) for chain in chains),
-           "undistilled_form": "compressed alike" if plain[0] is not None and plain[0].content["quantized"]
-           else "not compressed"}
+           "papers_models": all(_is_papers(chain.models[TEACHER], final) for chain, final in pipelines),
+           "undistilled_form": "compressed alike" if plain and plain[0].content["quantized"] else "not compressed"}
     row |= _estimates("", teachers, [_correct(record, split) for record in finals])
-    if all(record is not None for record in plain):
+    if len(plain) == len(chains):
         return row | _estimates("undistilled_", teachers, [_correct(record, split) for record in plain])
     return row | {"undistilled_accuracy": None, "undistilled_kept": None}
 
@@ -76,20 +77,19 @@ def _final(chain: Chain) -> Record | None:
     return found[0] if found else None
 
 
-def _undistilled(chain: Chain) -> Record | None:
+def _undistilled(chain: Chain, final: Record) -> Record | None:
     """The student without distillation, compressed like the final model, else as it was trained."""
-    final = _final(chain)
     alike = [record for record in chain.models.values() if record.content["student"] == "none"
              and tuple(record.content["steps"]) == tuple(final.content["steps"][1:])]
     return alike[0] if alike else chain.models.get("distillation/none")
 
 
-def _is_papers(chain: Chain) -> bool:
-    """Whether a chain's teacher and student are the paper's architectures."""
+def _is_papers(teacher: Record, student: Record) -> bool:
+    """Whether teacher and student are the paper's architectures."""
     def shape(model: Mapping[str, Any]) -> tuple:
         return model["family"], model["layers"], model["hidden_size"]
 
-    return (shape(chain.models[TEACHER].results["model"]), shape(_final(chain).results["model"])) == (
+    return (shape(teacher.results["model"]), shape(student.results["model"])) == (
         ("distilbert", 6, 768), ("bert", 12, 384))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, scratch_model
 from edgemin_utils.pruning import remove_units
@@ -29,8 +30,8 @@ class PaperModels:
         embeddings_quantized: the student with its word embedding in 8 bits too.
     """
 
-    teacher: nn.Module
-    student: nn.Module
+    teacher: PreTrainedModel
+    student: PreTrainedModel
     pruned: nn.Module
     fifth: nn.Module
     quantized: nn.Module

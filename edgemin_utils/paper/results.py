@@ -119,12 +119,11 @@ def latency_table(record: Mapping[str, Any]) -> Table:
     rows = []
     for row in timing["latency"]:
         place = row["model"], row["input"]
-        over = {name: rows_of.get(place) for name, rows_of in ratios.items()}
+        over = {name: rows_of.get(place, {}) for name, rows_of in ratios.items()}
         numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
                                                 "of_bound")}
-        rows.append({**numbers,
-                     **{f"{name}{end}": None if over[name] is None else over[name][key] for name in ratios
-                        for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
+        rows.append({**numbers, **{f"{name}{end}": over[name].get(key) for name in ratios
+                                   for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
     return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
                  claims.notes(timing, record["environment"])[1:])
 

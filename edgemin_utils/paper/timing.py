@@ -115,14 +115,17 @@ def predicted_interaction(layer: Mapping[str, float]) -> float:
     return (layer["int8 pruned"] * layer["fp32 whole"]) / (layer["int8 whole"] * layer["fp32 pruned"])
 
 
+def _applied(layer: nn.Module, states: torch.Tensor) -> Callable[[Any], torch.Tensor]:
+    return lambda _: layer(states)
+
+
 def _time_linears(shapes: Mapping[Any, tuple[int, int, int]], protocol: Protocol) -> dict[Any, dict[str, float]]:
     """Key -> {"fp32", "int8"}: median milliseconds of a linear layer of (rows, inputs, outputs), all in turns."""
-    calls: dict[Any, Callable[[Any], Any]] = {}
+    calls: dict[tuple[Any, str], Callable[[Any], Any]] = {}
     for key, (rows, inputs, outputs) in shapes.items():
         layer, states = nn.Linear(inputs, outputs).eval(), torch.randn(1, rows, inputs)
         integer = quantize(nn.Sequential(layer), "dynamic-int8")
-        calls[key, "fp32"] = lambda _, layer=layer, states=states: layer(states)
-        calls[key, "int8"] = lambda _, layer=integer, states=states: layer(states)
+        calls[key, "fp32"], calls[key, "int8"] = _applied(layer, states), _applied(integer, states)
     summary = measure_latency(calls, [None], THREADS, protocol).summary()
     return {key: {precision: summary[key, precision]["median_ms"] for precision in ("fp32", "int8")} for key in shapes}
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin_utils.encoders import model_from_shapes
 from edgemin_utils.errors import MethodRefused
@@ -94,7 +94,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, Linear)
 
 
-def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+def _stored_tensors(module: Any) -> dict[str, torch.Tensor]:
     """A quantized module's weights as plain tensors: integers, scale, zero point, bias."""
     with quiet_torch_ao():
         weight = module.weight()
@@ -106,7 +106,7 @@ def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return stored if bias is None else {**stored, "bias": bias.detach()}
 
 
-def _restore(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+def _restore(module: Any, stored: Mapping[str, torch.Tensor]) -> None:
     with quiet_torch_ao():
         if _is_embedding(module):
             module.set_weight(torch._make_per_channel_quantized_tensor(
@@ -116,7 +116,7 @@ def _restore(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
             module.set_weight_bias(weight, stored.get("bias"))
 
 
-def _word_embedding_names(model: nn.Module) -> list[str]:
+def _word_embedding_names(model: PreTrainedModel) -> list[str]:
     """The embedding of tokens. Position and token-type tables are small, and PyTorch's quantized embedding does not
     take the expanded indices that they get."""
     word = model.get_input_embeddings()

@@ -253,8 +253,10 @@ def objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.Data
     """
     rows = []
     for name, record in students.items():
-        results, entry = record.results, OBJECTIVES[read_student(name).objective]
-        row = {"Student": name, "Source": entry.source, "Demands": entry.demands}
+        results, row = record.results, {"Student": name}
+        if student := read_student(name):  # a study of another version may have others
+            entry = OBJECTIVES[student.objective]
+            row |= {"Source": entry.source, "Demands": entry.demands}
         if record.refused:
             rows.append({**row, "Refused because": record.refused})
             continue
