@@ -49,7 +49,11 @@ def _process_runs(process: int) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turns a full or unwritable disk into one sentence; other errors pass."""
+    """Turns a full or unwritable disk into one sentence; other errors pass.
+
+    Raises:
+        StorageError: the disk that holds `folder` is full, or a file cannot be written.
+    """
     try:
         yield
     except StorageError:

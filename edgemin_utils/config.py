@@ -307,7 +307,11 @@ def changed_from_profile(settings: Settings) -> dict[str, Any]:
 
 
 def settings_of_stage(settings: Settings, stage: str) -> dict[str, Any]:
-    """Name -> value of the settings that change what `stage` computes."""
+    """Name -> value of the settings that change what `stage` computes.
+
+    Raises:
+        SettingError: no such stage; the nearest known one is given.
+    """
     if stage not in STAGES:
         raise SettingError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     return {name: getattr(settings, name) for name, item in setting_fields().items()

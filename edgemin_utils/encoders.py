@@ -76,34 +76,42 @@ class EncoderLayer:
 
     @property
     def query(self) -> nn.Linear:
+        """Projection of the queries, weight (heads * head_size, hidden_size)."""
         return self._linear(self.paths.query)
 
     @property
     def key(self) -> nn.Linear:
+        """Projection of the keys, weight (heads * head_size, hidden_size)."""
         return self._linear(self.paths.key)
 
     @property
     def value(self) -> nn.Linear:
+        """Projection of the values, weight (heads * head_size, hidden_size)."""
         return self._linear(self.paths.value)
 
     @property
     def attention_output(self) -> nn.Linear:
+        """What joins the heads again, weight (hidden_size, heads * head_size)."""
         return self._linear(self.paths.attention_output)
 
     @property
     def feed_forward_in(self) -> nn.Linear:
+        """The first feed-forward matrix, weight (intermediate_size, hidden_size)."""
         return self._linear(self.paths.feed_forward_in)
 
     @property
     def feed_forward_out(self) -> nn.Linear:
+        """The second feed-forward matrix, weight (hidden_size, intermediate_size)."""
         return self._linear(self.paths.feed_forward_out)
 
     @property
     def num_heads(self) -> int:
+        """Attention heads that the layer has now."""
         return self.query.out_features // self.head_size
 
     @property
     def intermediate_size(self) -> int:
+        """Feed-forward neurons that the layer has now."""
         return self.feed_forward_in.out_features
 
     def keep_heads(self, kept: Sequence[int]) -> None:

@@ -43,14 +43,17 @@ class Record:
 
     @property
     def key(self) -> str:
+        """The stage's key, as in "distillation/minilmv2"."""
         return f"{self.content['stage']}/{self.content['variant']}"
 
     @property
     def task(self) -> str:
+        """Name of the task whose chain the stage belongs to."""
         return self.content["task"]
 
     @property
     def seed(self) -> int:
+        """Seed of that chain."""
         return self.content["seed"]
 
     @property
@@ -83,6 +86,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where the chain's stages lie."""
         return self.study / self.task / f"seed-{self.seed}"
 
     @property
@@ -92,15 +96,22 @@ class Run:
 
     @functools.cached_property
     def plan(self) -> dict[str, Stage]:
+        """Key -> stage, of every stage of the chain, in the order in which they run."""
         return plan_chain(self.settings)
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
+        """What changes when, and only when, the task's rows do."""
         from edgemin_utils.data import data_fingerprint  # data builds on the settings, as records do
 
         return data_fingerprint(self.settings, self.task)
 
     def stage(self, key: str) -> Stage:
+        """The stage of that key.
+
+        Raises:
+            StageError: under these settings the chain has no such stage.
+        """
         if key not in self.plan:
             raise StageError(f"no stage {key!r} under these settings; this chain has: {', '.join(self.plan)}")
         return self.plan[key]
@@ -110,6 +121,7 @@ class Run:
         return self.stage(key).apply(self.settings)
 
     def stage_folder(self, key: str) -> Path:
+        """Where that stage's record, model and predictions lie."""
         return self.folder / key
 
     def fingerprint(self, key: str) -> str:

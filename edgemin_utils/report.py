@@ -14,6 +14,7 @@ REPORT_FILE = "report.html"
 
 
 def report_folder(study: Path) -> Path:
+    """Where a study's tables, figures and report lie."""
     return Path(study) / "report"
 
 

@@ -85,6 +85,7 @@ class StudyResult:
 
     @property
     def failures(self) -> tuple[CellFailure, ...]:
+        """What stopped each notebook that failed."""
         return tuple(result.failure for result in self.notebooks if result.failure)
 
     def count(self, status: str) -> int:
@@ -156,6 +157,7 @@ def absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chain_name(run: Run) -> str:
+    """How a chain is called on screen: "sst2, seed 0"."""
     return f"{run.task}, seed {run.seed}"
 
 

@@ -51,6 +51,8 @@ class CachedSignals:
                     store[places] = values[real]
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Name -> signals of the batch's rows, found by `batch["position"]`: (batch, size), or (batch, tokens, size)
+        with zeros at padding."""
         return _SignalsOfBatch(self, batch)
 
 
@@ -79,7 +81,8 @@ class _SignalsOfBatch(Mapping):
 
 def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
                   batch_size: int, cache_gigabytes: float) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
-    """A function from a training batch to the teacher's signals: cached if they fit, else computed batch by batch.
+    """A function from a training batch to the teacher's signals, named as in `teacher_signals`: cached if they fit,
+    else computed batch by batch.
 
     Rows are found by `batch["position"]` and read through the teacher's own tokenizer, which is not the student's
     once a vocabulary was cut. Signals of tokens then fit only where both cut a row into the same tokens.

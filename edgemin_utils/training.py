@@ -82,11 +82,12 @@ class TrainingLog:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """The log in JSON's types."""
         return {"phases": self.phases, "history": self.history, "evaluations": self.evaluations}
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-    """The entries of a batch that the model's forward takes."""
+    """The entries of a batch that the model's forward takes, each (batch, tokens)."""
     return {name: batch[name] for name in input_names(model) if name in batch}
 
 

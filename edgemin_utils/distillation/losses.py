@@ -11,7 +11,7 @@ from edgemin_utils.errors import ModelError
 
 
 def full_precision(states: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or in float64 if it is."""
+    """The tensor, of any shape, in float32, or in float64 if it is."""
     return states if states.dtype == torch.float64 else states.float()
 
 

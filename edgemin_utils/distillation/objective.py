@@ -19,7 +19,7 @@ SignalSource = Callable[[Batch], Mapping[str, torch.Tensor]]
 
 
 def no_signals(batch: Batch) -> Mapping[str, torch.Tensor]:
-    """Stands where the teacher's signals would come from while only the fit of teacher and student is checked.
+    """Stands in place of `teacher_signals.signal_source` while only the fit of teacher and student is checked.
 
     Raises:
         StageError: always: a loss was computed in a lesson without a teacher's signals.
@@ -97,7 +97,11 @@ def student_states(model: nn.Module, batch: Batch,
 
 
 def in_full_precision(batch: Batch) -> torch.autocast:
-    """Context in which losses are computed: autocast, where training uses it, is for the models alone."""
+    """Context in which a batch's losses are computed: autocast, where training uses it, is for the models alone.
+
+    Args:
+        batch: tensors (batch, tokens); only their device matters.
+    """
     return torch.autocast(batch["input_ids"].device.type, enabled=False)
 
 

@@ -55,6 +55,11 @@ class PatientLast(PatientSkip):
     """PKD-Last: the teacher layers before its last one."""
 
     def layers(self, teacher: nn.Module, student: nn.Module) -> list[tuple[int, int]]:
+        """(student layer, teacher layer), counted from 0.
+
+        Raises:
+            MethodRefused: the student has more layers than its teacher.
+        """
         deeper = len(encoder_layers(teacher)) - len(encoder_layers(student))
         if deeper < 0:
             raise MethodRefused("pkd-last takes one teacher layer for each of the student's, and this student has "

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import matplotlib
 import matplotlib.ticker
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 PALETTE = {
     "black": "#000000", "orange": "#E69F00", "sky blue": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
@@ -73,6 +73,7 @@ def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
 
 
 def new_figure(height: float, width: float = WIDTH, title: str = "") -> StudyFigure:
+    """An empty figure of `width` x `height` inches."""
     figure = StudyFigure(figsize=(width, height), layout="constrained")
     if title:
         figure.suptitle(title)

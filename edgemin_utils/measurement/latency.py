@@ -124,14 +124,18 @@ def measure_latency(
 
 
 def resolve_threads(threads: int) -> int:
-    """The number of threads meant: 0 stands for every logical core this process may use."""
+    """The number of threads meant: 0 stands for every logical core this process may use.
+
+    Raises:
+        SettingError: a negative number.
+    """
     if threads < 0:
         raise SettingError(f"threads is {threads}; give 1 or more, or 0 for all cores")
     return threads or available_cores()
 
 
 def summarise(raw_ns: ArrayLike) -> dict[str, Any]:
-    """Median, spread and number of one variant's times.
+    """Median, spread and number of one variant's times, (runs,) in nanoseconds.
 
     Returns:
         median_ms, iqr_ms (third minus first quartile), p90_ms, runs, noisy (IQR over 10 % of the median).

@@ -101,7 +101,7 @@ def open_model(source: str, name: str = "") -> MeasuredModel:
     return TorchModel(source, name or path.name)
 
 
-class TorchModel:
+class TorchModel(MeasuredModel):
     """A torch classifier: plain, of unequal layers, or quantized."""
 
     def __init__(self, source: str, name: str):
@@ -152,7 +152,7 @@ class _Compiled:
         return self.compiled(**inputs)
 
 
-class OnnxModel:
+class OnnxModel(MeasuredModel):
     """A classifier that is an .onnx file; a tokenizer and a config may lie beside it."""
 
     def __init__(self, path: Path, folder: Path, name: str):

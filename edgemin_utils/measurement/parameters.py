@@ -119,7 +119,7 @@ def is_packed(module: nn.Module, kind: str = "weight") -> bool:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements, and of a quantized one's scales and zero points.
+    """Bytes of a tensor's elements, whatever its shape, and of a quantized one's scales and zero points.
 
     One scale for the whole tensor has 64 bits, and so has its zero point unless that is 0 (symmetric INT8).
     """

@@ -30,10 +30,12 @@ README_PLACE = "paper numbers"
 
 
 def results_folder() -> Path:
+    """Where `make paper-numbers` writes."""
     return project_folder() / "outputs" / "paper-numbers"
 
 
 def reference_folder() -> Path:
+    """Where the published run of it lies."""
     return project_folder() / "outputs" / "reference" / "paper-numbers"
 
 
@@ -47,6 +49,7 @@ def count_record(models: PaperModels) -> dict[str, Any]:
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:
+    """Writes the record into `folder`, made if need be, and gives its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD_FILE, record)
     return folder / RECORD_FILE

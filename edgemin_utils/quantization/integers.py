@@ -52,8 +52,8 @@ class Grid:
 
 
 def symmetric_int8_grid(weight: torch.Tensor) -> Grid:
-    """One scale for the whole matrix, max|w| / 127.5, zero point 0: what torch.ao's MinMaxObserver gives for a
-    symmetric qint8 weight."""
+    """One scale for the whole matrix (outputs, inputs), max|w| / 127.5, zero point 0: what torch.ao's MinMaxObserver
+    gives for a symmetric qint8 weight."""
     low, high = INT8_RANGE
     largest = weight.detach().abs().max().float()
     scale = torch.clamp(largest / ((high - low) / 2), min=torch.finfo(torch.float32).eps)

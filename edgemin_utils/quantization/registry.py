@@ -49,7 +49,7 @@ def quantize(model: nn.Module, scheme: str, rows: Sequence[Mapping[str, torch.Te
     """A quantized copy of a float model, for the CPU.
 
     Args:
-        rows: inputs of single training rows, which a calibrated scheme takes its ranges from.
+        rows: inputs of single training rows, tensors (1, tokens), which a calibrated scheme takes its ranges from.
 
     Raises:
         SettingError: unknown scheme, or no rows for a calibrated one.

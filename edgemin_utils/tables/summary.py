@@ -80,6 +80,7 @@ def _summarize(records: StudyRecords) -> pd.DataFrame:
 
 
 def as_records(study: Path | StudyRecords) -> StudyRecords:
+    """The records of a study, read from its folder unless they are given."""
     return study if isinstance(study, StudyRecords) else read_study(study)
 
 
