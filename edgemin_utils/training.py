@@ -303,7 +303,8 @@ def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int,
 
 
 def batch_maker(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], Batch]:
-    """A function from places in tokenized `rows` to a batch of them, padded to its longest row."""
+    """A function from places in tokenized `rows` to a batch of them, padded to its longest row: int64 (batch, tokens),
+    labels (batch,)."""
     columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
                if name in rows.column_names]
     collate, plain = DataCollatorWithPadding(tokenizer), rows.select_columns(columns)

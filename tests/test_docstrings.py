@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pdoc.docstrings import convert
 
 from edgemin_utils import errors
 
@@ -110,6 +111,17 @@ def test_errors_that_a_function_raises_are_named():
     missing = {name.place: raised(name.node) - set(re.findall(r"\w+", f"{name.said} {name.around}"))
                for name in FUNCTIONS}
     assert {place: unsaid for place, unsaid in missing.items() if unsaid} == {}
+
+
+def test_the_api_reference_understands_sections_and_formulas():
+    """As pdoc converts them for `make docs`: no marker of a section or formula is left as it was written."""
+    pages = {name.place: convert(name.said, "google", None) for name in NAMES}
+    pages |= {module: convert(ast.get_docstring(tree), "google", None) for module, tree in MODULES.items()}
+    left = re.compile(r"^ *(Args|Returns|Raises|Attributes):$|:math:|\.\. math::|:class:|:func:", re.MULTILINE)
+    assert {place: found[0] for place, page in pages.items() if (found := left.search(page))} == {}
+    scores = pages["edgemin_utils.distillation.losses.relation_scores"]
+    assert r"\\( A_a B_a^\top / \sqrt{d_r} \\)" in scores and "**ModelError:**" in scores
+    assert "$$L = " in pages["edgemin_utils.distillation.relations"]
 
 
 @pytest.mark.parametrize("code, found", [

@@ -199,8 +199,10 @@ def contrastive_loss(teacher: torch.Tensor, student: torch.Tensor, labels: torch
     r"""Supervised InfoNCE over the 2b normalized vectors of the teacher and the student (MLKD-BERT):
     rows of one label attract, rows of different labels repel each other.
 
-    :math:`-\frac{1}{2b} \sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)} \log
-    \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \neq i} \exp(z_i \cdot z_a / \tau)}`, P(i) the other vectors of i's label.
+    .. math:: -\frac{1}{2b} \sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)} \log
+        \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \neq i} \exp(z_i \cdot z_a / \tau)}
+
+    P(i) are the other vectors of i's label.
 
     Args:
         teacher, student: (batch, hidden), of one size.

@@ -49,7 +49,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def rounded_to(grid: Grid, values: torch.Tensor) -> torch.Tensor:
-    """`values` on the grid's numbers, float32, with straight-through gradients to `values` (none to the scale)."""
+    """`values`, of any shape that the grid's scale fits, on its numbers, float32, with straight-through gradients to
+    `values` (none to the scale)."""
     return _StraightThrough.apply(values.float(), grid)
 
 

@@ -61,8 +61,8 @@ def symmetric_int8_grid(weight: torch.Tensor) -> Grid:
 
 
 def activation_grid(values: torch.Tensor) -> Grid:
-    """Unsigned and affine over the range of one batch, widened to hold 0, as PyTorch's dynamic linear layers see their
-    inputs. A batch of zeros alone gets scale 1."""
+    """Unsigned and affine over the range of one batch (batch, tokens, inputs), widened to hold 0, as PyTorch's dynamic
+    linear layers see their inputs. A batch of zeros alone gets scale 1."""
     low, high = ACTIVATION_RANGE
     values = values.detach().float()
     smallest, largest = values.amin().clamp(max=0), values.amax().clamp(min=0)
