@@ -1,4 +1,5 @@
-"""Tables of cuts: what each one took away, and accuracy before it, right after it and after recovery."""
+"""Tables of cuts: what one would take away and what it took, layer by layer, and accuracy before it, right after it and
+after recovery."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
