@@ -9,12 +9,14 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Every module by its dotted name: pdoc alone would leave out those that a package's __all__ does not name.
+MODULES = $(shell find -L edgemin_utils -name '*.py' ! -name __main__.py | sed 's|/__init__||; s|\.py$$||; s|/|.|g' | sort)
 
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab demo benchmarks paper-numbers reference lint clean
+.PHONY: help study status report test lab demo benchmarks paper-numbers reference lint hooks docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,8 +52,16 @@ reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): ma
 	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
 	$(BIN)/python -m edgemin_utils.paper --publish
 
-lint: $(INSTALLED) ## ruff
+lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+hooks: $(INSTALLED) ## pre-commit's checks before every commit in this clone
+	$(BIN)/python -m pre_commit install
+
+docs: $(INSTALLED) ## API reference from the docstrings in outputs/api/, and the README's picture of the data flow
+	$(BIN)/python -m edgemin_utils.figures.architecture
+	$(BIN)/python -m pdoc --docformat google --math --output-directory outputs/api $(MODULES) $(ARGS)
 
 clean: ## remove .venv and the page's packages; results in outputs/ stay
 	rm -rf $(VENV) .browser

@@ -84,10 +84,13 @@ class Stage:
 
     @property
     def kind(self) -> str:
+        """What is done in it, the first part of its key: teacher, distillation, pruning, tuning, quantization or
+        measurement."""
         return self.key.split("/", 1)[0]
 
     @property
     def variant(self) -> str:
+        """Which of its kind it is, the second part of its key."""
         return self.key.split("/", 1)[1]
 
     @property
@@ -97,14 +100,17 @@ class Stage:
 
     @property
     def distilled(self) -> bool:
+        """Whether a step on the way to its model was distillation."""
         return self._took("distill")
 
     @property
     def pruned(self) -> bool:
+        """Whether a step on the way to its model was a cut."""
         return self._took("prune")
 
     @property
     def quantized(self) -> bool:
+        """Whether a step on the way to its model was quantization."""
         return self._took("quantize")
 
     @property
@@ -130,6 +136,7 @@ class Stage:
 
 
 def distillation_key(student: str) -> str:
+    """Key of the stage that trains a student, by the student's name."""
     return f"distillation/{student}"
 
 
@@ -139,6 +146,7 @@ def scan_key(student: str, units: str = "heads") -> str:
 
 
 def pruning_key(settings: Settings, student: str) -> str:
+    """Key of a student's pruned form, with the cut that the settings name."""
     return f"pruning/{student}+{cut_name(settings)}"
 
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
+def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command by name."""
     parser = _Parser(prog="edgemin", allow_abbrev=False, description="Distillation, head pruning and INT8 quantization "
                      "of transformer text classifiers, as one study that can be run again.")
@@ -141,7 +141,7 @@ def _add_recommend_options(parser: _Parser) -> None:
 
 
 def _add_measure_options(parser: _Parser) -> None:
-    add, several = parser.add_argument, {"nargs": "+", "type": _at_least_one}
+    add = parser.add_argument
     add("model", metavar="MODEL", help="a model's folder (plain, pruned, quantized), a hub id or an .onnx file "
         "(default: none)")
     add("--against", nargs="+", default=[], metavar="OTHER", help="models that take turns with it; speed-ups are over "
@@ -149,9 +149,10 @@ def _add_measure_options(parser: _Parser) -> None:
     add("--quick", action="store_true", help="few runs: a look, marked as such (default: at least 100 runs and 10 s)")
     add("--threads", nargs="+", type=_seed, default=[1, 0], metavar="N", help="thread counts, 0 for all cores "
         "(default: 1 0)")
-    add("--lengths", **several, default=[32, 128], metavar="L", help="tokens of the fixed inputs (default: 32 128)")
-    add("--batches", **several, default=[1, 2, 4, 8, 16, 32, 64], metavar="B", help="batch sizes of the throughput "
-        "scan (default: 1 2 4 8 16 32 64)")
+    add("--lengths", nargs="+", type=_at_least_one, default=[32, 128], metavar="L", help="tokens of the fixed inputs "
+        "(default: 32 128)")
+    add("--batches", nargs="+", type=_at_least_one, default=[1, 2, 4, 8, 16, 32, 64], metavar="B", help="batch sizes "
+        "of the throughput scan (default: 1 2 4 8 16 32 64)")
     add("--texts", metavar="FILE", help="rows to time at their own lengths, one a line, a tab between two texts "
         "(default: dev rows of --task)")
     add("--task", default="sst2", metavar="TASK", help=f"task whose dev rows are timed, of {', '.join(TASKS)} "

@@ -70,7 +70,7 @@ def read_cut(name: str) -> Mapping[str, Any]:
     criterion = match["criterion"] if match else None
     cuts = match and (match["heads"] or match["neurons"] or match["layers"] or match["vocabulary"])
     ranks = match and (match["heads"] or match["neurons"] or (match["layers"] or "").startswith("least"))
-    if not cuts or (ranks and criterion is None):
+    if match is None or not cuts or (ranks and criterion is None):
         raise SettingError(f"{name!r} names no cut; write it like gradient-heads-0.2, "
                            "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
                            f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "

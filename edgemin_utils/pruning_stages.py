@@ -116,7 +116,7 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         rows = tokenized_task(run, tokenizer, models, whole.data)
         vocabulary = _describe_vocabulary(whole, rows)
     loss = answer_loss(run, settings, teacher, models, rows.data)
-    log, rounds, importance = TrainingLog(), [], {}
+    log, rounds, importance = TrainingLog(), [], dict[str, Any]()
     for number in range(1, settings.pruning_rounds + 1):
         looked_at = cut.cut_round(settings, _importance_by(run, settings, rows), number)
         importance = importance or looked_at

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.checkpoints import load_model, save_model
@@ -130,7 +130,7 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     looked_at = _look_at_relations(teacher_rows, place, view, {"teacher": teacher}) if view else {}
     if view:
         looked_at["models"] |= _look_at_relations(rows, place, view, {"student before": model})["models"]
-    phases = objective.phases(dataclasses.replace(lesson, signals=source))
+    phases = objective.phases(dataclasses.replace(lesson, signals=source) if source else lesson)
     with fake_quantization(model, stage.fake_quantization):
         log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
     if view:
@@ -144,8 +144,8 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
             **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {})}
 
 
-def make_student(settings: Settings, seed: int, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
-                 pretrained: bool = False) -> nn.Module:
+def make_student(settings: Settings, seed: int, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                 pretrained: bool = False) -> PreTrainedModel:
     """The student before training, as `settings.student` names it; new weights from the seed.
 
     Args:

@@ -33,6 +33,11 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
+    def exponential(self) -> "Estimate":
+        """The ratio that a logarithm stands for, and its interval."""
+        return Estimate(float(np.exp(self.value)),
+                        *(None if end is None else float(np.exp(end)) for end in (self.low, self.high)))
+
 
 def accuracy_interval(correct: int, total: int, method: str = "wilson", confidence: float = 0.95) -> Interval:
     """Confidence interval of an accuracy, a binomial proportion in 0..1.
@@ -277,7 +282,7 @@ def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np
     return np.mean(first, axis=axis) / np.mean(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic, samples: int, seed: int,
+def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], samples: int, seed: int,
                confidence: float) -> Interval:
     """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two

@@ -85,6 +85,7 @@ class StudyResult:
 
     @property
     def failures(self) -> tuple[CellFailure, ...]:
+        """What stopped each notebook that failed."""
         return tuple(result.failure for result in self.notebooks if result.failure)
 
     def count(self, status: str) -> int:
@@ -156,6 +157,7 @@ def absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chain_name(run: Run) -> str:
+    """How a chain is called on screen: "sst2, seed 0"."""
     return f"{run.task}, seed {run.seed}"
 
 
@@ -376,7 +378,7 @@ def _wanted_records(run: Run, notebooks: Iterable[str]) -> dict[Path, tuple[str,
 
 def _write_study_file(runs: list[Run], given: Mapping[str, Any], jobs: int) -> None:
     study, profile = runs[0].study, runs[0].settings.profile
-    tasks, seeds = (list(dict.fromkeys(values)) for values in ((r.task for r in runs), (r.seed for r in runs)))
+    tasks, seeds = list(dict.fromkeys(run.task for run in runs)), list(dict.fromkeys(run.seed for run in runs))
     words = ["edgemin", "run", "--profile", profile, "--tasks", *tasks, "--seeds", *map(str, seeds)]
     for name, value in _relative_paths(given, Path.cwd()).items():
         words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]

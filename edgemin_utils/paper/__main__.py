@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -93,7 +93,7 @@ def _rich(table: Table) -> RichTable:
     return shown
 
 
-def _sayer(started: float):
+def _sayer(started: float) -> Callable[[str], None]:
     return lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.chain import RECIPES
 from edgemin_utils.config import load_settings
@@ -36,8 +37,8 @@ class PaperModels:
         honest, honest_quantized: what `recipe=honest` makes of the student, before and after its last step.
     """
 
-    teacher: nn.Module
-    student: nn.Module
+    teacher: PreTrainedModel
+    student: PreTrainedModel
     pruned: nn.Module
     fifth: nn.Module
     quantized: nn.Module

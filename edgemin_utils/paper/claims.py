@@ -84,6 +84,7 @@ def notes(timing: Mapping[str, Any] | None, environment: Mapping[str, Any] | Non
 
 
 def as_rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
+    """Every claim as a dictionary of its fields, for tables and JSON."""
     return [asdict(claim) for claim in claims]
 
 

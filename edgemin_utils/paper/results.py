@@ -38,10 +38,12 @@ README_PLACE = "paper numbers"
 
 
 def results_folder() -> Path:
+    """Where `make paper-numbers` writes."""
     return project_folder() / "outputs" / "paper-numbers"
 
 
 def reference_folder() -> Path:
+    """Where the published run of it lies."""
     return project_folder() / "outputs" / "reference" / "paper-numbers"
 
 
@@ -62,6 +64,7 @@ def accuracy_record(studies: Sequence[Path | StudyRecords]) -> dict[str, list[di
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:
+    """Writes the record into `folder`, made if need be, and gives its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD_FILE, record)
     return folder / RECORD_FILE
@@ -176,12 +179,11 @@ def latency_table(record: Mapping[str, Any]) -> Table:
     rows = []
     for row in timing["latency"]:
         place = row["model"], row["input"]
-        over = {name: rows_of.get(place) for name, rows_of in ratios.items()}
+        over = {name: rows_of.get(place, {}) for name, rows_of in ratios.items()}
         numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
                                                 "of_bound")}
-        rows.append({**numbers,
-                     **{f"{name}{end}": None if over[name] is None else over[name][key] for name in ratios
-                        for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
+        rows.append({**numbers, **{f"{name}{end}": over[name].get(key) for name in ratios
+                                   for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
     return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
                  claims.notes(timing, record["environment"])[1:])
 

@@ -98,7 +98,7 @@ def plan_layers(which: str, present: Sequence[int], importance: Importance | Non
 
     Raises:
         MethodRefused: no layer would stay, or a number is none of the layers.
-        SettingError: `which` is none of the four.
+        SettingError: `which` is none of the four, or asks for the least important without an importance.
     """
     progress = progress or Progress((1,) * len(present))
     count = len(progress.counts)
@@ -113,6 +113,8 @@ def plan_layers(which: str, present: Sequence[int], importance: Importance | Non
         raise MethodRefused(f"layers {which}: of the model's {count} layers at least one must stay")
     gone, due = count - len(present), progress.due(total)
     if order == "least":
+        if importance is None:
+            raise SettingError(f"layers {which} need an importance of each layer")
         ranked = np.argsort([values[0] for values in importance], kind="stable")
         return sorted(present[place] for place in ranked[:due - gone])
     return sorted((numbers or range(count - 1, -1, -1))[gone:due])

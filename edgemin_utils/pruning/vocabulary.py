@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from edgemin_utils.errors import MethodRefused
 
@@ -68,7 +68,7 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> Pr
     return smaller
 
 
-def keep_vocabulary(model: nn.Module, kept: Sequence[int]) -> None:
+def keep_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Cuts the word embedding down to the rows of the given token ids, in place, in their order; the padding token
     keeps its part."""
     word = model.get_input_embeddings()
@@ -81,7 +81,7 @@ def keep_vocabulary(model: nn.Module, kept: Sequence[int]) -> None:
     model.config.pad_token_id = padding
 
 
-def parameters_of_vocabulary(model: nn.Module, kept: Sequence[int]) -> int:
+def parameters_of_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> int:
     """How many parameters `keep_vocabulary` takes away, by formula: one row of the embedding size a token."""
     word = model.get_input_embeddings()
     return (word.num_embeddings - len(kept)) * word.embedding_dim

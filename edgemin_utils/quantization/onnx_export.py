@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, input_names, longest_input
 from edgemin_utils.errors import MethodRefused
@@ -27,9 +28,13 @@ FUSED_DOMAIN = "com.microsoft"  # of ONNX Runtime's fused operators
 EXPORT_TOLERANCE = 1e-3
 
 
-def export_graph(model: nn.Module) -> "onnx.ModelProto":
+def export_graph(model: PreTrainedModel) -> "onnx.ModelProto":
     """The graph of a float classifier: input_ids, attention_mask and, where the model has them, token_type_ids as int64
-    (batch, tokens), both free; logits as float32 (batch, labels)."""
+    (batch, tokens), both free; logits as float32 (batch, labels).
+
+    Raises:
+        MethodRefused: torch exports no graph.
+    """
     with quiet_onnx():
         exported = copy.deepcopy(model).cpu().eval()
         exported.set_attn_implementation("eager")
@@ -39,6 +44,8 @@ def export_graph(model: nn.Module) -> "onnx.ModelProto":
         program = torch.onnx.export(
             _FromPositions(exported, names), example, input_names=list(names), output_names=["logits"], dynamo=True,
             dynamic_shapes=(({0: batch, 1: tokens},) * len(names),), opset_version=OPSET, verbose=False)
+        if program is None:
+            raise MethodRefused("torch.onnx.export gave no graph; this version of torch has no exporter of its own")
         graph = program.model_proto
     # Shapes noted while exporting; ONNX Runtime's own inference stumbles over them.
     del graph.graph.value_info[:]
@@ -84,7 +91,7 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
     return fused
 
 
-def check_against(model: nn.Module, logits_of: Any) -> None:
+def check_against(model: PreTrainedModel, logits_of: Any) -> None:
     """Raises MethodRefused if the graph does not compute what the model computes.
 
     Args:

@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, input_names, layer_shapes
 from edgemin_utils.errors import MethodRefused
@@ -50,15 +50,16 @@ class OnnxScheme(Scheme):
         return graph, _float_sizes(model)
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
-        quantized.save(folder)
+        cast(OnnxClassifier, quantized).save(folder)
 
     def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
              attention_implementation: str) -> nn.Module:
         return OnnxClassifier(folder / ONNX_FILE, config, shapes)
 
     def describe(self, quantized: nn.Module) -> dict[str, Any]:
+        notes = cast(OnnxClassifier, quantized).notes
         return {**super().describe(quantized),
-                **{name: quantized.notes[name] for name in ("operators", "fused_attention", "fusion")}}
+                **{name: notes[name] for name in ("operators", "fused_attention", "fusion")}}
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _through_file(quantize: Callable[[str], None]) -> "onnx.ModelProto":
         return onnx.load(path)
 
 
-def _exported(model: nn.Module) -> "onnx.ModelProto":
+def _exported(model: PreTrainedModel) -> "onnx.ModelProto":
     """A copy of the model's graph, exported only if it is not the model that was exported last."""
     digest = hashlib.sha256(repr((model.config.to_json_string(), layer_shapes(model))).encode())
     for parameter in model.parameters():
@@ -201,7 +202,7 @@ def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
     return f"attention is fused in {fused} of {len(layers)} layers"
 
 
-def _other_gathers(graph: "onnx.ModelProto", model: nn.Module) -> list[str]:
+def _other_gathers(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str]:
     """Names of the look-ups that are not the word embedding's; position and token-type tables stay float32."""
     shapes = {constant.name: tuple(constant.dims) for constant in graph.graph.initializer}
     word = tuple(model.get_input_embeddings().weight.shape)
@@ -228,7 +229,7 @@ def _float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (parameter.numel(), 4 * parameter.numel()) for name, parameter in model.named_parameters()}
 
 
-def _int8_sizes(graph: "onnx.ModelProto", model: nn.Module, per_channel: bool,
+def _int8_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: bool,
                 embeddings: bool) -> dict[str, tuple[int, int]]:
     """Name -> (weights, bytes): one byte a quantized weight, five for each scale with its zero point.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin_utils.encoders import empty_model, fill_parameters
 from edgemin_utils.errors import MethodRefused
@@ -93,7 +93,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, Linear)
 
 
-def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+def _stored_tensors(module: Any) -> dict[str, torch.Tensor]:
     """A quantized module's weights as plain tensors: integers, scale, zero point, bias."""
     with quiet_torch_ao():
         weight = module.weight()
@@ -121,7 +121,7 @@ def _restored(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> nn.Modul
         return restored
 
 
-def _word_embedding_names(model: nn.Module) -> list[str]:
+def _word_embedding_names(model: PreTrainedModel) -> list[str]:
     """The embedding of tokens. Position and token-type tables are small, and PyTorch's quantized embedding does not
     take the expanded indices that they get."""
     word = model.get_input_embeddings()

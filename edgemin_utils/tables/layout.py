@@ -188,6 +188,7 @@ def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
 
 
 def p_value_text(value: float) -> str:
+    """A p-value with three decimals, small ones as "<0.001"."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
