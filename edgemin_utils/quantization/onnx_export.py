@@ -74,7 +74,7 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
         fused = optimize_by_fusion(graph, "bert", num_heads=layers[0].num_heads if equal else 0,
                                    hidden_size=layers[0].query.out_features if equal else 0,
                                    optimization_options=options).model
-    _drop_unused(fused)
+    drop_unused(fused)
     # ONNX's own inference knows nothing of these operators, and a quantizer passes over tensors of unknown type.
     fused.graph.value_info.extend(
         helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for node in fused.graph.node
@@ -155,7 +155,7 @@ def _value(constants: Mapping[str, Any], name: str) -> np.ndarray | None:
     return numpy_helper.to_array(constants[name]) if name in constants else None
 
 
-def _drop_unused(graph: "onnx.ModelProto") -> None:
+def drop_unused(graph: "onnx.ModelProto") -> None:
     """Removes stored tensors that no operator reads; fusing leaves some behind."""
     used = {name for node in graph.graph.node for name in node.input}
     kept = [constant for constant in graph.graph.initializer if constant.name in used]
