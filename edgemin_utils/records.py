@@ -176,7 +176,7 @@ class Run:
         for needed in stage.upstream:
             self.read(needed)
         final = self.stage_folder(key)
-        with _storage_errors(final), _partial_folder(final) as partial:
+        with storage_errors(final), partial_folder(final) as partial:
             write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
                                                   "overrides": changed_from_profile(self.settings)})
             started = time.perf_counter()
@@ -192,7 +192,7 @@ class Run:
                 "results": results,
             }
             write_json(partial / RECORD_FILE, content)
-            _replace_folder(partial, final)
+            replace_folder(partial, final)
         return read_record(final)
 
 
@@ -361,7 +361,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _partial_folder(final: Path):
+def partial_folder(final: Path):
     """A fresh folder beside `final`, removed if anything goes wrong; leftovers of dead processes are removed."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.partial-*"):
@@ -376,7 +376,7 @@ def _partial_folder(final: Path):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _replace_folder(partial: Path, final: Path) -> None:
+def replace_folder(partial: Path, final: Path) -> None:
     """Moves a whole folder into place; a former one goes only once the new one can take its name."""
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     if final.exists():
@@ -398,7 +398,7 @@ def _process_runs(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def _storage_errors(folder: Path):
+def storage_errors(folder: Path):
     """Turns a full or unwritable disk into one sentence; other errors pass."""
     try:
         yield

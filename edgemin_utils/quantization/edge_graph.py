@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgemin_utils.encoders import layer_shapes, longest_input
+from edgemin_utils.encoders import longest_input
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.library_messages import quiet_onnx
 from edgemin_utils.quantization.onnx_export import check_against, drop_unused, fuse

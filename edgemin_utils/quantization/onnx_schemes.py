@@ -203,8 +203,6 @@ def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
         return "attention is left as single products, so that its projections can be quantized"
     if fused == len(layers):
         return f"attention is one operator in each of the {fused} layers"
-    if len({layer.num_heads for layer in layers}) > 1:
-        return "attention is not fused, because the layers have unequal numbers of heads"
     return f"attention is fused in {fused} of {len(layers)} layers"
 
 
