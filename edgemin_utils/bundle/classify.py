@@ -29,7 +29,8 @@ FORMAT_VERSION = 1
 BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE = "bundle.json", "model.onnx", "tokenizer.json"
 # Bytes read at once; rows and characters answered at once; bytes of the longest line.
 BLOCK, WINDOW_ROWS, WINDOW_CHARACTERS, LONGEST_LINE = 2**16, 1024, 2**20, 2**20
-BATCH_SIZE = 16
+# With more, rows share the scale of their numbers, and an answer depends a little on the rows beside it.
+BATCH_SIZE = 1
 # How far probabilities may lie from those of the machine that made the bundle: kernels differ between processors.
 CHECK_TOLERANCE = 0.05
 
@@ -332,8 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--format", choices=("lines", "csv"), help="how rows are written (default: csv if the file's name ends in "
         ".csv, else lines)")
     add("--columns", nargs="+", metavar="NAME", help="text columns of a CSV (default: those of the bundle)")
-    add("--batch-size", type=_positive, default=BATCH_SIZE, metavar="N", help=f"rows computed together (default: "
-        f"{BATCH_SIZE}); with 1, an answer does not depend on the rows beside it")
+    add("--batch-size", type=_positive, default=BATCH_SIZE, metavar="N", help=f"rows of like length computed "
+        f"together (default: {BATCH_SIZE}); more is faster, but then an answer depends a little on the rows beside it")
     add("--threads", type=_threads, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
     add("--no-header", action="store_true", help="leave out the line that names the columns")
     add("--check", action="store_true", help="check every file and some answers, and classify nothing")

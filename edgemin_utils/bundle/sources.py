@@ -106,7 +106,7 @@ def _stage_folder_source(folder: Path, task: str | None, overrides: Mapping[str,
     record, run = read_record(folder), open_chain(folder.parents[1])
     if task not in (None, record.task) or overrides:
         asked = f"task {task}" if task not in (None, record.task) else ", ".join(overrides)
-        raise StageError(f"{folder} is a stage of a study on {record.task}, which knows its own rows; leave out {asked}")
+        raise StageError(f"{folder} is a stage of a study on {record.task} and knows its own rows; leave out {asked}")
     return stage_source(run, record)
 
 
