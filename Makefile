@@ -35,7 +35,7 @@ test: $(INSTALLED) ## the whole test suite
 lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_teacher.ipynb $(ARGS)
 
-benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
+benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults; the edge bundle against what it is to beat
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
 paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)

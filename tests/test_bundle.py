@@ -36,8 +36,9 @@ from edgemin_utils.tokenization import train_tokenizer
 
 MAX_LENGTH = 20
 SHORT = Protocol("short", warm_up=1, runs=3, seconds=0.0)
-ODD_TEXTS = ["", " ", "good " * 20_000, "the film\x00 was good", "good \U0001f600 film", "\u05e1\u05e8\u05d8 \u05d8\u05d5\u05d1",
-             "\u202egood", "e\u0301 \u00e9", "a\u2028b", "[CLS] [SEP] [PAD]", '"quoted, and ""doubled"""', "x" * 5000]
+ODD_TEXTS = ["", " ", "good " * 20_000, "the film\x00 was good", "good \U0001f600 film",
+             "\u05e1\u05e8\u05d8 \u05d8\u05d5\u05d1", "\u202egood", "e\u0301 \u00e9", "a\u2028b", "[CLS] [SEP] [PAD]",
+             '"quoted, and ""doubled"""', "x" * 5000]
 # Runs the bundle's program where nothing of this project nor torch can be imported, and then says its peak memory.
 ALONE = """
 import runpy, sys
@@ -48,13 +49,12 @@ class Blocked:
             raise ImportError(f"{name} is not there")
 
 sys.meta_path.insert(0, Blocked())
-program, *sys.argv[1:] = sys.argv[1:]
-sys.argv.insert(0, program)
+sys.argv = sys.argv[1:]
 try:
-    runpy.run_path(program, run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
     peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    print(*peak, file=sys.stderr)
+    print(*peak, end="", file=sys.stderr)
 """
 
 
@@ -229,7 +229,6 @@ def chain(folder, tmp_path_factory):
     from edgemin_utils.training import predict
 
     model, tokenizer = load_model(folder / "model"), load_tokenizer(str(folder / "model"))
-    set_labels(model.config, ("negative", "positive"))
     rows = tokenized_task(run, tokenizer, [model])
     logits = predict(model, rows.dev["dev"], tokenizer)
 
@@ -397,7 +396,7 @@ def test_check_sees_every_file_and_another_answer(copy, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere.txt"], "No such file or directory: nowhere.txt"),
-    (["--columns", "a", "b", os.devnull], "--columns names 2 columns, and a row of this model has 1: sentence"),
+    (["--column", "a", "--column", "b", os.devnull], "--column names a, b, and a row of this model has 1: sentence"),
 ])
 def test_options_that_cannot_be(made, arguments, message, capsys):
     assert classify.main(["--bundle", str(made[0]), *arguments]) == 2

@@ -3,7 +3,7 @@ tokenizers and numpy, and nothing else.
 
     echo "A warm and clever film." | python classify.py
     python classify.py reviews.txt > labels.tsv
-    python classify.py pairs.csv --columns premise hypothesis > labels.tsv
+    python classify.py pairs.csv --column premise --column hypothesis > labels.tsv
 
 A line is one row: its text, or two texts with a tab between them where the model takes a pair. A file whose name ends
 in .csv is read as CSV with named columns. Each row gives one line, in the same order: the label and the probability of
@@ -69,7 +69,7 @@ class Bundle:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if threads == 1 else "true")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
-            self._session = onnxruntime.InferenceSession(model, _session_options(threads),
+            self._session = onnxruntime.InferenceSession(model, session_options(threads),
                                                          providers=["CPUExecutionProvider"])
         except Exception as error:  # both libraries raise kinds of their own
             raise ClassifyError(f"{self.folder} cannot be loaded with onnxruntime {onnxruntime.__version__} and "
@@ -161,7 +161,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part or 0) for part in digits)
 
 
-def _session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what fails is raised
@@ -240,7 +240,7 @@ def csv_rows(lines: Lines, columns: Sequence[str]) -> Iterator[Row]:
         absent = [name for name in columns if name not in header]
         if absent:
             raise ClassifyError(f"the CSV has no column {absent[0]!r}, only {', '.join(header) or 'none'}; name the "
-                                "text columns with --columns")
+                                "text columns with --column")
         places = [header.index(name) for name in columns]
         for record in records:
             if record and len(record) <= max(places):
@@ -332,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("file", nargs="?", default="-", help="rows to classify (default: standard input)")
     add("--format", choices=("lines", "csv"), help="how rows are written (default: csv if the file's name ends in "
         ".csv, else lines)")
-    add("--columns", nargs="+", metavar="NAME", help="text columns of a CSV (default: those of the bundle)")
+    add("--column", action="append", metavar="NAME", help="text column of a CSV, given once for each text of a row "
+        "(default: those of the bundle)")
     add("--batch-size", type=_positive, default=BATCH_SIZE, metavar="N", help=f"rows of like length computed "
         f"together (default: {BATCH_SIZE}); more is faster, but then an answer depends a little on the rows beside it")
     add("--threads", type=_threads, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
@@ -363,9 +364,9 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.write(check(bundle))
         sys.stdout.flush()
         return 0
-    columns = options.columns or bundle.text_columns
+    columns = options.column or bundle.text_columns
     if len(columns) != len(bundle.text_columns):
-        raise ClassifyError(f"--columns names {len(columns)} columns, and a row of this model has "
+        raise ClassifyError(f"--column names {', '.join(columns)}, and a row of this model has "
                             f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}")
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
     source = sys.stdin.buffer if options.file == "-" else open(options.file, "rb")
