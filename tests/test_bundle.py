@@ -31,6 +31,7 @@ from edgemin_utils.evaluation import write_predictions
 from edgemin_utils.measurement.latency import Protocol
 from edgemin_utils.quantization import quantize, save_quantized
 from edgemin_utils.records import open_run
+from edgemin_utils.tables.scheme_tables import bundle_sentences
 from edgemin_utils.tasks import find_task
 from edgemin_utils.tokenization import train_tokenizer
 
@@ -160,6 +161,7 @@ def test_what_was_measured_is_what_the_files_do(made, source):
     torch_answers = np.array([in_torch(source, text).argmax() for text in rows["sentence"]])
     assert found["pytorch"] == pytest.approx((torch_answers == labels).mean())
     assert found["agreement"] == pytest.approx(np.mean([int(label) for label in told] == torch_answers))
+    assert len(bundle_sentences(content)) == 2  # one length, and the folder
     assert content["measured"]["model_bytes"] == (place / "model.onnx").stat().st_size
     assert content["measured"]["fp32_bytes"] == 4 * sum(value.numel() for value in source.model.parameters())
     assert {(row["model"], row["input"], row["runs"], row["threads"]) for row in content["measured"]["latency"]} == {
