@@ -148,6 +148,7 @@ def _write_patterns(graph: "onnx.ModelProto", model: nn.Module) -> None:
     layers = encoder_layers(model)
     for number, node in enumerate(split):  # query, key and value of the first layer, of the second, ...
         layer = layers[number // 3]
+        del node.attribute[:]  # allowzero, under which a zero would not stand for the size that is there
         node.input[1] = constant(f"{node.output[0]}_shape", np.array([0, 0, layer.num_heads, layer.head_size]))
 
 
