@@ -40,7 +40,7 @@ lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 demo: $(INSTALLED) ## the newest bundle in a browser, or ARGS=FOLDER: prints the address (needs npm once)
 	$(BIN)/edgemin demo $(ARGS)
 
-benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
+benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults; the edge bundle against what it is to beat
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
 paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from edgemin_utils import __version__
 from edgemin_utils.config import PROFILES, load_settings, nearest, project_folder, setting_fields, study_folder
-from edgemin_utils.errors import EdgeMINError, SettingError, StageError, StorageError
+from edgemin_utils.errors import EdgeMINError, ModelError, SettingError, StageError, StorageError
 from edgemin_utils.progress import duration
 from edgemin_utils.records import write_json
 from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
@@ -82,6 +82,8 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         ("publish", _publish, "a finished study without its weights into outputs/reference, and its numbers into the "
          "README's marked place"),
         ("measure", _measure, "the full sheet of a model: parameters, bytes, operations, latency, memory, energy"),
+        ("bundle", _bundle, "a folder that classifies text on a CPU without torch, from any trained or pruned model"),
+        ("predict", _predict, "what a bundle answers to texts, as lines of label and probabilities"),
         ("demo", _demo, "a bundle in the browser: serves its page on this machine and prints the address"),
         ("settings", _settings, "every setting: its value in a profile, its unit and its meaning"),
     ):
@@ -99,6 +101,8 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     _add_output_option(known["publish"])
     _add_recommend_options(known["recommend"])
     _add_measure_options(known["measure"])
+    _add_bundle_options(known["bundle"])
+    _add_predict_options(known["predict"])
     _add_demo_options(known["demo"])
     return parser, known
 
@@ -138,6 +142,36 @@ def _add_recommend_options(parser: _Parser) -> None:
     add("--count", type=_at_least_one, default=3, metavar="N", help="models shown a task (default: 3)")
     add("--json", action="store_true", help="print JSON instead of text (default: text)")
     _add_output_option(parser)
+
+
+def _add_bundle_options(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the folder of a study's stage (trained, pruned or quantize-aware), another "
+        "model's folder or a hub id (default: none)")
+    add("--output", metavar="DIR", required=True, help="folder to write; a bundle that is there is replaced (default: "
+        "none)")
+    add("--max-drop", type=_points, default=1.0, metavar="POINTS", help="a bundle that loses more percentage points of "
+        "accuracy on a dev split is refused (default: 1.0)")
+    add("--quick", action="store_true", help="few runs for its latency: a look, marked as such (default: at least 100 "
+        "runs and 10 s)")
+    add("--task", metavar="TASK", help=f"task whose dev rows it is judged on, of {', '.join(TASKS)} (default: the "
+        "stage's own; sst2 for another model)")
+    add("--data-dir", metavar="DIR", help="folder of real rows, as for `run` (default: the stage's own; the embedded "
+        "synthetic corpora for another model)")
+    add("--task-file", metavar="FILE", help="file of a task of your own, as for `run` (default: none)")
+    add("--text-columns", nargs="+", metavar="COLUMN", help="its one or two text columns (default: none)")
+    add("--label-column", metavar="COLUMN", help="its label column (default: label)")
+    add("--dev-file", metavar="FILE", help="its dev rows (default: none; a share of the rows)")
+    add("--max-length", type=_at_least_one, metavar="N", help="tokens that texts are cut at (default: the stage's own; "
+        "128 for another model)")
+
+
+def _add_predict_options(parser: _Parser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that `edgemin bundle` wrote (default: none)")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="texts to classify; where a row has two texts, first "
+                        "and second in turns (default: none)")
+    parser.add_argument("--threads", type=_seed, default=1, metavar="N", help="processor threads, 0 for all cores "
+                        "(default: 1)")
 
 
 def _add_measure_options(parser: _Parser) -> None:
@@ -213,6 +247,16 @@ def _number(text: str) -> float:
 
 def _length(text: str) -> int | None:
     return None if text == "dev" else _at_least_one(text)
+
+
+def _points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
+    return value
 
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
@@ -349,6 +393,36 @@ def _demo(options: argparse.Namespace) -> int:
     from edgemin_utils.browser.demo import serve_demo
 
     serve_demo(options.bundle, options.port, options.float32)
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from edgemin_utils.bundle.making import describe_in_words, make_bundle  # imports torch
+    from edgemin_utils.bundle.sources import open_source
+    from edgemin_utils.measurement.latency import PROTOCOLS
+
+    given = {name: getattr(options, name) for name in
+             ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "max_length")}
+    source = open_source(options.model, options.task, {name: value for name, value in given.items() if value})
+    content = make_bundle(source, options.output, options.max_drop, PROTOCOLS["quick" if options.quick else "full"])
+    print(describe_in_words(content))
+    print(f"bundle: {options.output}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from edgemin_utils.bundle.classify import Bundle, ClassifyError, answer_lines, header_line
+
+    try:
+        bundle = Bundle(Path(options.bundle).expanduser(), options.threads)
+    except ClassifyError as error:
+        raise ModelError(str(error)) from error
+    columns = bundle.text_columns
+    if len(options.texts) % len(columns):
+        raise SettingError(f"a row of this bundle has {len(columns)} texts ({', '.join(columns)}), and "
+                           f"{len(options.texts)} were given; give them in turns")
+    rows = list(zip(*(options.texts[place::len(columns)] for place in range(len(columns))), strict=True))
+    print(header_line(bundle.labels) + answer_lines(bundle, rows), end="")
     return 0
 
 

@@ -42,8 +42,8 @@ def asked(monkeypatch):
 # ---- options ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "status", "report", "recommend", "measure",
-                                     "settings"])
+@pytest.mark.parametrize("command", ["run", "status", "report", "recommend", "measure", "bundle", "predict",
+                                     "demo", "settings"])
 def test_every_option_has_help_with_its_default(command):
     _, commands = cli.build_parser()
     for action in commands[command]._actions:

@@ -402,13 +402,13 @@ def test_the_fused_graph_computes_what_the_model_computes(family):
     torch.testing.assert_close(_run(session, batch), logits(other, batch), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_of_unequal_heads_are_left_unfused_and_said_so():
+def test_attention_is_fused_in_layers_of_unequal_heads_too():
     ragged = small_model(layers=2)
     encoder_layers(ragged)[0].keep_heads([1, 3])
     made = quantize(ragged, "onnx-dynamic-int8")
     said = SCHEMES["onnx-dynamic-int8"].describe(made)
-    assert said["fused_attention"] == 0 and "unequal numbers of heads" in said["fusion"]
-    assert "INT8" in said["arithmetic"] and said["operators"]["MatMulInteger"] == 2 * 6 + 2
+    assert said["fused_attention"] == 2 and said["fusion"] == "attention is one operator in each of the 2 layers"
+    assert "INT8" in said["arithmetic"] and said["operators"]["MatMulInteger"] == 2 * 3 + 2
     batch = small_batch()
     assert (logits(made, batch) - logits(ragged, batch)).abs().max() < 0.1
 

@@ -59,8 +59,6 @@ def export_graph(model: PreTrainedModel) -> "onnx.ModelProto":
 def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> "onnx.ModelProto":
     """The graph of `export_graph`, which is changed, with fused operators.
 
-    Attention is fused only where every layer has as many heads: the optimizer takes one number for all.
-
     Args:
         attention: False leaves attention as single products.
     """
@@ -69,19 +67,16 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_by_fusion
 
-        _write_patterns(graph)
-        layers = encoder_layers(model)
-        equal = len({layer.num_heads for layer in layers}) == 1
+        _write_patterns(graph, model)
         options = FusionOptions("bert")
-        options.enable_attention = attention and equal
+        options.enable_attention = attention
         # A mask of zeros and ones for every token; the default, a length a row, would be wrong for any other mask.
         options.use_raw_attention_mask(True)
         # The word embedding stays an operator of its own, which can be quantized.
         options.enable_embed_layer_norm = False
-        fused = optimize_by_fusion(graph, "bert", num_heads=layers[0].num_heads if equal else 0,
-                                   hidden_size=layers[0].query.out_features if equal else 0,
-                                   optimization_options=options).model
-    _drop_unused(fused)
+        # 0: each layer's heads are read from its own shapes, so that layers may have unequal numbers of them.
+        fused = optimize_by_fusion(graph, "bert", num_heads=0, hidden_size=0, optimization_options=options).model
+    drop_unused(fused)
     # ONNX's own inference knows nothing of these operators, and a quantizer passes over tensors of unknown type.
     fused.graph.value_info.extend(
         helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for node in fused.graph.node
@@ -130,9 +125,10 @@ class _FromPositions(nn.Module):
         return self.model(**named).logits
 
 
-def _write_patterns(graph: "onnx.ModelProto") -> None:
-    """The mask gains its two dimensions one after the other, and attention scores are divided, not multiplied: the
-    optimizer takes the first product above the sum of scores and mask for the mask's."""
+def _write_patterns(graph: "onnx.ModelProto", model: nn.Module) -> None:
+    """The mask gains its two dimensions one after the other; attention scores are divided, not multiplied: the
+    optimizer takes the first product above the sum of scores and mask for the mask's; and each projection says how
+    many heads it is split into."""
     from onnx import helper, numpy_helper
 
     nodes = graph.graph.node
@@ -154,6 +150,13 @@ def _write_patterns(graph: "onnx.ModelProto") -> None:
                 and node.input[0] in maker and maker[node.input[0]].op_type == "MatMul":
             node.op_type = "Div"
             node.input[1] = constant(f"{node.output[0]}_divisor", (1 / second).astype(np.float32))
+    split = [node for node in nodes if node.op_type == "Reshape" and node.input[1] in maker
+             and maker[node.input[1]].op_type == "Concat" and len(maker[node.input[1]].input) == 4]
+    layers = encoder_layers(model)
+    for number, node in enumerate(split):  # query, key and value of the first layer, of the second, ...
+        layer = layers[number // 3]
+        del node.attribute[:]  # allowzero, under which a zero would not stand for the size that is there
+        node.input[1] = constant(f"{node.output[0]}_shape", np.array([0, 0, layer.num_heads, layer.head_size]))
 
 
 def _value(constants: Mapping[str, Any], name: str) -> np.ndarray | None:
@@ -162,7 +165,7 @@ def _value(constants: Mapping[str, Any], name: str) -> np.ndarray | None:
     return numpy_helper.to_array(constants[name]) if name in constants else None
 
 
-def _drop_unused(graph: "onnx.ModelProto") -> None:
+def drop_unused(graph: "onnx.ModelProto") -> None:
     """Removes stored tensors that no operator reads; fusing leaves some behind."""
     used = {name for node in graph.graph.node for name in node.input}
     kept = [constant for constant in graph.graph.initializer if constant.name in used]

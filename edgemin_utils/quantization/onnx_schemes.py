@@ -37,7 +37,7 @@ class OnnxScheme(Scheme):
     fuses_attention = True
 
     def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
-        graph = fuse(_exported(model), model, self.fuses_attention)
+        graph = fuse(exported(model), model, self.fuses_attention)
         float_model = _classifier(graph, model, _float_sizes(model), self.fuses_attention)
         check_against(model, lambda inputs: float_model(**inputs).logits)
         with quiet_onnx():
@@ -87,12 +87,8 @@ class OnnxDynamic(OnnxScheme):
 
     def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
                   ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
         operators = ["MatMul", "Attention"] + (["Gather"] if self.embeddings else [])
-        quantized = _through_file(lambda path: quantize_dynamic(
-            graph, path, op_types_to_quantize=operators, per_channel=self.per_channel, weight_type=QuantType.QInt8,
-            nodes_to_exclude=_other_gathers(graph, model), extra_options=dict(_UNKNOWN_IS_FLOAT)))
+        quantized = quantize_dynamically(graph, operators, self.per_channel, _other_gathers(graph, model))
         return quantized, _int8_sizes(quantized, model, self.per_channel, self.embeddings)
 
 
@@ -165,7 +161,18 @@ def _through_file(quantize: Callable[[str], None]) -> "onnx.ModelProto":
         return onnx.load(path)
 
 
-def _exported(model: PreTrainedModel) -> "onnx.ModelProto":
+def quantize_dynamically(graph: "onnx.ModelProto", operators: Sequence[str], per_channel: bool,
+                         excluded: Sequence[str] = ()) -> "onnx.ModelProto":
+    """The graph with signed 8-bit weights in the given operators but for the nodes named in `excluded`, and with
+    activations that are quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    return _through_file(lambda path: quantize_dynamic(
+        graph, path, op_types_to_quantize=list(operators), per_channel=per_channel, weight_type=QuantType.QInt8,
+        nodes_to_exclude=list(excluded), extra_options=dict(_UNKNOWN_IS_FLOAT)))
+
+
+def exported(model: PreTrainedModel) -> "onnx.ModelProto":
     """A copy of the model's graph, exported only if it is not the model that was exported last."""
     digest = hashlib.sha256(repr((model.config.to_json_string(), layer_shapes(model))).encode())
     for parameter in model.parameters():
@@ -197,8 +204,6 @@ def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
         return "attention is left as single products, so that its projections can be quantized"
     if fused == len(layers):
         return f"attention is one operator in each of the {fused} layers"
-    if len({layer.num_heads for layer in layers}) > 1:
-        return "attention is not fused, because the layers have unequal numbers of heads"
     return f"attention is fused in {fused} of {len(layers)} layers"
 
 

@@ -84,7 +84,7 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> nn
         ModelError: as `checkpoints.load_model`, or quantized weights that are damaged or do not fit.
     """
     folder = Path(folder)
-    scheme = _scheme_of(folder)
+    scheme = scheme_of(folder)
     if scheme is None:
         return load_float_model(folder, attention_implementation=attention_implementation)
     config, shapes = cut_config(folder)
@@ -98,8 +98,8 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> nn
         raise ModelError(f"the weights of {folder} are truncated or damaged ({reason}); quantize anew") from error
 
 
-def _scheme_of(folder: Path) -> str | None:
-    """The scheme that config.json names; None for a float model, or where there is nothing to read."""
+def scheme_of(folder: Path) -> str | None:
+    """The scheme that a model's config.json names; None for a float model, or where there is nothing to read."""
     try:
         extra = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("edgemin", {})
         return extra.get("scheme")
