@@ -17,13 +17,17 @@ import pytest
 
 from edgemin_utils.browser import packages as npm
 from edgemin_utils.browser.comparison import Comparison, find_comparison, source_folder
-from edgemin_utils.browser.demo import newest_bundle, read_manifest
+from edgemin_utils.browser.demo import newest_bundle
 from edgemin_utils.browser.packages import PACKAGE_FILES, fetch_packages
 from edgemin_utils.browser.server import PAGE_FOLDER, address_of, make_server, page_routes
+from edgemin_utils.bundle.classify import FORMAT_VERSION
 from edgemin_utils.cli import main
 from edgemin_utils.errors import ModelError, PackagesError
 
-FILES = {"model.onnx": b"graph", "tokenizer.json": b"{}", "bundle.json": b'{"format_version": 1}', "notes.txt": b"own"}
+CONTENT = {"format_version": FORMAT_VERSION, "labels": ["no", "yes"], "text_columns": ["text"], "max_length": 8,
+           "inputs": ["input_ids"], "pad_token_id": 0, "files": {}, "provenance": {"minimum_onnxruntime": "1.20"}}
+FILES = {"model.onnx": b"graph", "tokenizer.json": b"{}", "bundle.json": json.dumps(CONTENT).encode(),
+         "notes.txt": b"own"}
 
 
 @pytest.fixture
@@ -146,11 +150,11 @@ def test_the_newest_bundle_is_taken(bundle, tmp_path):
 
 def test_a_folder_that_is_no_bundle_is_refused(bundle, tmp_path, capsys):
     assert main(["demo", str(tmp_path / "absent")]) == 2
-    assert "absent is no bundle: it has no bundle.json" in capsys.readouterr().err
-    for content, complaint in (("{", "cannot be read"), ("[]", "no JSON object")):
+    assert "absent holds no bundle.json, so it is no bundle" in capsys.readouterr().err
+    for content, complaint in (("{", "is damaged"), ('{"format_version": 1}', "lacks labels")):
         (bundle / "bundle.json").write_text(content)
-        with pytest.raises(ModelError, match=complaint):
-            read_manifest(bundle)
+        assert main(["demo", str(bundle)]) == 2
+        assert complaint in capsys.readouterr().err
 
 
 def test_a_bundle_is_compared_with_the_stage_it_was_made_from(tmp_path):

@@ -12,7 +12,8 @@ BENCHMARKS = {"training-speed": training_speed.main, "edge-bundle": edge_bundle.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one benchmark, or all, and gives the exit status: 0 all well, 2 something asked for cannot be."""
+    """Runs one benchmark, or all, and gives the exit status: 0 all well, 2 something asked for cannot be (an
+    EdgeMINError is printed as one line, as the SettingError of an unknown name)."""
     name, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if name and name not in BENCHMARKS:

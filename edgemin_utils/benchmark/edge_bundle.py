@@ -6,6 +6,7 @@ written; and of the same compressed student under other runtimes. All are timed 
 """
 
 import argparse
+import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,6 @@ import onnxruntime
 import pandas as pd
 import torch
 from rich.console import Console
-from torch import nn
 from transformers import PreTrainedModel
 
 from edgemin_utils import quantization
@@ -92,7 +92,7 @@ def bundle_contender(model: PreTrainedModel, folder: Path, longest: int = LONGES
     return _onnx_contender(BUNDLE, path)
 
 
-def torch_contender(name: str, model: nn.Module, folder: Path, scheme: str = "") -> Contender:
+def torch_contender(name: str, model: PreTrainedModel, folder: Path, scheme: str = "") -> Contender:
     """A model as PyTorch runs it, or as one of the study's schemes does."""
     place = folder / f"contender-{len(list(folder.iterdir()))}"
     if scheme:
@@ -114,7 +114,7 @@ def _onnx_contender(name: str, path: Path) -> Contender:
                      opened.vocabulary_size, lambda length: opened.work(1, length))
 
 
-def contenders_to_beat(teacher: nn.Module, final: nn.Module, folder: Path) -> list[Contender]:
+def contenders_to_beat(teacher: PreTrainedModel, final: PreTrainedModel, folder: Path) -> list[Contender]:
     """What the targets name. `final` is the paper's pruned student, not yet quantized."""
     return [torch_contender(TEACHER, teacher, folder),
             torch_contender(TEACHER_INT8, teacher, folder, "onnx-dynamic-int8-embeddings"),
@@ -160,14 +160,12 @@ def _compiled(student: PreTrainedModel, folder: Path, eager: Contender) -> Conte
 
 
 def _openvino_float(student: PreTrainedModel, folder: Path, eager: Contender) -> Contender:
-    _require("openvino")
+    _optional("openvino")
     return _openvino_contender("student, OpenVINO FP32", _read_for_openvino(student, folder), student, folder)
 
 
 def _openvino_int8(student: PreTrainedModel, folder: Path, eager: Contender) -> Contender:
-    _require("openvino", "nncf")
-    import nncf
-
+    _, nncf = _optional("openvino", "nncf")
     rows = [{name: value.numpy() for name, value in fixed_inputs(1, 64, eager.vocabulary, seed, True).items()
              if name in input_names(student)} for seed in range(32)]
     quantized = nncf.quantize(_read_for_openvino(student, folder), nncf.Dataset(rows),
@@ -175,15 +173,16 @@ def _openvino_int8(student: PreTrainedModel, folder: Path, eager: Contender) -> 
     return _openvino_contender("student, OpenVINO with NNCF INT8", quantized, student, folder)
 
 
-def _require(*packages: str) -> None:
+def _optional(*packages: str) -> list[Any]:
+    """Packages that the project does not ask for, imported."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         raise _Absent(f"{' and '.join(absent)} is not installed: python -m pip install {' '.join(absent)}")
+    return [importlib.import_module(name) for name in packages]
 
 
 def _read_for_openvino(student: PreTrainedModel, folder: Path) -> Any:
-    import openvino
-
+    (openvino,) = _optional("openvino")
     path = folder / "for-openvino.onnx"
     if not path.exists():
         path.write_bytes(export_graph(student).SerializeToString())
@@ -191,8 +190,7 @@ def _read_for_openvino(student: PreTrainedModel, folder: Path) -> Any:
 
 
 def _openvino_contender(name: str, model: Any, student: PreTrainedModel, folder: Path) -> Contender:
-    import openvino
-
+    (openvino,) = _optional("openvino")
     path = folder / f"openvino-{len(list(folder.iterdir()))}.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     # Without the hint, float arithmetic would be bfloat16 where the processor has it.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemin_utils.bundle.classify import MODEL_FILE, TOKENIZER_FILE
 from edgemin_utils.errors import EdgeMINError, ModelError
 from edgemin_utils.records import RECORD_FILE
 
 FLOAT32_FILE = "model-float32.onnx"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Comparison:
 
     def files(self) -> dict[str, Path]:
         """What the page may load, by the name it asks for."""
-        named = {"model.onnx": self.graph, TOKENIZER_FILE: self.tokenizer}
+        named = {MODEL_FILE: self.graph, TOKENIZER_FILE: self.tokenizer}
         return {name: path for name, path in named.items() if path is not None}
 
     def as_record(self) -> dict[str, Any]:
@@ -87,10 +87,12 @@ def source_folder(bundle: Path, manifest: Mapping[str, Any]) -> Path | None:
 
 
 def _export(source: Path, folder: Path) -> Path:
-    from edgemin_utils.quantization.registry import load_model, quantize  # imports torch
+    from edgemin_utils import quantization  # imports torch
+    from edgemin_utils.quantization.onnx_model import ONNX_FILE
 
-    quantize(load_model(source), "onnx-float32").save(folder)
-    return folder / "model.onnx"
+    quantization.save_quantized(quantization.quantize(quantization.load_model(source), "onnx-float32"), folder,
+                                "onnx-float32")
+    return folder / ONNX_FILE
 
 
 def _other_tokenizer(folder: Path, bundle: Path) -> Path | None:

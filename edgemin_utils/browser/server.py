@@ -1,6 +1,7 @@
 """The server of the page, on this machine's own address: it has exactly the files that the page needs."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgemin_utils.browser.comparison import Comparison
+from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE
 from edgemin_utils.errors import SettingError
 
 ADDRESS = "127.0.0.1"
@@ -43,7 +45,7 @@ def page_routes(bundle: Path, packages: Mapping[str, Path], comparison: Comparis
     routes: dict[str, Path | bytes] = {"/": PAGE_FOLDER / "page.html"}
     routes |= {f"/{path.name}": path for path in PAGE_FOLDER.iterdir()}
     routes |= {f"/packages/{name}": path for name, path in packages.items()}
-    routes |= {f"/bundle/{name}": bundle / name for name in ("bundle.json", "model.onnx", "tokenizer.json")}
+    routes |= {f"/bundle/{name}": bundle / name for name in (BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE)}
     routes |= {f"/float32/{name}": path for name, path in comparison.files().items()}
     routes["/comparison.json"] = json.dumps(comparison.as_record()).encode()
     return routes
@@ -83,17 +85,10 @@ class _RoutesHandler(BaseHTTPRequestHandler):
         if isinstance(content, bytes):
             self._head(path, len(content))
             self.wfile.write(content)
-            return
-        try:
-            file = open(content, "rb") if content else None
-        except OSError:  # gone since the server was started
-            file = None
-        if file is None:
+        elif content is None:
             self.send_error(HTTPStatus.NOT_FOUND)
-            return
-        with file:
-            self._head(content.name, content.stat().st_size)
-            shutil.copyfileobj(file, self.wfile)
+        else:
+            self._send_file(content)
 
     def end_headers(self) -> None:
         for name, value in HEADERS.items():
@@ -102,6 +97,16 @@ class _RoutesHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: requests are the page's own."""
+
+    def _send_file(self, path: Path) -> None:
+        try:
+            file = open(path, "rb")
+        except OSError:  # gone since the server was started
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        with file:
+            self._head(path.name, os.fstat(file.fileno()).st_size)
+            shutil.copyfileobj(file, self.wfile)
 
     def _head(self, name: str, size: int) -> None:
         self.send_response(HTTPStatus.OK)

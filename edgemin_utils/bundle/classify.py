@@ -14,12 +14,13 @@ import argparse
 import collections
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 import onnxruntime
@@ -162,6 +163,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How a bundle's graph is run: on so many threads (0 for all cores), which sleep between calls, with exact
+    products."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what fails is raised
@@ -181,7 +184,7 @@ class Lines:
         ClassifyError: a line is not UTF-8 or longer than LONGEST_LINE bytes.
     """
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: io.BufferedIOBase):
         self.number = 0
         self._stream, self._rest, self._ended = stream, b"", False
         self._waiting: collections.deque[bytes] = collections.deque()
@@ -289,7 +292,7 @@ def _in_one_field(text: str) -> str:
     return " ".join(text.split())
 
 
-def classify_stream(bundle: Bundle, source: BinaryIO, target: TextIO, as_csv: bool, columns: Sequence[str],
+def classify_stream(bundle: Bundle, source: io.BufferedIOBase, target: TextIO, as_csv: bool, columns: Sequence[str],
                     batch_size: int, header: bool) -> None:
     """Writes an answer for every row of `source`, and writes out each window as soon as it is answered.
 
@@ -359,7 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle(options.bundle, options.threads)
-    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     if options.check:
         sys.stdout.write(check(bundle))
         sys.stdout.flush()
@@ -369,7 +373,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ClassifyError(f"--column names {', '.join(columns)}, and a row of this model has "
                             f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}")
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
-    source = sys.stdin.buffer if options.file == "-" else open(options.file, "rb")
+    source = cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb")
     with source:
         classify_stream(bundle, source, sys.stdout, as_csv, columns, options.batch_size, not options.no_header)
     return 0

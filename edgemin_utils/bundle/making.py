@@ -175,8 +175,8 @@ def _latency(bundle: Bundle, source: BundleSource, protocol: Protocol) -> dict[s
     for length in dict.fromkeys(min(length, source.max_length) for length in LENGTHS):
         inputs = fixed_inputs(1, length, source.model.config.vocab_size, token_type_ids=True)
         arrays = {name: value.numpy() for name, value in inputs.items()}
-        timed = measure_latency({BUNDLE: lambda _, arrays=arrays: bundle.run(arrays),
-                                 PYTORCH: lambda _, inputs=inputs: in_torch(inputs)}, [None], 1, protocol)
+        timed = measure_latency({BUNDLE: lambda given: bundle.run(given[0]), PYTORCH: lambda given: in_torch(given[1])},
+                                [(arrays, inputs)], 1, protocol)
         rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
     return {"latency": rows, "processor": environment["processor"],
             "processor_flags": [name for name, there in environment["processor_flags"].items() if there],

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Value
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import quantization
 from edgemin_utils.checkpoints import load_model
@@ -18,7 +17,7 @@ from edgemin_utils.data import TaskData, load_task_data
 from edgemin_utils.encoders import longest_input
 from edgemin_utils.errors import ModelError, StageError
 from edgemin_utils.evaluation import read_predictions
-from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, Run, open_chain, read_record
+from edgemin_utils.records import RECORD_FILE, Record, Run, open_chain, read_record
 from edgemin_utils.tasks import Task, custom_task, resolve_task
 from edgemin_utils.tokenization import load_tokenizer, tokenize
 from edgemin_utils.training import predict
@@ -42,7 +41,7 @@ class BundleSource:
         provenance: plain data for bundle.json; no path of this machine is in it.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
@@ -66,8 +65,9 @@ def open_source(model: str, task: str | None = None, overrides: Mapping[str, Any
         StageError: a stage's folder is given together with another task or other rows, or its rows have changed.
     """
     folder = Path(model).expanduser()
-    if (folder / RECORD_FILE).is_file() and (folder.resolve().parents[1] / CHAIN_FILE).is_file():
-        return _stage_folder_source(folder.resolve(), task, dict(overrides or {}))
+    run = open_chain(folder.resolve().parents[1]) if (folder / RECORD_FILE).is_file() else None
+    if run is not None:
+        return _stage_folder_source(run, folder.resolve(), task, dict(overrides or {}))
     settings = load_settings("demo", {"max_length": DEFAULT_MAX_LENGTH, **(overrides or {})})
     chosen = custom_task(settings) if settings.task_file and not task else resolve_task(settings, task or DEFAULT_TASK)
     if quantization.scheme_of(folder):
@@ -102,15 +102,15 @@ def stage_source(run: Run, record: Record) -> BundleSource:
          "profile": content["profile"], "fingerprint": content["fingerprint"], "rows": data.source})
 
 
-def _stage_folder_source(folder: Path, task: str | None, overrides: Mapping[str, Any]) -> BundleSource:
-    record, run = read_record(folder), open_chain(folder.parents[1])
+def _stage_folder_source(run: Run, folder: Path, task: str | None, overrides: Mapping[str, Any]) -> BundleSource:
+    record = read_record(folder)
     if task not in (None, record.task) or overrides:
         asked = f"task {task}" if task not in (None, record.task) else ", ".join(overrides)
         raise StageError(f"{folder} is a stage of a study on {record.task} and knows its own rows; leave out {asked}")
     return stage_source(run, record)
 
 
-def _plain_source(model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: TaskData, settings: Settings,
+def _plain_source(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData, settings: Settings,
                   provenance: Mapping[str, Any]) -> BundleSource:
     labels = labels_of_outputs(model, data.task, provenance["source"])
     numbers = {data.task.labels.index(name): place for place, name in enumerate(labels)}
@@ -122,7 +122,7 @@ def _plain_source(model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: Ta
     return BundleSource(model, tokenizer, data.task, labels, longest, dev, logits, {**provenance, "rows": data.source})
 
 
-def labels_of_outputs(model: nn.Module, task: Task, name: str) -> tuple[str, ...]:
+def labels_of_outputs(model: PreTrainedModel, task: Task, name: str) -> tuple[str, ...]:
     """The task's label names in the order of the model's outputs: checkpoints order MNLI's labels otherwise. A model
     whose labels have no names (LABEL_0, LABEL_1, ...) is taken to have the task's order.
 
@@ -148,7 +148,7 @@ def _stored_logits(folder: Path, split: str, rows: Dataset) -> np.ndarray:
     return stored[columns].to_numpy(dtype=np.float32)
 
 
-def _longest(max_length: int, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+def _longest(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     return min(max_length, longest_input(model), tokenizer.model_max_length)
 
 
@@ -158,5 +158,5 @@ def texts_of(rows: Dataset, task: Task) -> list[tuple[str, ...]]:
 
 
 def share_right(answers: np.ndarray, labels: Sequence[int]) -> float:
-    """Share of rows whose largest logit is that of their label."""
+    """Share of rows whose largest logit, of (rows, labels), is that of their label."""
     return float((answers.argmax(axis=1) == np.asarray(labels)).mean())

@@ -35,7 +35,8 @@ _RATIOS = {"number": 2, "claim": 6, "counted": 8, "ours": 10, "paper": 8, "hones
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and gives its exit status: 0 all well, 2 something asked for cannot be."""
+    """Runs the command and gives its exit status: 0 all well, 2 something asked for cannot be (an EdgeMINError
+    is printed as one line, as the SettingError of a number of runs under 1)."""
     options = _parser().parse_args(arguments)
     folder = Path(options.output_dir).expanduser() if options.output_dir else results_folder()
     try:

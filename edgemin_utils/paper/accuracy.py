@@ -33,32 +33,34 @@ def study_accuracy(study: Path | StudyRecords, recipe: str = "paper") -> list[di
     records = study if isinstance(study, StudyRecords) else read_study(study)
     rows = []
     for task in records.tasks:
-        chains = [chain for chain in records.of_task(task) if TEACHER in chain.models and _final(chain, recipe)]
-        if not chains or is_synthetic(chains):
+        ended = [(chain, final) for chain in records.of_task(task)
+                 if TEACHER in chain.models and (final := _final(chain, recipe))]
+        if not ended or is_synthetic([chain for chain, _ in ended]):
             continue
-        for split in chains[0].models[TEACHER].results["metrics"]:
-            rows.append(_row(records.study.name, task, split, chains, recipe))
+        for split in ended[0][0].models[TEACHER].results["metrics"]:
+            rows.append(_row(records.study.name, task, split, ended, recipe))
     return rows
 
 
-def _row(study: str, task: str, split: str, chains: Sequence[Chain], recipe: str) -> dict[str, Any]:
-    finals = [_final(chain, recipe) for chain in chains]
-    plain = [_undistilled(chain, final) for chain, final in zip(chains, finals, strict=True)]
+def _row(study: str, task: str, split: str, ended: Sequence[tuple[Chain, Record]], recipe: str) -> dict[str, Any]:
+    """`ended`: the chains that have the recipe whole, each with the model at its end."""
+    chains, finals = [chain for chain, _ in ended], [final for _, final in ended]
+    plain = [_undistilled(chain, final) for chain, final in ended]
     teachers = [_correct(chain.models[TEACHER], split) for chain in chains]
     several = task if len(chains[0].models[TEACHER].results["metrics"]) == 1 else f"{task} {split}"
     profile = finals[0].content["profile"]
     row = {"task": several, "split": split, "profile": profile, "seeds": len(chains),
            "study": f"study {study} ({profile} profile, {len(chains)} seed{'s' * (len(chains) > 1)} of {task})",
-           "papers_models": all(_is_papers(*pair) for pair in zip(chains, finals, strict=True)),
+           "papers_models": all(_is_papers(chain, final) for chain, final in ended),
            "undistilled_form": "compressed alike" if plain[0] is not None and plain[0].content["quantized"]
            else "not compressed"}
     row |= _estimates("", teachers, [_correct(record, split) for record in finals])
-    papers = [_final(chain, "paper") for chain in chains] if recipe != "paper" else [None]
-    if all(record is not None for record in papers):
-        row |= _estimates("paper_", teachers, [_correct(record, split) for record in papers])
-    if all(record is not None for record in plain):
-        return row | _estimates("undistilled_", teachers, [_correct(record, split) for record in plain])
-    return row | {"undistilled_accuracy": None, "undistilled_kept": None}
+    papers = [_final(chain, "paper") for chain in chains] if recipe != "paper" else []
+    for prefix, models in (("paper_", papers), ("undistilled_", plain)):
+        there = [_correct(record, split) for record in models if record is not None]
+        if len(there) == len(chains):
+            row |= _estimates(prefix, teachers, there)
+    return {"undistilled_accuracy": None, "undistilled_kept": None, **row}
 
 
 def _estimates(prefix: str, teachers: Sequence[np.ndarray], models: Sequence[np.ndarray]) -> dict[str, Any]:

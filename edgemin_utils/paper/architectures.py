@@ -39,13 +39,13 @@ class PaperModels:
 
     teacher: PreTrainedModel
     student: PreTrainedModel
-    pruned: nn.Module
-    fifth: nn.Module
-    quantized: nn.Module
-    pruned_quantized: nn.Module
-    embeddings_quantized: nn.Module
-    honest: nn.Module
-    honest_quantized: nn.Module
+    pruned: PreTrainedModel
+    fifth: PreTrainedModel
+    quantized: PreTrainedModel
+    pruned_quantized: PreTrainedModel
+    embeddings_quantized: PreTrainedModel
+    honest: PreTrainedModel
+    honest_quantized: PreTrainedModel
 
 
 def build_models(seed: int = 0) -> PaperModels:
@@ -81,7 +81,7 @@ def honest_form(student: nn.Module) -> nn.Module:
     cut, plain = ModelCut(copy.deepcopy(student)), load_settings("paper")
     for name in (step.removeprefix("prune:") for step in RECIPES[HONEST_RECIPE] if step.startswith("prune:")):
         settings = dataclasses.replace(plain, **read_cut(name))
-        if settings.prune_vocabulary:
+        if settings.prune_vocabulary and settings.vocabulary_limit is not None:
             cut.cut_vocabulary(range(settings.vocabulary_limit))
         cut.cut_round(settings, lambda model, units: find_criterion("magnitude")(model, units=units))
     with torch.no_grad():

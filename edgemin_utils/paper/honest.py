@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedModel
 
 from edgemin_utils.chain import RECIPES
 from edgemin_utils.encoders import encoder_layers
@@ -76,7 +75,7 @@ def honest_counts(models: PaperModels) -> dict[str, Any]:
             "final_macs": closed_formula_macs(models.pruned_quantized, 1, LENGTH)}
 
 
-def save_honest(model: nn.Module, folder: Path) -> None:
+def save_honest(model: PreTrainedModel, folder: Path) -> None:
     """Writes the quantized honest model as it would be deployed. With random weights no tokenizer belongs to it; a
     made-up one of as many tokens takes as much memory."""
     size = model.config.vocab_size

@@ -47,7 +47,7 @@ def time_parts(rows: int, models: PaperModels, threads: int, protocol: Protocol)
     return measure_latency(calls, [None], threads, protocol)
 
 
-def additive_prediction(timed: LatencyResult, samples: int = 2000) -> dict[str, float]:
+def additive_prediction(timed: LatencyResult, samples: int = 2000) -> dict[str, float | None]:
     r"""The interaction that the additive model predicts, with 95 % bootstrap intervals over the rounds of `time_parts`.
 
     With P the products, A attention and R the rest, a model's time is :math:`t_{q,p} = P_{q,p} + A_p + R_q`. R comes
@@ -106,8 +106,8 @@ def _attention(model: nn.Module, rows: int) -> Callable[[Any], Any]:
              for layer in encoder_layers(model)]
 
     def run(_: Any) -> None:
-        for given in steps:
-            functional.scaled_dot_product_attention(*given)
+        for query, key, value in steps:
+            functional.scaled_dot_product_attention(query, key, value)
 
     return run
 
@@ -128,8 +128,8 @@ def time_products(rows: int, widths: Sequence[int], hidden_size: int, threads: i
     for key, (inputs, outputs) in shapes.items():
         layer, states = nn.Linear(inputs, outputs).eval(), torch.randn(1, rows, inputs)
         integer = quantize(nn.Sequential(layer), "dynamic-int8")
-        calls[key, "fp32"] = lambda _, layer=layer, states=states: layer(states)
-        calls[key, "int8"] = lambda _, layer=integer, states=states: layer(states)
+        calls[key, "fp32"] = functools.partial(_call, layer, states)
+        calls[key, "int8"] = functools.partial(_call, integer, states)
     summary = measure_latency(calls, [None], threads, protocol).summary()
     return [{"direction": key[0], "width": key[1], "fp32_ms": summary[key, "fp32"]["median_ms"],
              "int8_ms": summary[key, "int8"]["median_ms"]} for key in shapes]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.evaluation import predictor
@@ -101,7 +101,7 @@ def measure_latencies(models: PaperModels, protocol: Protocol, peaks: Peaks, len
     return found
 
 
-def timed_models(models: PaperModels) -> dict[str, nn.Module]:
+def timed_models(models: PaperModels) -> dict[str, PreTrainedModel]:
     """Name in tables -> model, of those whose latency is measured."""
     return {TEACHER: models.teacher, STUDENT: models.student, PRUNED: models.pruned, FIFTH: models.fifth,
             INT8: models.quantized, FINAL: models.pruned_quantized, HONEST: models.honest_quantized}

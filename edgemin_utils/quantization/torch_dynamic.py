@@ -112,7 +112,8 @@ def _restored(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> nn.Modul
 
     with quiet_torch_ao():
         if isinstance(module, nn.Embedding):
-            return Embedding(*module.weight.shape, _weight=torch._make_per_channel_quantized_tensor(
+            count, size = module.weight.shape
+            return Embedding(count, size, _weight=torch._make_per_channel_quantized_tensor(
                 stored["weight"], stored["weight_scale"], stored["weight_zero_point"], 0))
         restored = Linear(module.in_features, module.out_features)
         restored.set_weight_bias(
