@@ -46,6 +46,11 @@ def test_contenders_answer_and_stand_beside_their_bound(tmp_path):
     work = contenders[0].work(16)
     assert table["bound_ms 1x16"]["eager"] == pytest.approx(1e3 * work.fp32_macs / 1e9)
     assert (table["of_bound 1x8"] == table["median_ms 1x8"] / table["bound_ms 1x8"]).all()
+    operators = edge_bundle.operators_table(tmp_path / "bundle" / "model.onnx", 60, 9, runs=3).set_index("operator")
+    assert operators["count"]["QAttention"] == 4 and operators["count"]["BiasGelu"] == 4
+    # Four layers of three products each, pooler and classifier: every one with its bias and its inputs' rounding fused.
+    assert operators["count"]["DynamicQuantizeMatMul"] == 14 and "SkipLayerNormalization" not in operators.index
+    assert operators["share"].sum() == pytest.approx(1) and (operators["ms"] >= 0).all()
 
 
 def test_the_papers_student_is_cut_to_the_sizes_named():

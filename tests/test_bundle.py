@@ -385,6 +385,19 @@ def test_versions_are_compared_as_numbers(monkeypatch):
     classify.check_runtime("1.20")
 
 
+@pytest.mark.parametrize(("machine", "flags", "exact"), [
+    ("x86_64", "fpu avx2 avx512_vnni", "0"), ("AMD64", "fpu avx_vnni", "0"), ("x86_64", "fpu avx2", "1"),
+    ("AMD64", None, "1"), ("aarch64", "fp asimd", "0")])
+def test_integers_are_added_exactly_where_they_could_overflow(monkeypatch, tmp_path, machine, flags, exact):
+    monkeypatch.setattr(classify.platform, "machine", lambda: machine)
+    listed = tmp_path / "cpuinfo"
+    if flags is not None:
+        listed.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(classify, "open", lambda path, **options: open(listed, **options), raising=False)
+    options = classify.session_options(1)
+    assert options.get_session_config_entry("session.x64quantprecision") == exact
+
+
 def test_check_sees_every_file_and_another_answer(copy, capsys):
     assert classify.main(["--bundle", str(copy), "--check"]) == 0
     assert "4 files" in capsys.readouterr().out

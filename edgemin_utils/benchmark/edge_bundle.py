@@ -1,13 +1,15 @@
 """The edge bundle at the paper's sizes against what it is to beat, in size and latency; weights are random, since cost
 does not depend on their values.
 
-Two tables: against the teacher and the paper's final model, with the targets that were set before the bundle was
-written; and of the same compressed student under other runtimes. All are timed in turns on one thread.
+Three tables: against the teacher and the paper's final model, with the targets that were set before the bundle was
+written; of the same compressed student under other runtimes, with the least that this machine's peaks allow; and of the
+bundle's operators, which tells what stands between it and that. All are timed in turns on one thread.
 """
 
 import argparse
 import importlib
 import importlib.util
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +46,9 @@ from edgemin_utils.quantization.onnx_export import export_graph
 
 # What the student is cut to: half its layers, half its neurons, a third of its vocabulary.
 STUDENT_LAYERS, STUDENT_NEURONS, STUDENT_VOCABULARY = 6, 768, 10_000
-LENGTHS, THREADS, LONGEST = (32, 128), 1, 128
+LENGTHS, THREADS, LONGEST, WARM_UP = (32, 128), 1, 128, 10
+# Operators that take less of a row's time are not shown.
+SMALLEST_SHARE = 0.01
 BUNDLE = "edge bundle"
 TEACHER, TEACHER_INT8, FINAL = ("teacher, PyTorch FP32", "teacher, ONNX Runtime dynamic INT8",
                                 "paper's final model, torch dynamic INT8")
@@ -252,8 +256,29 @@ def contenders_table(contenders: Sequence[Contender], times: Mapping[int, Latenc
     return pd.DataFrame(rows)
 
 
+def operators_table(path: Path, vocabulary: int, length: int, runs: int = 30) -> pd.DataFrame:
+    """Where the time of one row goes, by ONNX Runtime's own profile: operator (as fused when the graph is loaded), count
+    in the graph, ms (median over the runs of the operator's sum in one) and share, the longest first."""
+    options = session_options(THREADS)
+    options.enable_profiling, options.profile_file_prefix = True, str(path.parent / "profile")
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    batch = fixed_inputs(1, length, vocabulary, token_type_ids=True)
+    feed = {item.name: batch[item.name].numpy() for item in session.get_inputs()}
+    for _ in range(WARM_UP + runs):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = pd.DataFrame([{"operator": event["args"]["op_name"], "node": event["name"], "ms": event["dur"] / 1e3}
+                            for event in events if event["name"].endswith("_kernel_time")])
+    kernels["run"] = kernels.groupby("node").cumcount()
+    sums = kernels[kernels["run"] >= WARM_UP].groupby(["operator", "run"])["ms"].sum()
+    found = sums.groupby("operator").median().sort_values(ascending=False).rename("ms").reset_index()
+    counts = kernels.groupby("operator")["node"].nunique()
+    return found.assign(count=found["operator"].map(counts), share=found["ms"] / found["ms"].sum())[
+        ["operator", "count", "ms", "share"]]
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Builds all models, times them in turns and prints both tables."""
+    """Builds all models, times them in turns and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m edgemin_utils.benchmark edge-bundle",
                                      description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="at least 100 runs and 10 s a model (default: few runs, a "
@@ -270,11 +295,14 @@ def main(arguments: Sequence[str]) -> None:
         contenders = [*contenders_to_beat(models.teacher, models.pruned, folder), *others,
                       bundle_contender(student, folder)]
         times, peaks = time_contenders(contenders, protocol), measure_peaks(THREADS)
-    _print(contenders, times, peaks, [*notes, f"{protocol.name} protocol, {THREADS} thread, all in turns"])
+        operators = {length: operators_table(folder / "bundle" / "model.onnx", STUDENT_VOCABULARY, length)
+                     for length in LENGTHS}
+    _print(contenders, times, peaks, operators,
+           [*notes, f"{protocol.name} protocol, {THREADS} thread, all in turns"])
 
 
 def _print(contenders: Sequence[Contender], times: Mapping[int, LatencyResult], peaks: Peaks,
-           notes: Sequence[str]) -> None:
+           operators: Mapping[int, pd.DataFrame], notes: Sequence[str]) -> None:
     environment, console = describe_environment(), Console()
     console = console if console.is_terminal else Console(width=200)
 
@@ -285,6 +313,9 @@ def _print(contenders: Sequence[Contender], times: Mapping[int, LatencyResult], 
     show(targets_table(contenders, times))
     console.print()
     show(contenders_table(contenders, times, peaks))
+    for length, table in operators.items():
+        console.print(f"\n{BUNDLE}, 1x{length}: where the time goes", highlight=False)
+        show(table[table["share"] >= SMALLEST_SHARE])
     console.print()
     speeds = [speed / 1e9 for speed in (peaks.fp32_macs_per_second, peaks.int8_macs_per_second)]
     for note in (*notes, f"student: {STUDENT_LAYERS} layers, {STUDENT_NEURONS} neurons, {STUDENT_VOCABULARY:,} tokens; "
