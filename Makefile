@@ -9,12 +9,14 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Every module by its dotted name: pdoc alone would leave out those that a package's __all__ does not name.
+MODULES = $(shell find -L edgemin_utils -name '*.py' ! -name __main__.py | sed 's|/__init__||; s|\.py$$||; s|/|.|g' | sort)
 
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab benchmarks paper-numbers scale lint clean
+.PHONY: help study status report test lab demo benchmarks paper-numbers scale reference lint hooks docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,20 +37,37 @@ test: $(INSTALLED) ## the whole test suite
 lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_teacher.ipynb $(ARGS)
 
-benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults on the same rows
+demo: $(INSTALLED) ## the newest bundle in a browser, or ARGS=FOLDER: prints the address (needs npm once)
+	$(BIN)/edgemin demo $(ARGS)
+
+benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults; the edge bundle against what it is to beat
 	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
 
-paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 4 minutes)
+paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
 
 scale: $(INSTALLED) ## what the paper profile needs on one GPU, measured here and extrapolated into the README
 	$(BIN)/python -m edgemin_utils.scale --publish $(ARGS)
 
-lint: $(INSTALLED) ## ruff
-	$(BIN)/python -m ruff check .
+reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...
+	@test -n "$(DATA_DIR)" -a -n "$(TEACHER_DIR)" || { \
+		echo "Name GLUE's folder and the teacher's: make reference DATA_DIR=... TEACHER_DIR=..." >&2; exit 1; }
+	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
+	$(BIN)/python -m edgemin_utils.paper --publish
 
-clean: ## remove .venv; results in outputs/ stay
-	rm -rf $(VENV)
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+hooks: $(INSTALLED) ## pre-commit's checks before every commit in this clone
+	$(BIN)/python -m pre_commit install
+
+docs: $(INSTALLED) ## API reference from the docstrings in outputs/api/, and the README's picture of the data flow
+	$(BIN)/python -m edgemin_utils.figures.architecture
+	$(BIN)/python -m pdoc --docformat google --math --output-directory outputs/api $(MODULES) $(ARGS)
+
+clean: ## remove .venv and the page's packages; results in outputs/ stay
+	rm -rf $(VENV) .browser
 
 # The stamp is written last, so that an interrupted install is taken up again. setuptools is among the pinned
 # packages, so the package itself needs no build environment of its own.

@@ -34,8 +34,9 @@ def measure_chains(run: Run, measure: Callable[[Run], Record] | None = None) -> 
         EdgeMINError: not one chain could be measured; it is the error of `run`'s own chain.
     """
     if measure is None:
-        from edgemin_utils.cost import measure_chain as measure  # imports torch
+        from edgemin_utils.cost import measure_chain  # imports torch
 
+        measure = measure_chain
     rows, errors = [], []
     for chain in chains_of(run):
         try:

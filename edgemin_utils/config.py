@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,12 +17,13 @@ from typing import Any
 
 from edgemin_utils.errors import SettingError
 from edgemin_utils.objectives import OBJECTIVES, read_student
+from edgemin_utils.setting_values import check_ranges, read_value
 
 STAGES = ("teacher", "distillation", "pruning", "tuning", "quantization", "measurement")
 EVERY_TRAINED_STAGE = ("teacher", "distillation", "pruning", "tuning")
 # Each is a function of pruning/importance.py.
 PRUNING_CRITERIA = ("gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "random")
-PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
+PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|spaced-0\.\d*[1-9]|(0|[1-9]\d*)(-(0|[1-9]\d*))*")
 # What `compared_schemes = all` stands for: the names of quantization.SCHEMES.
 EVERY_SCHEME = (
     "dynamic-int8", "dynamic-int8-embeddings", "onnx-float32", "onnx-dynamic-int8", "onnx-dynamic-int8-channels",
@@ -33,7 +33,8 @@ EVERY_SCHEME = (
 EVERY_FORMAT = ("int8", "int4")
 
 
-def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (), choices: Iterable[Any] = ()):
+def _setting(default: Any, meaning: str, unit: str = "", stages: Iterable[str] = (),
+             choices: Iterable[Any] = ()) -> Any:
     metadata = {"meaning": meaning, "unit": unit, "stages": tuple(stages), "choices": tuple(choices)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -170,11 +171,14 @@ class Settings:
                                   "least important of all, at least one head a layer stays", stages=("pruning",),
                                   choices=("layer", "global"))
     pruned_layers: str | None = _setting(None, "layers dropped whole: top-2 (the last two), least-2 (the two least "
-                                         "important), or their numbers as in 0-2-4; none: none", stages=("pruning",))
+                                         "important), spaced-0.5 (half of them, what stays evenly spaced), or their "
+                                         "numbers as in 0-2-4; none: none", stages=("pruning",))
     prune_vocabulary: bool = _setting(False, "drop the tokens that no train row (or vocabulary_text) needs; single "
                                       "characters stay, so that any text still tokenizes", stages=("pruning",))
     vocabulary_occurrences: int = _setting(1, "times that a token must be seen there to stay", "occurrences",
                                            ("pruning",))
+    vocabulary_limit: int | None = _setting(None, "tokens that stay at most, those seen most often; none: no limit",
+                                            "tokens", ("pruning",))
     pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
                                    ("pruning",))
     recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
@@ -209,8 +213,8 @@ class Settings:
     sensitivity_rows: int = _setting(256, "hold-out rows on which layers are quantized one at a time", "rows",
                                      ("quantization",))
     recipe: list[str] = _setting(
-        [], "further recipes: names (paper, proposal), or orders of the steps distill, prune, quantize-aware, "
-        "fine-tune and quantize: one as a list, several each joined by +")
+        [], "further recipes: names (paper, proposal, honest), or orders of the steps distill, prune, "
+        "quantize-aware, fine-tune and quantize: one as a list, several each joined by +")
     factorial: bool = _setting(True, "also prune and quantize what the chain's main path leaves out, so that all "
                                "eight of distilled x pruned x quantized exist")
 
@@ -283,15 +287,15 @@ def load_settings(profile: str = "demo", overrides: Mapping[str, Any] | None = N
     known = setting_fields()
     types_of = typing.get_type_hints(Settings)
     # Defaults are read like overrides, so that 4 and 4.0 are the same epochs in a fingerprint.
-    values = {name: _read(name, getattr(Settings(), name), types_of[name]) for name in known}
-    values |= {name: _read(name, value, types_of[name]) for name, value in PROFILES[profile].items()}
+    values = {name: read_value(name, getattr(Settings(), name), types_of[name]) for name in known}
+    values |= {name: read_value(name, value, types_of[name]) for name, value in PROFILES[profile].items()}
     values["profile"] = profile
     for name, value in (overrides or {}).items():
         if name not in known:
             raise SettingError(f"unknown setting {name!r}; {nearest(name, known)}")
         if name == "profile" and value != profile:
             raise SettingError("the profile is a parameter of its own, not an override")
-        values[name] = _read(name, value, types_of[name])
+        values[name] = read_value(name, value, types_of[name])
     _choose_data_source(values, overrides or {})
     settings = Settings(**values)
     _check(settings)
@@ -306,7 +310,11 @@ def changed_from_profile(settings: Settings) -> dict[str, Any]:
 
 
 def settings_of_stage(settings: Settings, stage: str) -> dict[str, Any]:
-    """Name -> value of the settings that change what `stage` computes."""
+    """Name -> value of the settings that change what `stage` computes.
+
+    Raises:
+        SettingError: no such stage; the nearest known one is given.
+    """
     if stage not in STAGES:
         raise SettingError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     return {name: getattr(settings, name) for name, item in setting_fields().items()
@@ -327,6 +335,18 @@ def study_folder(output_dir: str | os.PathLike | None, profile: str) -> Path:
     return Path(output_dir).expanduser().absolute() if output_dir else project_folder() / "outputs" / profile
 
 
+def path_setting(settings: Settings, name: str) -> Path:
+    """The path that a setting gives, `~` expanded.
+
+    Raises:
+        SettingError: it is not set.
+    """
+    given = getattr(settings, name)
+    if not given:
+        raise SettingError(f"{name} is not set; give it with --{name.replace('_', '-')}")
+    return Path(given).expanduser()
+
+
 def _choose_data_source(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """A given file or folder decides where rows come from, unless the source was named too."""
     if "data_source" in overrides:
@@ -337,82 +357,13 @@ def _choose_data_source(values: dict[str, Any], overrides: Mapping[str, Any]) ->
         values["data_source"] = "folder"
 
 
-def _read(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the type `annotation` asks for, or a SettingError that names both."""
-    optional = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    if optional:
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
-            return None
-        annotation = next(item for item in typing.get_args(annotation) if item is not type(None))
-    try:
-        if typing.get_origin(annotation) is list:
-            items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) \
-                else list(value)
-            return [_read(name, item, typing.get_args(annotation)[0]) for item in items]
-        if annotation is bool:
-            return _read_bool(value)
-        if annotation is int:
-            if isinstance(value, bool) or float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        if annotation is float:
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-        if not isinstance(value, str | os.PathLike):
-            raise ValueError
-        return str(value)
-    except (TypeError, ValueError, OverflowError):
-        wanted = getattr(annotation, "__name__", str(annotation))
-        raise SettingError(f"setting {name!r} takes {wanted}, not {value!r}") from None
-
-
-def _read_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "yes", "1"):
-        return True
-    if isinstance(value, str) and value.lower() in ("false", "no", "0"):
-        return False
-    raise ValueError(value)
-
-
 def _check(settings: Settings) -> None:
     """Values that cannot work are refused here, before anything is computed."""
     for name, item in setting_fields().items():
         value, choices = getattr(settings, name), item.metadata["choices"]
         if choices and value not in choices:
             raise SettingError(f"setting {name!r} is {value!r}; {nearest(str(value), map(str, choices))}")
-    for name in ("head_prune_ratio", "feed_forward_prune_ratio"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 0 and under 1 "
-                               "(a ratio of 1 would leave nothing)")
-    for name in ("train_fraction",):
-        if not 0 < getattr(settings, name) <= 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be over 0 and at most 1")
-    for name in ("holdout_fraction", "warmup_ratio", "dropout"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 0 and under 1")
-    if not 0 <= settings.soft_target_weight <= 1:
-        raise SettingError(f"soft_target_weight is {settings.soft_target_weight}; it must be from 0 to 1")
-    if settings.temperature <= 0:
-        raise SettingError(f"temperature is {settings.temperature}; it must be over 0")
-    for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads",
-                 "vocabulary_size", "teacher_layers", "teacher_heads", "student_layers", "student_heads",
-                 "assistant_layers", "importance_rows", "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple",
-                 "vocabulary_occurrences", "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs",
-                 "calibration_rows", "sensitivity_rows"):
-        if getattr(settings, name) < 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1")
-    for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
-                 "tuning_epochs", "tuning_learning_rate", "transfer_rows", "intermediate_weight",
-                 "teacher_learning_rate", "distillation_learning_rate", "prediction_learning_rate",
-                 "recovery_learning_rate", "weight_decay"):
-        if getattr(settings, name) < 0:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it cannot be negative")
-    for name in ("train_rows", "dev_rows"):
-        if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise SettingError(f"{name} is {getattr(settings, name)}; it must be at least 1, or none for all rows")
+    check_ranges(dataclasses.asdict(settings))
     if len(settings.relation_pairs) != len(settings.relation_weights):
         raise SettingError(f"relation_pairs has {len(settings.relation_pairs)} entries and relation_weights "
                            f"{len(settings.relation_weights)}; give one weight a pair")
@@ -442,5 +393,5 @@ def _check_pruning(settings: Settings) -> None:
         if name not in ranking:
             raise SettingError(f"unknown criterion {name!r} in scan_criteria; {nearest(name, ranking)}")
     if settings.pruned_layers is not None and not PRUNED_LAYERS.fullmatch(settings.pruned_layers):
-        raise SettingError(f"pruned_layers is {settings.pruned_layers!r}; write top-2, least-2, numbers as in 0-2-4, "
-                           "or none")
+        raise SettingError(f"pruned_layers is {settings.pruned_layers!r}; write top-2, least-2, spaced-0.5, numbers as "
+                           "in 0-2-4, or none")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from edgemin_utils.chain import LATENCY, TEACHER
 from edgemin_utils.data import load_task_data
@@ -69,8 +70,8 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
                 latency += _latency_rows(result, timed_as, name, works, peaks[number])
                 ratios += _speed_up_rows(result, timed_as, name, settings.bootstrap_samples)
                 progress.update()
-    np.savez_compressed(folder / "latency.npz", **{
-        f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names})
+    times = {f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names}
+    np.savez_compressed(folder / "latency.npz", allow_pickle=False, **times)
     memory = _memory(run, timed_as)
     return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
             "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])], "timed_as": timed_as,
@@ -85,10 +86,10 @@ def representatives(records: Mapping[str, Record]) -> dict[str, str]:
             for key, record in records.items()}
 
 
-def _inputs(run: Run, loaded: Mapping[str, tuple[Any, nn.Module]]) -> dict[str, dict[str, list[Batch]]]:
+def _inputs(run: Run, loaded: Mapping[str, tuple[Any, PreTrainedModel]]) -> dict[str, dict[str, list[Batch]]]:
     """Name -> model's key -> batches of one row: fixed inputs from the model's own vocabulary, and dev rows at their
     own lengths through its own tokenizer. Every model gets the same rows in the same order."""
-    inputs = {f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)]
+    inputs: dict[str, dict[str, list[Batch]]] = {f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)]
                               for key, (_, model) in loaded.items()} for length in run.settings.latency_lengths}
     models, data = [model for _, model in loaded.values()], load_task_data(run.settings, run.task, run.seed)
     inputs["dev rows"] = {}

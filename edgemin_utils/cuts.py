@@ -5,8 +5,10 @@
     taylor-neurons-0.25-multiple-16-global    neurons only, ranked over all layers; each layer keeps 16, 32, 48, ...
     random-heads-0.5-draw-2                   at random, the second draw
     layers-top-1, layers-0-2                  the last layer; the layers numbered 0 and 2
+    layers-spaced-0.5                         half of the layers, so that those that stay are evenly spaced
     gradient-layers-least-1                   the least important layer
     vocabulary, vocabulary-seen-3             without tokens that the train rows never need; need less than three times
+    vocabulary-most-10000                     without all but the 10,000 tokens seen most often there
     magnitude-heads-0.5-rounds-4              cut and recovered in four rounds
     gradient-heads-0.2-without-distillation   recovery on labels alone
 
@@ -29,7 +31,8 @@ _CUT = re.compile(
     rf"(?:-heads-(?P<heads>{_RATIO})(?:-multiple-(?P<heads_multiple>{_COUNT}))?)?"
     rf"(?:-neurons-(?P<neurons>{_RATIO})(?:-multiple-(?P<neurons_multiple>{_COUNT}))?)?"
     rf"(?:-layers-(?P<layers>(?:{PRUNED_LAYERS.pattern})))?"
-    rf"(?P<vocabulary>-vocabulary(?:-seen-(?P<seen>{_COUNT}))?)?(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
+    rf"(?P<vocabulary>-vocabulary(?:-seen-(?P<seen>{_COUNT}))?(?:-most-(?P<most>{_COUNT}))?)?"
+    rf"(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
     rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?")
 
 
@@ -48,7 +51,8 @@ def cut_name(settings: Settings) -> str:
         parts += ["neurons", _decimal(neurons), *_unless(1, "multiple", settings.kept_neurons_multiple)]
     parts += ["layers", layers] if layers else []
     if settings.prune_vocabulary:
-        parts += ["vocabulary", *_unless(1, "seen", settings.vocabulary_occurrences)]
+        parts += ["vocabulary", *_unless(1, "seen", settings.vocabulary_occurrences),
+                  *_unless(None, "most", settings.vocabulary_limit)]
     parts += ["global"] if settings.pruning_scope == "global" and (heads or neurons) else []
     parts += _unless(1, "rounds", settings.pruning_rounds)
     parts += _unless(1, "draw", settings.pruning_draw if ranks and settings.pruning_criterion == "random" else 1)
@@ -66,7 +70,7 @@ def read_cut(name: str) -> Mapping[str, Any]:
     criterion = match["criterion"] if match else None
     cuts = match and (match["heads"] or match["neurons"] or match["layers"] or match["vocabulary"])
     ranks = match and (match["heads"] or match["neurons"] or (match["layers"] or "").startswith("least"))
-    if not cuts or (ranks and criterion is None):
+    if match is None or not cuts or (ranks and criterion is None):
         raise SettingError(f"{name!r} names no cut; write it like gradient-heads-0.2, "
                            "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
                            f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "
@@ -83,6 +87,7 @@ def read_cut(name: str) -> Mapping[str, Any]:
         "kept_heads_multiple": int(match["heads_multiple"] or 1),
         "kept_neurons_multiple": int(match["neurons_multiple"] or 1), "pruned_layers": match["layers"],
         "prune_vocabulary": bool(match["vocabulary"]), "vocabulary_occurrences": int(match["seen"] or 1),
+        "vocabulary_limit": int(match["most"]) if match["most"] else None,
         "pruning_scope": "global" if match["everywhere"] else "layer", "pruning_rounds": int(match["rounds"] or 1),
         "recovery_distillation": not match["labels"]}
 
@@ -91,7 +96,7 @@ CUT_SETTINGS = tuple(read_cut("vocabulary"))
 """The settings that a cut's name is about."""
 
 
-def _unless(default: int, name: str, value: int) -> list[str]:
+def _unless(default: int | None, name: str, value: int | None) -> list[str]:
     return [] if value == default else [name, str(value)]
 
 

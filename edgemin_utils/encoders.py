@@ -5,10 +5,9 @@ matrices and its head size. Also here: making classifiers, and cutting their lay
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -76,35 +75,43 @@ class EncoderLayer:
     head_size: int
 
     @property
-    def query(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.query)
+    def query(self) -> nn.Linear:
+        """Projection of the queries, weight (heads * head_size, hidden_size)."""
+        return self._linear(self.paths.query)
 
     @property
-    def key(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.key)
+    def key(self) -> nn.Linear:
+        """Projection of the keys, weight (heads * head_size, hidden_size)."""
+        return self._linear(self.paths.key)
 
     @property
-    def value(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.value)
+    def value(self) -> nn.Linear:
+        """Projection of the values, weight (heads * head_size, hidden_size)."""
+        return self._linear(self.paths.value)
 
     @property
-    def attention_output(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.attention_output)
+    def attention_output(self) -> nn.Linear:
+        """What joins the heads again, weight (hidden_size, heads * head_size)."""
+        return self._linear(self.paths.attention_output)
 
     @property
-    def feed_forward_in(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.feed_forward_in)
+    def feed_forward_in(self) -> nn.Linear:
+        """The first feed-forward matrix, weight (intermediate_size, hidden_size)."""
+        return self._linear(self.paths.feed_forward_in)
 
     @property
-    def feed_forward_out(self) -> nn.Module:
-        return self.module.get_submodule(self.paths.feed_forward_out)
+    def feed_forward_out(self) -> nn.Linear:
+        """The second feed-forward matrix, weight (hidden_size, intermediate_size)."""
+        return self._linear(self.paths.feed_forward_out)
 
     @property
     def num_heads(self) -> int:
+        """Attention heads that the layer has now."""
         return self.query.out_features // self.head_size
 
     @property
     def intermediate_size(self) -> int:
+        """Feed-forward neurons that the layer has now."""
         return self.feed_forward_in.out_features
 
     def keep_heads(self, kept: Sequence[int]) -> None:
@@ -116,7 +123,7 @@ class EncoderLayer:
         _check_kept(kept, self.num_heads, "attention head")
         units = torch.cat([torch.arange(head * self.head_size, (head + 1) * self.head_size) for head in sorted(kept)])
         for path in (self.paths.query, self.paths.key, self.paths.value):
-            self._replace(path, _keep_rows(self.module.get_submodule(path), units))
+            self._replace(path, _keep_rows(self._linear(path), units))
         self._replace(self.paths.attention_output, _keep_columns(self.attention_output, units))
 
     def keep_neurons(self, kept: Sequence[int]) -> None:
@@ -129,6 +136,10 @@ class EncoderLayer:
         units = torch.tensor(sorted(kept))
         self._replace(self.paths.feed_forward_in, _keep_rows(self.feed_forward_in, units))
         self._replace(self.paths.feed_forward_out, _keep_columns(self.feed_forward_out, units))
+
+    def _linear(self, path: str) -> nn.Linear:
+        """A linear layer, or its quantized form, which is called and measured alike."""
+        return cast(nn.Linear, self.module.get_submodule(path))
 
     def _replace(self, path: str, linear: nn.Linear) -> None:
         parent, _, name = path.rpartition(".")
@@ -147,29 +158,46 @@ def family_of(config: PretrainedConfig) -> Family:
     return FAMILIES[name]
 
 
-def encoder_layers(model: nn.Module) -> list[EncoderLayer]:
+def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """The model's transformer layers, first to last."""
     family = family_of(model.config)
     size = model.config.hidden_size // model.config.num_attention_heads
-    layers = model.get_submodule(family.encoder).get_submodule(family.layers)
+    layers = cast(nn.ModuleList, model.get_submodule(family.encoder).get_submodule(family.layers))
     return [EncoderLayer(module, family, size) for module in layers]
 
 
-def input_names(model: nn.Module) -> tuple[str, ...]:
+def embeddings_of(model: PreTrainedModel) -> nn.Module:
+    """The module whose output is the normalized sum of a model's embeddings, (batch, tokens, embedding size)."""
+    return model.get_submodule(family_of(model.config).encoder).get_submodule("embeddings")
+
+
+def layer_number(model: PreTrainedModel, layer: int) -> int:
+    """`layer` counted from 0, where a negative number counts from the last.
+
+    Raises:
+        MethodRefused: the model has no such layer.
+    """
+    count = len(encoder_layers(model))
+    if not -count <= layer < count:
+        raise MethodRefused(f"the model has no layer {layer}; it has {count} (0 to {count - 1}, or -1 for the last)")
+    return layer % count
+
+
+def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Which of input_ids, attention_mask and token_type_ids the model takes; a vocabulary of one token type (as
     RoBERTa has) counts as none."""
     names = ("input_ids", "attention_mask")
     return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
 
 
-def longest_input(model: nn.Module) -> int:
+def longest_input(model: PreTrainedModel) -> int:
     """Most tokens the model has positions for. RoBERTa's first positions are taken up by padding."""
     config = model.config
     reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return config.max_position_embeddings - reserved
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
     layers = encoder_layers(structure_of(model))
     return {
@@ -184,7 +212,7 @@ def is_exported(model: nn.Module) -> bool:
     return hasattr(model, "structure")
 
 
-def structure_of(model: nn.Module) -> nn.Module:
+def structure_of(model: PreTrainedModel) -> PreTrainedModel:
     """The modules that tell a model's shapes: its own, or those that an exported model keeps a note of (`structure`,
     on torch's meta device, without weights)."""
     return model.structure if is_exported(model) else model
@@ -256,103 +284,17 @@ def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
     config.problem_type = "single_label_classification"
 
 
-# ---- looking inside --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def captured_states(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """While open, every forward pass fills the dictionary with the named states.
-
-    Layers count from 0. Gradients flow through what is captured. A name is one of
-
-    - "query.3", "key.3", "value.3": that projection of layer 3, (batch, tokens, heads * head_size);
-    - "context.3": what the heads of layer 3 give to the output projection, (batch, tokens, heads * head_size);
-    - "hidden.3": the output of layer 3, (batch, tokens, hidden_size);
-    - "cls.3": the same of the first token alone, (batch, hidden_size);
-    - "embeddings": the normalized sum of the embeddings, (batch, tokens, embedding size).
-
-    Raises:
-        ModelError: a layer that the model does not have.
-    """
-    states, handles = {}, []
-    try:
-        for name in names:
-            module, takes_input, pick = _state_place(model, name)
-            if takes_input:
-                handles.append(module.register_forward_pre_hook(
-                    lambda _module, inputs, name=name, pick=pick: states.__setitem__(name, pick(inputs))))
-            else:
-                handles.append(module.register_forward_hook(
-                    lambda _module, _inputs, output, name=name, pick=pick: states.__setitem__(name, pick(output))))
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def state_width(model: nn.Module, name: str) -> int:
-    """Size of the last dimension of the state that `captured_states` calls `name`."""
-    what, number = _read_state(model, name)
-    if what == "embeddings":
-        return getattr(model.config, "embedding_size", model.config.hidden_size)
-    if what in ("hidden", "cls"):
-        return model.config.hidden_size
-    return encoder_layers(model)[number].query.out_features
-
-
-def _read_state(model: nn.Module, name: str) -> tuple[str, int]:
-    what, _, number = name.partition(".")
-    if what == "embeddings":
-        return what, 0
-    count = len(encoder_layers(model))
-    if not 0 <= int(number) < count:
-        raise ModelError(f"the model has no layer {number}; it has {count} (0 to {count - 1})")
-    return what, int(number)
-
-
-def _state_place(model: nn.Module, name: str) -> tuple[nn.Module, bool, Callable[[Any], torch.Tensor]]:
-    """The module where a state passes, whether it goes in (rather than comes out), and how to take it from there."""
-    what, number = _read_state(model, name)
-    if what == "embeddings":
-        return model.get_submodule(family_of(model.config).encoder).get_submodule("embeddings"), False, _first
-    layer = encoder_layers(model)[number]
-    if what == "context":
-        return layer.attention_output, True, _first
-    if what == "hidden":
-        return layer.module, False, _first
-    if what == "cls":
-        return layer.module, False, lambda output: _first(output)[:, 0]
-    return getattr(layer, what), False, _first
-
-
-def _first(value: Any) -> torch.Tensor:
-    """The tensor, or the first of several."""
-    return value[0] if isinstance(value, tuple) else value
-
-
-def layer_number(model: nn.Module, layer: int) -> int:
-    """`layer` counted from 0, where a negative number counts from the last.
-
-    Raises:
-        MethodRefused: the model has no such layer.
-    """
-    count = len(encoder_layers(model))
-    if not -count <= layer < count:
-        raise MethodRefused(f"the model has no layer {layer}; it has {count} (0 to {count - 1}, or -1 for the last)")
-    return layer % count
-
-
 # ---- layers of unequal shapes -----------------------------------------------------------------------------------
 
 
-def has_equal_shapes(model: nn.Module) -> bool:
+def has_equal_shapes(model: PreTrainedModel) -> bool:
     """Whether every layer still has the heads and feed-forward size that the config names."""
     intermediate = getattr(model.config, family_of(model.config).sizes["intermediate_size"])
     return all(layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
                for layer in encoder_layers(model))
 
 
-def layer_shapes(model: nn.Module) -> dict[str, list[int]]:
+def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
     """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
     layers = encoder_layers(model)
     return {"heads": [layer.num_heads for layer in layers],
@@ -374,6 +316,36 @@ def model_from_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[in
         layer.keep_heads(range(heads))
         layer.keep_neurons(range(neurons))
     return model
+
+
+def empty_model(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
+                attention_implementation: str = "sdpa") -> PreTrainedModel:
+    """As `model_from_shapes`, with parameters that have shapes but no memory (torch's meta device), for weights that
+    are read from a file: no random ones are drawn first. Buffers, which no file holds, have their values.
+
+    Raises:
+        ModelError: the shapes do not fit the config's layers.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return model_from_shapes(config, shapes, attention_implementation)
+
+
+def fill_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Makes the tensors, by name, the parameters of an `empty_model`; they are not copied.
+
+    Raises:
+        ModelError: a name or a shape is none of the model's, or a parameter is left without a tensor.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wrong = [name for name, tensor in tensors.items() if shapes.get(name) != tensor.shape]
+    wrong += [name for name in shapes if name not in tensors]
+    if wrong:
+        raise ModelError(f"{len(wrong)} weights do not fit the config or are missing, such as {min(wrong)}")
+    for name, tensor in tensors.items():
+        owner, _, part = name.rpartition(".")
+        setattr(model.get_submodule(owner), part, nn.Parameter(tensor))
 
 
 def _check_kept(kept: Sequence[int], count: int, what: str) -> None:

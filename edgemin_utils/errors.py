@@ -28,5 +28,9 @@ class StageError(EdgeMINError, RuntimeError):
     """A stage was asked for before the one it needs, or its record cannot be read."""
 
 
+class PackagesError(EdgeMINError, RuntimeError):
+    """The npm packages of the browser page cannot be had."""
+
+
 class StorageError(EdgeMINError, OSError):
     """The disk is full or the output folder cannot be written."""

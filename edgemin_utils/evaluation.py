@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import quantization
 from edgemin_utils.data import TaskData, load_task_data
@@ -81,8 +81,8 @@ def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequenc
                          {name: cut for name, (_, cut) in tokenized.items()}, tokenized["transfer"][0])
 
 
-def predictor(model: nn.Module) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
-    """A function from a batch to logits, as the latency protocol times it."""
+def predictor(model: PreTrainedModel) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+    """A function from a batch, tensors (batch, tokens), to logits (batch, labels), as the latency protocol times it."""
     names = input_names(model)
     return lambda batch: model(**{name: batch[name] for name in names if name in batch}).logits
 
@@ -134,7 +134,11 @@ def evaluate(model: nn.Module, rows: TokenizedTask, batch_size: int,
 
 
 def write_predictions(folder: Path, split: str, rows: Sequence[int], labels: np.ndarray, logits: np.ndarray) -> None:
-    """`predictions-<split>.csv`: row, label, prediction and one logit column a class, in the split's order."""
+    """Writes `predictions-<split>.csv`: row, label, prediction and one logit column a class, in the split's order.
+
+    Args:
+        logits: (rows, labels).
+    """
     frame = pd.DataFrame({"row": list(rows), "label": labels, "prediction": logits.argmax(axis=1)})
     for number in range(logits.shape[1]):
         frame[f"logit_{number}"] = logits[:, number]
@@ -142,5 +146,5 @@ def write_predictions(folder: Path, split: str, rows: Sequence[int], labels: np.
 
 
 def read_predictions(folder: Path, split: str) -> pd.DataFrame:
-    """What `write_predictions` wrote."""
+    """What `write_predictions` wrote: columns row, label, prediction and logit_0, logit_1, ..."""
     return pd.read_csv(folder / f"predictions-{split}.csv")

@@ -90,6 +90,7 @@ class StudentName:
 
     @property
     def distilled(self) -> bool:
+        """Whether it learns from a teacher at all."""
         return self.objective not in UNDISTILLED
 
     @property

@@ -26,5 +26,5 @@ def pareto_front(costs: ArrayLike) -> np.ndarray:
     if np.isnan(costs).any():
         raise DataError("a Pareto front cannot place what is not a number; give infinity for what was not measured")
     ours, theirs = costs[:, None, :], costs[None, :, :]
-    dominates = (ours <= theirs).all(axis=2) & (ours < theirs).any(axis=2)
-    return ~dominates.any(axis=0)
+    dominates = np.all(ours <= theirs, axis=2) & np.any(ours < theirs, axis=2)
+    return ~np.any(dominates, axis=0)

@@ -75,9 +75,11 @@ class Line:
 
     @property
     def stages_left(self) -> list[str]:
+        """Keys of the line's stages that are not on disk yet."""
         return [key for folder, (key, _) in self.wanted.items() if folder not in self.seconds]
 
     def elapsed(self, now: float) -> float:
+        """Seconds since the line began, up to `now` or to its end, on `time.monotonic`'s clock."""
         return 0.0 if self.started is None else (self.ended or now) - self.started
 
 
@@ -115,7 +117,7 @@ class StudyProgress:
             self._live.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             with contextlib.suppress(Exception):
                 self._live.update(self.table(), refresh=True)
@@ -170,6 +172,7 @@ class StudyProgress:
         return f"about {duration(seconds)}" if line.stages_left else "almost done"
 
     def table(self) -> Table:
+        """The display as it is now: a row a chain."""
         table = Table(box=None, pad_edge=False)
         for title in ("chain", "notebook", "stage", "stages", "elapsed", "left"):
             table.add_column(title, no_wrap=title != "stage")

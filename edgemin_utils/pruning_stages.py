@@ -116,7 +116,7 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         rows = tokenized_task(run, tokenizer, models, whole.data)
         vocabulary = _describe_vocabulary(whole, rows)
     loss = answer_loss(run, settings, teacher, models, rows.data)
-    log, rounds, importance = TrainingLog(), [], {}
+    log, rounds, importance = TrainingLog(), [], dict[str, Any]()
     for number in range(1, settings.pruning_rounds + 1):
         looked_at = cut.cut_round(settings, _importance_by(run, settings, rows), number)
         importance = importance or looked_at
@@ -146,7 +146,8 @@ def _importance_by(run: Run, settings: Settings, rows: TokenizedTask) -> Callabl
 
 def _cut_vocabulary(settings: Settings, cut: ModelCut, rows: TokenizedTask) -> PreTrainedTokenizerBase:
     """The tokenizer without the tokens that are not needed; the cut's model loses their rows."""
-    kept = tokens_in_use(rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences)
+    kept = tokens_in_use(rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences,
+                         settings.vocabulary_limit)
     smaller = cut_tokenizer(rows.tokenizer, kept)
     cut.cut_vocabulary(kept)
     return smaller

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import quantization
 from edgemin_utils.chain import sensitivity_key
@@ -68,7 +68,7 @@ def _single_rows(model: nn.Module, rows: TokenizedTask, count: int) -> list[dict
     return [model_inputs(model, batch) for _, batch in batches(chosen, rows.tokenizer, 1)]
 
 
-def _quick_look(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+def _quick_look(models: Mapping[str, PreTrainedModel]) -> list[dict[str, Any]]:
     """Median times on fixed inputs at batch 1 on one thread: a look, marked as such, not a result."""
     rows = []
     for length in OPERATION_LENGTHS:

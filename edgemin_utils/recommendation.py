@@ -60,6 +60,7 @@ class Miss:
 
     @property
     def share(self) -> float:
+        """How much is missed, as a share of the limit."""
         return self.by / self.limit
 
 

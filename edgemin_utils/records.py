@@ -8,14 +8,12 @@ it; a stage whose fingerprint is on disk already is not run again.
 
 import contextlib
 import datetime
-import errno
 import functools
 import hashlib
 import importlib
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -24,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemin_utils.atomic_folders import partial_folder, replace_folder, storage_errors
 from edgemin_utils.chain import Stage, plan_chain
 from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
-from edgemin_utils.errors import MethodRefused, StageError, StorageError
+from edgemin_utils.errors import MethodRefused, StageError
 from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
 
 RECORD_VERSION = 2
@@ -46,14 +45,17 @@ class Record:
 
     @property
     def key(self) -> str:
+        """The stage's key, as in "distillation/minilmv2"."""
         return f"{self.content['stage']}/{self.content['variant']}"
 
     @property
     def task(self) -> str:
+        """Name of the task whose chain the stage belongs to."""
         return self.content["task"]
 
     @property
     def seed(self) -> int:
+        """Seed of that chain."""
         return self.content["seed"]
 
     @property
@@ -86,6 +88,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where the chain's stages lie."""
         return self.study / self.task / f"seed-{self.seed}"
 
     @property
@@ -95,15 +98,22 @@ class Run:
 
     @functools.cached_property
     def plan(self) -> dict[str, Stage]:
+        """Key -> stage, of every stage of the chain, in the order in which they run."""
         return plan_chain(self.settings)
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
+        """What changes when, and only when, the task's rows do."""
         from edgemin_utils.data import data_fingerprint  # data builds on the settings, as records do
 
         return data_fingerprint(self.settings, self.task)
 
     def stage(self, key: str) -> Stage:
+        """The stage of that key.
+
+        Raises:
+            StageError: under these settings the chain has no such stage.
+        """
         if key not in self.plan:
             raise StageError(f"no stage {key!r} under these settings; this chain has: {', '.join(self.plan)}")
         return self.plan[key]
@@ -113,6 +123,7 @@ class Run:
         return self.stage(key).apply(self.settings)
 
     def stage_folder(self, key: str) -> Path:
+        """Where that stage's record, model and predictions lie."""
         return self.folder / key
 
     def fingerprint(self, key: str) -> str:
@@ -183,7 +194,7 @@ class Run:
                 self._compute(stage, compute, Path(scratch))
             wait_for_every_process()
             return read_record(final)
-        with _storage_errors(final), _partial_folder(final) as partial:
+        with storage_errors(final), partial_folder(final) as partial:
             write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
                                                   "overrides": changed_from_profile(self.settings)})
             started = time.perf_counter()
@@ -199,7 +210,7 @@ class Run:
                 "results": results,
             }
             write_json(partial / RECORD_FILE, content)
-            _replace_folder(partial, final)
+            replace_folder(partial, final)
         wait_for_every_process()
         return read_record(final)
 
@@ -365,59 +376,3 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("method") != new["method"]:
         changes.append("the package computes this stage differently now")
     return "; ".join(changes) or "another run's record"
-
-
-@contextlib.contextmanager
-def _partial_folder(final: Path):
-    """A fresh folder beside `final`, removed if anything goes wrong; leftovers of dead processes are removed."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".{final.name}.partial-*"):
-        if not _process_runs(int(leftover.name.rsplit("-", 1)[1])):
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace_folder(partial: Path, final: Path) -> None:
-    """Moves a whole folder into place; a former one goes only once the new one can take its name."""
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _process_runs(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _storage_errors(folder: Path):
-    """Turns a full or unwritable disk into one sentence; other errors pass."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-        if full:
-            raise StorageError(f"the disk that holds {folder.parent} is full; finished stages are kept. Free some "
-                               "space or choose another --output-dir, then run the same command again") from error
-        if number in (errno.EACCES, errno.EROFS) and getattr(error, "filename", None):
-            raise StorageError(f"{error.filename} cannot be written ({error.strerror}); choose another "
-                               "--output-dir") from error
-        raise

@@ -1,6 +1,7 @@
 """The study's report: tables, figures and one HTML file that stands alone, all drawn again from records on disk."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ REPORT_FILE = "report.html"
 
 
 def report_folder(study: Path) -> Path:
+    """Where a study's tables, figures and report lie."""
     return Path(study) / "report"
 
 
@@ -56,11 +58,11 @@ def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]
     }
     for task in records.tasks:
         rows, of_task = frame[frame["task"] == task], choices[choices["task"] == task]
-        drawings[f"pipeline_{task}"] = lambda rows=rows: figures.pipeline_picture(rows)
-        drawings[f"cost_by_stage_{task}"] = lambda rows=rows: figures.cost_by_stage(rows)
-        drawings[f"pareto_{task}"] = lambda rows=of_task: figures.pareto_picture(rows)
+        drawings[f"pipeline_{task}"] = partial(figures.pipeline_picture, rows)
+        drawings[f"cost_by_stage_{task}"] = partial(figures.cost_by_stage, rows)
+        drawings[f"pareto_{task}"] = partial(figures.pareto_picture, of_task)
     for table in tables.comparison_tables(records):
-        drawings[f"comparison_{table.name}"] = lambda table=table: figures.method_comparison(table.frame)
+        drawings[f"comparison_{table.name}"] = partial(figures.method_comparison, table.frame)
     return drawings
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.chain import TEACHER, plan_chain
 from edgemin_utils.config import Settings, load_settings, project_folder
@@ -99,7 +99,7 @@ class Load:
 # ---- the work ---------------------------------------------------------------------------------------------------
 
 
-def paper_models() -> dict[str, nn.Module]:
+def paper_models() -> dict[str, PreTrainedModel]:
     """Teacher and student of the paper with random weights."""
     return {"teacher": scratch_model("distilbert", 6, TEACHER_HIDDEN_SIZE, 12, 3072, VOCABULARY, LABELS, POSITIONS),
             "student": scratch_model("bert", 12, 384, 12, 1536, VOCABULARY, LABELS, POSITIONS)}
@@ -146,13 +146,12 @@ def predicted_flops(settings: Settings, loads: Sequence[Load], dev_rows: int,
 
 def padded_tokens(lengths: Sequence[int], batch_size: int) -> float:
     """Mean tokens a row, padding included, in batches of rows of like length."""
-    lengths = np.asarray(lengths)
     order = list(GroupedByLength(lengths, batch_size, seed=0))
-    batches = [lengths[order[start:start + batch_size]] for start in range(0, len(order), batch_size)]
-    return sum(len(batch) * int(batch.max()) for batch in batches) / len(lengths)
+    batches = [[lengths[row] for row in order[start:start + batch_size]] for start in range(0, len(order), batch_size)]
+    return sum(len(batch) * max(batch) for batch in batches) / len(lengths)
 
 
-def training_bytes(model: nn.Module, batch_size: int, tokens: int) -> dict[str, int]:
+def training_bytes(model: PreTrainedModel, batch_size: int, tokens: int) -> dict[str, int]:
     """Bytes of training `model` in float32 by AdamW, without the framework's own: weights, gradients, moments (two a
     weight) and activations (what autograd keeps of one batch of `batch_size` rows of `tokens`)."""
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -178,7 +177,7 @@ def training_bytes(model: nn.Module, batch_size: int, tokens: int) -> dict[str, 
 # ---- measuring --------------------------------------------------------------------------------------------------
 
 
-def measure_here(models: Mapping[str, nn.Module], steps: int = 4, batch_size: int = 32) -> dict[str, Any]:
+def measure_here(models: Mapping[str, PreTrainedModel], steps: int = 4, batch_size: int = 32) -> dict[str, Any]:
     """Speed of training and prediction on one core of this machine, in float32 and by processor time, so that what
     else runs here slows nothing down.
 
@@ -208,7 +207,8 @@ def measure_here(models: Mapping[str, nn.Module], steps: int = 4, batch_size: in
     return measured
 
 
-def _step_and_prediction_seconds(model: nn.Module, steps: int, batch_size: int, tokens: int) -> tuple[float, float]:
+def _step_and_prediction_seconds(model: PreTrainedModel, steps: int, batch_size: int,
+                                 tokens: int) -> tuple[float, float]:
     """Processor seconds of a training step, set-up left out, and of the prediction of as many rows."""
     tokenizer = train_tokenizer(["only for padding"], 50)
     settings = load_settings("demo", {"batch_size": batch_size, "training_precision": "float32"})
@@ -226,7 +226,7 @@ def _step_and_prediction_seconds(model: nn.Module, steps: int, batch_size: int, 
     return max(more - first, 1e-6) / steps, max(time.process_time() - started, 1e-6) / steps
 
 
-def _random_rows(model: nn.Module, count: int, tokens: int) -> Dataset:
+def _random_rows(model: PreTrainedModel, count: int, tokens: int) -> Dataset:
     random = np.random.default_rng(0)
     return Dataset.from_dict({
         "input_ids": random.integers(5, model.config.vocab_size, size=(count, tokens)).tolist(),
@@ -246,7 +246,7 @@ def row_lengths(reference: Path, batch_size: int) -> dict[str, dict[str, float]]
             for task, sample in lengths.items()}
 
 
-def scale_table(measured: Mapping[str, Any], models: Mapping[str, nn.Module]) -> pd.DataFrame:
+def scale_table(measured: Mapping[str, Any], models: Mapping[str, PreTrainedModel]) -> pd.DataFrame:
     """One row a task: rows, tokens a row (padded), steps, pflop (10^15 operations of training), hours of each device
     by name, and cpu_hours of the predictions that run on the CPU, at this machine's measured speed."""
     settings, table = load_settings("paper"), []
@@ -284,7 +284,7 @@ def scale_section(measured: Mapping[str, Any]) -> str:
     return "\n\n".join([_markdown(shown), *_method(measured), _markdown(memory_table(models, 32)), MEMORY_NOTE])
 
 
-def memory_table(models: Mapping[str, nn.Module], batch_size: int) -> pd.DataFrame:
+def memory_table(models: Mapping[str, PreTrainedModel], batch_size: int) -> pd.DataFrame:
     """MB (10^6 bytes) of training each model, at two lengths."""
     rows = []
     for name, model in models.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgemin_utils.config import Settings, nearest
+from edgemin_utils.config import Settings, nearest, path_setting
 from edgemin_utils.errors import DataError
 from edgemin_utils.row_files import READERS, RowFile, check_file, label_text, read_rows
 from edgemin_utils.tasks import Task
@@ -51,11 +51,11 @@ def read_source(settings: Settings, task: Task) -> SourceRows:
     if settings.data_source == "embedded":
         source = read_embedded(task, settings.corpus_seed)
     elif settings.data_source == "folder":
-        source = read_folder(task, Path(settings.data_dir).expanduser())
+        source = read_folder(task, path_setting(settings, "data_dir"))
     elif settings.data_source == "hub":
         source = read_hub(task)
     else:
-        source = read_file(task, Path(settings.task_file).expanduser(), _dev_path(settings))
+        source = read_file(task, path_setting(settings, "task_file"), _dev_path(settings))
     _check_labels(task, source)
     return source
 
@@ -73,9 +73,9 @@ def source_identity(settings: Settings, task: Task) -> list[str]:
     if settings.data_source == "hub":
         return ["hub", GLUE_ON_HUB, GLUE_REVISION, task.hub_config]
     if settings.data_source == "folder":
-        found = find_split_files(task, Path(settings.data_dir).expanduser())
+        found = find_split_files(task, path_setting(settings, "data_dir"))
         return ["folder", *(f"{split} {_content_hash(path)}" for split, path in found.items())]
-    files = [Path(settings.task_file).expanduser(), _dev_path(settings)]
+    files = [path_setting(settings, "task_file"), _dev_path(settings)]
     return ["file", *(_content_hash(check_file(path)) for path in files if path), *settings.text_columns,
             settings.label_column]
 

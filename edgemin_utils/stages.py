@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.checkpoints import load_model, save_model
@@ -133,7 +133,7 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     looked_at = _look_at_relations(teacher_rows, place, view, {"teacher": teacher}) if view else {}
     if view:
         looked_at["models"] |= _look_at_relations(rows, place, view, {"student before": model})["models"]
-    phases = objective.phases(dataclasses.replace(lesson, signals=source))
+    phases = objective.phases(dataclasses.replace(lesson, signals=source) if source else lesson)
     with fake_quantization(model, stage.fake_quantization):
         log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
     if not is_main_process():
@@ -149,8 +149,8 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
             **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {})}
 
 
-def make_student(settings: Settings, seed: int, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase,
-                 pretrained: bool = False) -> nn.Module:
+def make_student(settings: Settings, seed: int, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                 pretrained: bool = False) -> PreTrainedModel:
     """The student before training, as `settings.student` names it; new weights from the seed.
 
     Args:
@@ -229,7 +229,7 @@ def train_teacher_and_students(run: Run) -> Iterator[Record]:
     """The records of the teacher and of every student that needs nothing but models of these two kinds, one after the
     other, computed where they are not on disk. This is the part of a chain that several processes can share; cuts,
     quantization and measurement are for one."""
-    trained = set()
+    trained: set[str] = set()
     for key, stage in run.plan.items():
         if stage.kind in ("teacher", "distillation") and trained.issuperset(stage.upstream):
             yield run_stage(run, key)

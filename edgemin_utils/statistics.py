@@ -4,7 +4,7 @@ Every interval is two-sided and, unless said otherwise, at 95 %. Every resamplin
 same numbers give the same interval.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,11 @@ class Estimate(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+    def exponential(self) -> "Estimate":
+        """The ratio that a logarithm stands for, and its interval."""
+        return Estimate(float(np.exp(self.value)),
+                        *(None if end is None else float(np.exp(end)) for end in (self.low, self.high)))
 
 
 def accuracy_interval(correct: int, total: int, method: str = "wilson", confidence: float = 0.95) -> Interval:
@@ -223,11 +228,38 @@ def contrasts_of_medians(rounds: ArrayLike, weights: ArrayLike, *, samples: int 
     if times.ndim != 2 or times.shape[1] == 0 or exponents.shape[1:] != times.shape[:1] or not np.all(times > 0):
         raise DataError(f"times of shape {times.shape} and weights of shape {exponents.shape} make no contrast; give "
                         "positive times, a row for each column of the weights")
-    generator, count = np.random.default_rng(seed), times.shape[1]
-    medians = np.log([np.median(times[:, generator.integers(count, size=count)], axis=1) for _ in range(samples)])
+    medians = np.log(_drawn_medians(times, samples, seed))
     low, high = np.exp(np.quantile(medians @ exponents.T, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
     values = np.exp(exponents @ np.log(np.median(times, axis=1)))
     return [Estimate(*map(float, ends)) for ends in zip(values, low, high, strict=True)]
+
+
+def functions_of_medians(rounds: ArrayLike, functions: Callable[[np.ndarray], Sequence[float]], *,
+                         samples: int = RESAMPLES, seed: int = 0, confidence: float = 0.95) -> list[Estimate]:
+    """Any numbers that follow from the variants' median times, with percentile bootstrap intervals over drawn rounds.
+
+    Args:
+        rounds: (variants, rounds), as in `contrasts_of_medians`, which is for products of powers.
+        functions: takes the medians (variants,) and gives the numbers.
+
+    Returns:
+        One estimate a number; all come from the same drawn rounds.
+
+    Raises:
+        DataError: no round.
+    """
+    times = np.asarray(rounds, dtype=float)
+    if times.ndim != 2 or times.shape[1] == 0:
+        raise DataError(f"times of shape {times.shape} have no medians; give a row of rounds for each variant")
+    drawn = [functions(medians) for medians in _drawn_medians(times, samples, seed)]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return [Estimate(*map(float, ends)) for ends in zip(functions(np.median(times, axis=1)), low, high, strict=True)]
+
+
+def _drawn_medians(times: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """(samples, variants): medians over rounds drawn with replacement, whole rounds at a time."""
+    generator, count = np.random.default_rng(seed), times.shape[1]
+    return np.array([np.median(times[:, generator.integers(count, size=count)], axis=1) for _ in range(samples)])
 
 
 def _paired(first: ArrayLike, second: ArrayLike, dtype: type | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +282,7 @@ def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np
     return np.mean(first, axis=axis) / np.mean(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic, samples: int, seed: int,
+def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], samples: int, seed: int,
                confidence: float) -> Interval:
     """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two

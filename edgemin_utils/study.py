@@ -6,8 +6,6 @@ Notebooks 01 to 04 run in order for every chain (task, seed); chains are indepen
 
 import contextlib
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,10 +18,11 @@ import joblib
 import psutil
 from rich.console import Console
 
+from edgemin_utils.atomic_folders import check_storage
 from edgemin_utils.chain import ANALYSIS_NOTEBOOK, CHAIN_NOTEBOOKS
 from edgemin_utils.cluster import LOCAL, check_workers, open_cluster, run_on_workers, shared_event
 from edgemin_utils.config import load_settings
-from edgemin_utils.errors import SettingError, StorageError
+from edgemin_utils.errors import SettingError
 from edgemin_utils.execution import (
     CellFailure,
     check_parameters,
@@ -84,6 +83,7 @@ class StudyResult:
 
     @property
     def failures(self) -> tuple[CellFailure, ...]:
+        """What stopped each notebook that failed."""
         return tuple(result.failure for result in self.notebooks if result.failure)
 
     def count(self, status: str) -> int:
@@ -139,6 +139,7 @@ def plan_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable
 
 
 def chain_name(run: Run) -> str:
+    """How a chain is called on screen: "sst2, seed 0"."""
     return f"{run.task}, seed {run.seed}"
 
 
@@ -263,24 +264,6 @@ def _check_before_start(runs: list[Run], folder: Path, given: Mapping[str, Any],
                       "close other programs, or use fewer --jobs", highlight=False)
 
 
-def check_storage(study: Path, gigabytes: float) -> None:
-    """Makes the study's folder and sees that it can be written and has room.
-
-    Raises:
-        StorageError: it cannot be written, or has less than `gigabytes` (10^9 bytes) free.
-    """
-    try:
-        study.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=study):
-            pass
-        free = shutil.disk_usage(study).free / 1e9
-    except OSError as error:
-        raise StorageError(f"{study} cannot be written ({error.strerror}); choose another --output-dir") from error
-    if free < gigabytes:
-        raise StorageError(f"{study} has {free:.2g} GB free and this study may take {gigabytes:.2g} GB; free some "
-                           "space or choose another --output-dir")
-
-
 @dataclass(frozen=True)
 class _Runner:
     """How a study's chains are run.
@@ -347,7 +330,7 @@ def _end_of(results: Iterable[NotebookResult], stop: Any) -> str:
 def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress | Unwatched,
                stop: Any) -> list[NotebookResult]:
     """Brings one chain's notebooks up to date, in order, until one fails."""
-    results = []
+    results: list[NotebookResult] = []
     for name in CHAIN_NOTEBOOKS:
         notebook, executed = folder / f"{name}.ipynb", run.notebooks / f"{name}.ipynb"
         if _end_of(results, stop) != "done":
@@ -396,7 +379,7 @@ def _execute(chain: str, notebook: Path, executed: Path, parameters: Mapping[str
     return NotebookResult(chain, notebook.stem, "failed", executed, seconds, failure)
 
 
-def _in_background(work: Callable[[], Any], progress: StudyProgress, runner: "_Runner") -> Any:
+def _in_background(work: Callable[[], Any], progress: StudyProgress, runner: _Runner) -> Any:
     """Does `work` in a thread while this one, which gets Ctrl-C, keeps the display and can stop the kernels."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)

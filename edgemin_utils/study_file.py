@@ -17,7 +17,7 @@ STUDY_FILE = "study.json"
 def write_study_file(runs: Sequence[Run], given: Mapping[str, Any], jobs: int, cluster: str = "") -> None:
     """Notes what a study is run for, `given` being the settings that differ from the profile's."""
     study, profile = runs[0].study, runs[0].settings.profile
-    tasks, seeds = (list(dict.fromkeys(values)) for values in ((r.task for r in runs), (r.seed for r in runs)))
+    tasks, seeds = list(dict.fromkeys(run.task for run in runs)), list(dict.fromkeys(run.seed for run in runs))
     words = ["edgemin", "run", "--profile", profile, "--tasks", *tasks, "--seeds", *map(str, seeds)]
     for name, value in _relative_paths(given, Path.cwd()).items():
         words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemin_utils.config import Settings, nearest
+from edgemin_utils.config import Settings, nearest, path_setting
 from edgemin_utils.errors import DataError, SettingError
 
 METRICS = ("accuracy", "f1", "matthews_correlation")
@@ -126,7 +126,7 @@ def custom_task(settings: Settings) -> Task:
     if reserved:
         raise SettingError(f"a text column cannot be called {reserved[0]!r} (the name is used inside); rename it in "
                            "the file")
-    path = Path(settings.task_file).expanduser()
+    path = path_setting(settings, "task_file")
     return Task(
         name=_folder_name(path.stem), title=path.stem, text_columns=columns, label_column=settings.label_column,
         labels=_labels_in_file(path, settings.label_column), dev_splits=("dev",), metrics=METRICS,
@@ -142,7 +142,7 @@ def resolve_task(settings: Settings, name: str) -> Task:
     """
     if settings.data_source != "file":
         return find_task(name)
-    own = _folder_name(Path(settings.task_file).stem)
+    own = _folder_name(path_setting(settings, "task_file").stem)
     if name != own:
         raise SettingError(f"unknown task {name!r}; the task that {settings.task_file} makes is called {own!r}")
     return custom_task(settings)

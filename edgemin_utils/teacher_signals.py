@@ -1,6 +1,6 @@
 """What the teacher says about each training row, computed once and kept where memory allows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,13 +8,13 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from edgemin_utils.encoders import captured_states, state_width
+from edgemin_utils.encoder_states import captured_states, state_width
 from edgemin_utils.training import Batch, batch_maker, batches, evaluation_mode, model_inputs
 
 
 def teacher_signals(teacher: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Named signals of one batch, without gradients: "logits" (batch, labels), or a state as
-    `encoders.captured_states` names it, such as "query.5" or "hidden.2"."""
+    `encoder_states.captured_states` names it, such as "query.5" or "hidden.2"."""
     states_named = [name for name in names if name != "logits"]
     with evaluation_mode(teacher), torch.no_grad(), captured_states(teacher, states_named) as states:
         with torch.autocast(batch["input_ids"].device.type, enabled=False):
@@ -40,7 +40,7 @@ class CachedSignals:
         for positions, batch in batches(rows, tokenizer, batch_size, device):
             signals = teacher_signals(teacher, batch, names)
             real = batch["attention_mask"].bool().cpu()
-            places = torch.cat([torch.arange(self.lengths[row]) + self.starts[row] for row in positions])
+            places = torch.cat([torch.arange(int(self.lengths[row])) + self.starts[row] for row in positions])
             for name in names:
                 values = signals[name].cpu()
                 if values.dim() == 2:
@@ -51,6 +51,8 @@ class CachedSignals:
                     store[places] = values[real]
 
     def __call__(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Name -> signals of the batch's rows, found by `batch["position"]`: (batch, size), or (batch, tokens, size)
+        with zeros at padding."""
         return _SignalsOfBatch(self, batch)
 
 
@@ -78,8 +80,9 @@ class _SignalsOfBatch(Mapping):
 
 
 def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
-                  batch_size: int, cache_gigabytes: float):
-    """A function from a training batch to the teacher's signals: cached if they fit, else computed batch by batch.
+                  batch_size: int, cache_gigabytes: float) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
+    """A function from a training batch to the teacher's signals, named as in `teacher_signals`: cached if they fit,
+    else computed batch by batch.
 
     Rows are found by `batch["position"]` and read through the teacher's own tokenizer, which is not the student's
     once a vocabulary was cut. Signals of tokens then fit only where both cut a row into the same tokens.

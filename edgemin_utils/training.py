@@ -26,10 +26,13 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -86,11 +89,12 @@ class TrainingLog:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """The log in JSON's types."""
         return {"phases": self.phases, "history": self.history, "evaluations": self.evaluations}
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-    """The entries of a batch that the model's forward takes."""
+    """The entries of a batch that the model's forward takes, each (batch, tokens)."""
     return {name: batch[name] for name in input_names(model) if name in batch}
 
 
@@ -247,10 +251,11 @@ class _PhaseTrainer(Trainer):
     collect: "_CollectHistory"
     row_order: "GroupedByLength | None" = None
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.row_order or super()._get_train_sampler(train_dataset)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False,
+                     num_items_in_batch: Any = None) -> Any:
         loss, parts = model(inputs)
         self.collect.add(loss, parts)
         return (loss, None) if return_outputs else loss
@@ -274,15 +279,20 @@ class _CollectHistory(TrainerCallback):
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, desc=self.phase.name, unit="step", leave=False, mininterval=0.5,
                         disable=not state.is_world_process_zero)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                     **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
         every = max(1, state.max_steps // LOGGED_POINTS)
         if self.count and (state.global_step % every == 0 or state.global_step == state.max_steps):
             means = {name: float(value) / self.count for name, value in self.sums.items()}
@@ -290,7 +300,8 @@ class _CollectHistory(TrainerCallback):
                                      "epoch": self.epochs_before + state.epoch, **means})
             self.sums, self.count = {}, 0
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                     **kwargs: Any) -> None:
         if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)
                 and state.is_world_process_zero):
             return
@@ -304,7 +315,8 @@ class _CollectHistory(TrainerCallback):
         self.evaluation_seconds += time.perf_counter() - started
 
 
-def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, device: torch.device | str = "cpu"):
+def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int,
+            device: torch.device | str = "cpu") -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields (positions, batch) over tokenized rows, longest first, padded only to the longest of the batch.
 
     `positions` are the rows' places in `rows`; the batch holds int64 tensors of shape (batch, tokens) and, where the
@@ -314,11 +326,12 @@ def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, 
     order = np.argsort(-np.asarray(rows["length"]), kind="stable")
     for start in range(0, len(order), batch_size):
         positions = order[start:start + batch_size]
-        yield positions, {name: value.to(device) for name, value in make(positions).items()}
+        yield positions, {name: value.to(device) for name, value in make(positions.tolist()).items()}
 
 
 def batch_maker(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], Batch]:
-    """A function from places in tokenized `rows` to a batch of them, padded to its longest row."""
+    """A function from places in tokenized `rows` to a batch of them, padded to its longest row: int64 (batch, tokens),
+    labels (batch,)."""
     columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
                if name in rows.column_names]
     collate, plain = DataCollatorWithPadding(tokenizer), rows.select_columns(columns)
@@ -331,24 +344,25 @@ def batch_maker(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[
     return make
 
 
-def predict(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> np.ndarray:
+def predict(model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
+            batch_size: int = 64) -> np.ndarray:
     """Logits (rows, labels) in float32, in the rows' order, from the model in evaluation mode."""
     if not len(rows):
         return np.zeros((0, model.config.num_labels), dtype=np.float32)
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else "cpu"
-    result = None
+    result = np.empty((0, 0), dtype=np.float32)
     with evaluation_mode(model), torch.inference_mode():
         for positions, batch in batches(rows, tokenizer, batch_size, device):
             logits = model(**model_inputs(model, batch)).logits.float().cpu().numpy()
-            if result is None:
+            if not len(result):
                 result = np.empty((len(rows), logits.shape[1]), dtype=np.float32)
             result[positions] = logits
     return result
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module):
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, put back as it was afterwards."""
     was_training = model.training
     model.eval()

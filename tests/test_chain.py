@@ -23,7 +23,7 @@ def plan(**overrides):
 
 
 def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
-    for overrides in ({}, {"recipe": "paper,proposal"}, {"recipe": "prune,distill,quantize-aware,quantize"},
+    for overrides in ({}, {"recipe": "paper,proposal,honest"}, {"recipe": "prune,distill,quantize-aware,quantize"},
                       {"compared_objectives": "all", "compared_cuts": "magnitude-heads-0.5"}):
         seen = {}
         for key, stage in plan(**overrides).items():
@@ -54,6 +54,19 @@ def test_the_proposals_recipe_trains_with_fake_quantization_from_its_second_step
         "03_pruning"
     assert last.steps == ("distill:minilmv2", "quantize-aware:int8", "prune:gradient-heads-0.2", "fine-tune:labels",
                           "quantize:dynamic-int8")
+
+
+def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabulary_after_that():
+    settings = load_settings("demo", {"recipe": "honest"})
+    key, stages = recipe_ends(settings)["honest"], plan_chain(settings)
+    assert stages[key].steps == (
+        "distill:minilmv2", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill:minilmv2",
+        "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings")
+    again = stages["distillation/minilmv2+layers-spaced-0.5+gradient-neurons-0.5-multiple-32+minilmv2"]
+    assert again.teacher == TEACHER and again.source.startswith("pruning/minilmv2+layers-spaced-0.5+gradient")
+    # A limit that a cut does not have is no part of its fingerprint.
+    assert "vocabulary_limit" not in stages["pruning/minilmv2+layers-spaced-0.5"].settings(settings)
+    assert stages[stages[key].source].settings(settings)["vocabulary_limit"] == 11000
 
 
 def test_an_order_may_prune_before_it_distils():

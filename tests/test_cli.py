@@ -11,6 +11,7 @@ import pytest
 
 from edgemin_utils import cli, study
 from edgemin_utils.chain import plan_chain
+from edgemin_utils.command_options import COMMANDS, build_parser, read_arguments, read_overrides
 from edgemin_utils.config import load_settings, setting_fields
 from edgemin_utils.errors import SettingError
 from edgemin_utils.execution import CellFailure
@@ -21,7 +22,7 @@ STAGES = len(plan_chain(load_settings()))
 
 
 def read(*arguments):
-    return cli.read_overrides(cli._read_arguments(["run", *arguments]))
+    return read_overrides(read_arguments(["run", *arguments]))
 
 
 @pytest.fixture
@@ -43,17 +44,20 @@ def asked(monkeypatch):
 # ---- options ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "train", "status", "report", "recommend", "measure",
-                                     "settings"])
+def test_every_command_does_something():
+    assert cli._COMMANDS.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help_with_its_default(command):
-    _, commands = cli.build_parser()
+    _, commands = build_parser()
     for action in commands[command]._actions:
         if action.dest != "help":
             assert "(default: " in action.help, action.option_strings
 
 
 def test_the_options_are_those_of_the_readme():
-    _, commands = cli.build_parser()
+    _, commands = build_parser()
     options = {name for name in commands["run"]._option_string_actions if name.startswith("--")} - {"--help"}
     assert options == {"--profile", "--tasks", "--seeds", "--data-dir", "--task-file", "--text-columns",
                        "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs",

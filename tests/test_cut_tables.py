@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import nn
 
 from edgemin_utils.cuts import read_cut
 from edgemin_utils.records import Record
@@ -82,3 +83,47 @@ def test_a_cut_that_found_nothing_to_remove_says_so():
 @pytest.mark.parametrize("layers, words", [([0, 1], "layers 0, 1 (of 2)"), ([0], "layer 0 (of 2)")])
 def test_layers_in_words(layers, words):
     assert cut_tables.what_went(DENSE.results, record("layers-0", removed_layers=layers).results) == words
+
+
+def test_twenty_percent_of_twelve_heads_is_two_in_each_of_twelve_layers():
+    table = cut_tables.planned_cut_table([12] * 12, 0.2, "layer")
+    assert table["Removed"].tolist() == [2] * 12 + [24]
+    assert table["Share removed %"].iloc[-1] == "16.7"
+
+
+def test_twenty_percent_of_all_heads_together():
+    table = cut_tables.planned_cut_table([12] * 12, 0.2, "global")
+    assert table["Where"].tolist() == ["all layers"] and table["Removed"].tolist() == [28]
+    assert table["Share removed %"].tolist() == ["19.4"]
+
+
+def test_cut_by_layer_names_the_heads():
+    dense = {"model": {"heads": [4, 4], "intermediate_sizes": [8, 8]}}
+    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], []],
+              "removed_layers": []}
+    table = cut_tables.cut_by_layer_table(dense, pruned)
+    assert table["Removed heads"].tolist() == [[2], []] and table["Heads after"].tolist() == [3, 4]
+    assert table["Neurons after"].tolist() == [8, 6]
+
+
+def test_a_dropped_layer_has_its_line():
+    dense = {"model": {"heads": [4, 4, 4], "intermediate_sizes": [8, 8, 8]}}
+    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], [], []],
+              "removed_layers": [1]}
+    table = cut_tables.cut_by_layer_table(dense, pruned)
+    assert table["Removed heads"].tolist() == [[2], "the whole layer", []]
+    assert table["Heads after"].tolist() == [3, 0, 4] and table["Neurons after"].tolist() == [8, 0, 6]
+
+
+def test_shapes_that_changed_have_an_arrow():
+    class Layer:
+        def __init__(self, width):
+            self.query = self.key = self.value = nn.Linear(8, width)
+            self.attention_output = nn.Linear(width, 8)
+            self.feed_forward_in, self.feed_forward_out = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    row = cut_tables.matrix_shapes_table([Layer(8)], [Layer(6)]).iloc[0]
+    assert row["query"] == "8 x 8 → 6 x 8" and row["attention output"] == "8 x 8 → 8 x 6"
+    assert row["feed forward in"] == "16 x 8"
+    rows = cut_tables.matrix_shapes_table([Layer(8), Layer(8)], [Layer(6)], dropped=[0])
+    assert rows["query"].tolist() == ["gone", "8 x 8 → 6 x 8"]

@@ -22,8 +22,8 @@ def drawn_settings(count):
             head_prune_ratio=draw.choice(ratios), kept_heads_multiple=draw.choice((1, 2)),
             feed_forward_prune_ratio=draw.choice(ratios), kept_neurons_multiple=draw.choice((1, 16, 32)),
             pruning_scope=draw.choice(("layer", "global")), prune_vocabulary=draw.random() < 0.3,
-            vocabulary_occurrences=draw.choice((1, 3)),
-            pruned_layers=draw.choice((None, None, "top-1", "least-2", "0", "0-2-4", "10")),
+            vocabulary_occurrences=draw.choice((1, 3)), vocabulary_limit=draw.choice((None, 9, 11000)),
+            pruned_layers=draw.choice((None, None, "top-1", "least-2", "spaced-0.25", "0", "0-2-4", "10")),
             pruning_rounds=draw.choice((1, 3)), recovery_distillation=draw.random() < 0.5)
 
 
@@ -42,7 +42,7 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         if not settings.feed_forward_prune_ratio:
             idle |= {"kept_neurons_multiple"}
         if not settings.prune_vocabulary:
-            idle |= {"vocabulary_occurrences"}
+            idle |= {"vocabulary_occurrences", "vocabulary_limit"}
         if not (settings.head_prune_ratio or settings.feed_forward_prune_ratio):
             idle |= {"pruning_scope"}
             if settings.pruned_layers != "least-2":
@@ -65,6 +65,9 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         "kept_neurons_multiple": 16, "pruning_scope": "global"}),
     ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
     ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
+    ("layers-spaced-0.5-vocabulary-seen-2-most-10000", {
+        "head_prune_ratio": 0.0, "pruned_layers": "spaced-0.5", "prune_vocabulary": True, "vocabulary_occurrences": 2,
+        "vocabulary_limit": 10000}),
     ("leave-one-out-heads-0.2", {"pruning_criterion": "leave-one-out"}),
     ("layers-top-2-vocabulary-seen-3", {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True,
                                          "vocabulary_occurrences": 3}),
@@ -77,7 +80,8 @@ def test_names_as_they_are_written(name, changes):
 
 
 @pytest.mark.parametrize("name", ["", "heads-0.2", "gradient-heads", "gradient-heads-0.2-sideways", "layers-least-1",
-                                  "layers-01", "gradient", "rounds-2", "random-heads-0.2-draw-0"])
+                                  "layers-01", "layers-spaced-0.50", "layers-spaced-1", "gradient", "rounds-2",
+                                  "random-heads-0.2-draw-0"])
 def test_what_names_no_cut_is_refused(name):
     with pytest.raises(SettingError, match="names no cut.*criteria gradient, gradient-l2, taylor"):
         read_cut(name)

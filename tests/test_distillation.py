@@ -1,6 +1,5 @@
 """The objectives on small models: what they match, that they match it rightly, and what they refuse."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -15,7 +14,8 @@ from edgemin_utils.distillation.pkd import PatientLast, PatientSkip
 from edgemin_utils.distillation.relations import relation_loss, relation_matrices
 from edgemin_utils.distillation.shd import squeezed_attention
 from edgemin_utils.distillation.soft_targets import soft_target_loss
-from edgemin_utils.encoders import captured_states, encoder_layers, state_width
+from edgemin_utils.encoder_states import captured_states
+from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.objectives import EVERY_OBJECTIVE
 from edgemin_utils.teacher_signals import CachedSignals, signal_source, teacher_signals
@@ -126,53 +126,6 @@ def test_unknown_objective_names_the_nearest():
         find_objective("minilm2")
 
 
-# ---- what is captured, against transformers' own outputs --------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_captured_states_are_those_that_transformers_gives_out(family):
-    model, batch = small_model(family), small_batch()
-    model.set_attn_implementation("eager")
-    names = ["embeddings", *(f"{what}.{layer}" for layer in range(3) for what in ("hidden", "cls", "query", "key"))]
-    with captured_states(model, names) as states:
-        output = model(**model_inputs(model, batch), output_hidden_states=True, output_attentions=True)
-    torch.testing.assert_close(states["embeddings"], output.hidden_states[0])
-    real = batch["attention_mask"].bool()
-    for layer in range(3):
-        torch.testing.assert_close(states[f"hidden.{layer}"], output.hidden_states[layer + 1])
-        torch.testing.assert_close(states[f"cls.{layer}"], output.hidden_states[layer + 1][:, 0])
-        scores = losses.relation_scores(states[f"query.{layer}"], states[f"key.{layer}"], 4)
-        attention = losses.log_attention(scores, batch["attention_mask"]).exp()
-        torch.testing.assert_close(attention.transpose(1, 2)[real], output.attentions[layer].transpose(1, 2)[real])
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_widths_are_known_before_a_forward_pass(family):
-    model, batch = small_model(family), small_batch()
-    if family == "electra":  # the one family whose embeddings may be narrower than its layers
-        config = copy.deepcopy(model.config)
-        config.embedding_size = 16
-        model = type(model)(config).eval()
-    encoder_layers(model)[1].keep_heads([0, 3])
-    names = ["embeddings", "hidden.1", "cls.1", "query.0", "query.1", "value.1", "context.1"]
-    with captured_states(model, names) as states:
-        model(**model_inputs(model, batch))
-    assert {name: state_width(model, name) for name in names} == {name: states[name].shape[-1] for name in names}
-    assert state_width(model, "context.1") == 24
-
-
-def test_attention_is_recomputed_for_layers_whose_heads_were_cut():
-    model, batch = small_model(layers=1), small_batch()
-    encoder_layers(model)[0].keep_heads([0, 2, 3])
-    with captured_states(model, ["query.0", "key.0", "value.0", "context.0"]) as states:
-        model(**model_inputs(model, batch))
-    scores = losses.relation_scores(states["query.0"], states["key.0"], encoder_layers(model)[0].num_heads)
-    attention = losses.log_attention(scores, batch["attention_mask"]).exp()
-    value = states["value.0"].view(3, 9, 3, 12).transpose(1, 2)
-    context = (attention @ value).transpose(1, 2).reshape(3, 9, 36)
-    torch.testing.assert_close(context, states["context.0"], atol=1e-5, rtol=1e-4)
-
-
 # ---- one by one ------------------------------------------------------------------------------------------------
 
 
@@ -250,9 +203,9 @@ def test_a_squeezed_layer_of_enough_heads_is_its_own_attention():
     layer = encoder_layers(small_model())[0]
     states = [torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     mask = torch.ones(2, 5)
-    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 4),
+    torch.testing.assert_close(squeezed_attention(layer, states, mask, 4),
                                losses.log_attention(losses.relation_scores(*states[:2], 4), mask))
-    torch.testing.assert_close(squeezed_attention(layer, *states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
+    torch.testing.assert_close(squeezed_attention(layer, states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
 
 
 def test_minilm_is_minilmv2_with_its_own_pairs_layers_and_heads():

@@ -1,16 +1,21 @@
 """A bare .onnx file: its weights, products and inputs against the torch model that it was exported from."""
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
-from small_models import export_onnx, small_batch, small_model
+from small_models import export_onnx, small_batch, small_model, tokenized_sentences
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement import onnx_graphs
+from edgemin_utils.measurement.deployed import DeployedClassifier
 from edgemin_utils.measurement.onnx_session import OnnxSession
 from edgemin_utils.measurement.operations import closed_formula_macs, macs_by_precision
 from edgemin_utils.measurement.parameters import stored_weights, weights_by_part
@@ -30,6 +35,27 @@ def exported(tmp_path_factory):
     onnx.save(graph, folder / "clean.onnx")
     quantize_dynamic(folder / "clean.onnx", folder / "int8.onnx")
     return model, path, folder / "int8.onnx"
+
+
+def test_a_deployed_classifier_reads_texts_in_a_process_without_torch(exported, tmp_path):
+    """Its own process imports no torch; its logits are those of the torch model on the same tokens."""
+    model, path, _ = exported
+    rows, tokenizer = tokenized_sentences(3)
+    with pytest.raises(ModelError, match="must hold one .onnx file and a tokenizer.json"):
+        DeployedClassifier(str(tmp_path))
+    shutil.copy(path, tmp_path / "model.onnx")
+    tokenizer.save_pretrained(tmp_path)
+    text = tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=True)
+    with torch.inference_mode():
+        wanted = model(**tokenizer(text, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(DeployedClassifier(str(tmp_path)).logits_of(text), wanted, atol=1e-4)
+    code = ("import sys; from edgemin_utils.measurement.deployed import load_deployed; load_deployed(sys.argv[1]); "
+            "print({'torch', 'transformers', 'onnx'} & set(sys.modules))")
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as a tokenizer"):
+        DeployedClassifier(str(tmp_path))
 
 
 @pytest.mark.parametrize("form", [1, 2])

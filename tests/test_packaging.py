@@ -91,6 +91,36 @@ def test_every_import_is_a_dependency():
         assert names & declared, f"{file} imports {module}, which pyproject.toml does not ask for"
 
 
+def test_the_top_level_holds_what_it_must_and_what_packaging_needs():
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git clone")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= {
+        "notebooks", "edgemin_utils", "outputs", "tests", "environment.yml", "README.md",
+        ".ci", ".gitignore", ".pre-commit-config.yaml", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml",
+        "requirements.txt"}
+
+
+def test_hooks_are_valid_and_use_only_the_pinned_environment():
+    configuration = PROJECT / ".pre-commit-config.yaml"
+    subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", str(configuration)], check=True)
+    (local,) = yaml.safe_load(configuration.read_text())["repos"]
+    assert local["repo"] == "local"
+    for hook in local["hooks"]:
+        module = hook["entry"].removeprefix(".venv/bin/python -m ").split()[0]
+        assert hook["language"] == "system" and module in PINS, hook
+
+
+def test_every_module_gets_its_page_of_the_api_reference(clone):
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".installed").touch()
+    (clone / "edgemin_utils").symlink_to(PROJECT / "edgemin_utils")
+    asked = make(clone, "--dry-run", "docs").stdout.split("outputs/api", 1)[1].split()
+    paths = [path.relative_to(PROJECT).with_suffix("") for path in (PROJECT / "edgemin_utils").rglob("*.py")]
+    assert sorted(asked) == sorted(".".join(path.parts).removesuffix(".__init__") for path in paths
+                                   if path.name != "__main__")
+
+
 def test_conda_gets_the_same_versions():
     environment = yaml.safe_load((PROJECT / "environment.yml").read_text())
     python, pip = environment["dependencies"][:2]
@@ -151,7 +181,9 @@ def test_the_environment_is_made_once_and_again_when_pins_change(clone):
     for target, command in (("study", ".venv/bin/edgemin run"), ("test", ".venv/bin/python -m pytest"),
                             ("lab", "-m jupyterlab"), ("report", ".venv/bin/edgemin report"),
                             ("benchmarks", "-m edgemin_utils.benchmark"),
-                            ("paper-numbers", "-m edgemin_utils.paper")):
+                            ("paper-numbers", "-m edgemin_utils.paper"), ("demo", ".venv/bin/edgemin demo"),
+                            ("docs", "-m edgemin_utils.figures.architecture"), ("docs", "-m pdoc"),
+                            ("lint", "-m ruff check"), ("lint", "-m mypy"), ("scale", "-m edgemin_utils.scale")):
         shown = make(clone, "--dry-run", target)
         assert command in shown.stdout and "pip install" not in shown.stdout, (target, shown.stderr)
     later = (clone / ".venv" / ".installed").stat().st_mtime + 10

@@ -4,17 +4,20 @@ import importlib
 import json
 import shutil
 
+import numpy as np
+import onnx
 import pytest
 from example_study import write_chain
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import StageError
 from edgemin_utils.figures.style import StudyFigure
-from edgemin_utils.measurement.latency import Protocol
+from edgemin_utils.measurement import onnx_graphs
+from edgemin_utils.measurement.latency import LatencyResult, Protocol
 from edgemin_utils.measurement.operations import count_operations
 from edgemin_utils.measurement.parameters import framework_parameters, stored_weights
 from edgemin_utils.paper import __main__ as command
-from edgemin_utils.paper import claims, counts, results, timing
+from edgemin_utils.paper import claims, counts, honest, interaction, results, timing
 from edgemin_utils.paper.accuracy import study_accuracy
 from edgemin_utils.paper.architectures import build_models
 from edgemin_utils.paper.claims import NOT_REPRODUCED, PAPER_ONLY, REPRODUCED, UNTESTED
@@ -41,7 +44,7 @@ def record(models):
         patch.setattr(timing, "peak_memory", lambda folder, **options: {
             "baseline_bytes": 50_000_000, "resident_bytes": 60_000_000, "peak_bytes": 70_000_000})
         found["timing"] = timing.measure_paper(models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384),
-                                               product_protocol=SHORT, samples=50)
+                                               samples=50, repeats=2)
     return json.loads(json.dumps(found))
 
 
@@ -113,16 +116,17 @@ def test_counts_alone_decide_what_needs_no_clock(counted):
         "C13": UNTESTED, "C14": UNTESTED, "C15": UNTESTED}
 
 
-def made_up(reduction, interaction, over_teacher, peaks):
-    """A timing whose verdicts are known by hand."""
+def made_up(reduction, interaction, over_teacher, peaks, model=timing.FINAL):
+    """A timing of one model whose verdicts are known by hand."""
     rows = {"over_student": 1 / (1 - reduction), "over_teacher": over_teacher}
-    memory = [{"model": name, "baseline_bytes": 50e6, "resident_bytes": 60e6, "peak_bytes": peak}
-              for name, peak in zip((timing.TEACHER, timing.FINAL), peaks, strict=True)]
+    memory = [{"model": name, "process": "Python", "baseline_bytes": 50e6, "resident_bytes": 60e6, "peak_bytes": peak}
+              for name, peak in zip((timing.TEACHER, model), peaks, strict=True)]
     low, high = interaction
-    return {**{name: [{"model": timing.FINAL, "input": "1x32", "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}]
+    return {**{name: [{"model": model, "input": "1x32", "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}]
                for name, ratio in rows.items()}, "memory": memory,
-            "latency": [{"model": timing.FINAL, "input": "1x32", "median_ms": 16.0}],
-            "interaction": [{"input": "1x32", "ratio": (low + high) / 2, "low": low, "high": high, "predicted": 1.0}],
+            "latency": [{"model": model, "input": "1x32", "median_ms": 16.0}],
+            "interaction": [{"input": "1x32", "ratio": (low + high) / 2, "low": low, "high": high}],
+            "parts": [{"input": "1x32", "predicted": 1.0}],
             "energy": [{"model": name, "input": "1x32", "cpu_seconds": 0.016, "joules": None}
                        for name in (timing.TEACHER, timing.FINAL)]}
 
@@ -176,9 +180,135 @@ def test_the_interaction_is_that_of_the_medians(record):
                    if item["input"] == row["input"]}
         both = medians[timing.FINAL] * medians[timing.STUDENT] / (medians[timing.PRUNED] * medians[timing.INT8])
         assert row["ratio"] == pytest.approx(both) and row["low"] <= row["ratio"] <= row["high"]
-        layer = row["layer_ms"]
-        assert row["predicted"] == pytest.approx(
-            layer["int8 pruned"] / layer["int8 whole"] / (layer["fp32 pruned"] / layer["fp32 whole"]))
+
+
+def parts_of(rounds, **changes):
+    """Two rounds of parts that add up to their models: rest 10 in FP32 and 8 in INT8, times in ns."""
+    ms = {"products fp32 whole": 60, "products fp32 pruned": 50, "products int8 whole": 20, "products int8 pruned": 17,
+          "attention whole": 6, "attention pruned": 5}
+    ms |= {f"model {precision} {form}": ms[f"products {precision} {form}"] + ms[f"attention {form}"] + rest
+           for precision, rest in (("fp32", 10), ("int8", 8)) for form in ("whole", "pruned")} | changes
+    raw = np.array([[value * 1e6 for value in ms.values()]] * rounds, dtype=np.int64)
+    return LatencyResult(tuple(ms), raw, 1, SHORT)
+
+
+def test_the_additive_model_predicts_from_parts_and_unpruned_models_alone():
+    found = interaction.additive_prediction(parts_of(2), samples=20)
+    assert found["predicted"] == found["measured"] == pytest.approx(30 * 76 / (65 * 34))
+    assert found["attention_alone"] == pytest.approx(33 * 76 / (75 * 34)) and found["attention_alone"] < 1
+    assert found["products_alone"] == pytest.approx(31 * 76 / (66 * 34))
+    assert found["predicted_low"] == found["predicted"] == found["predicted_high"]  # all rounds are alike
+    # A pruned model that is slower than its parts say moves what is measured, not what is predicted.
+    slower = interaction.additive_prediction(parts_of(2, **{"model int8 pruned": 33}), samples=20)
+    assert slower["predicted"] == found["predicted"] and slower["measured"] == pytest.approx(33 * 76 / (65 * 34))
+
+
+def test_parts_run_every_product_and_every_head_once(models):
+    """The modules themselves, counted by hooks; the time of attention follows the heads."""
+    seen, hooks = [], []
+    for layer in encoder_layers(models.pruned):
+        for name in interaction.PRODUCTS:
+            hooks.append(getattr(layer, name).register_forward_hook(
+                lambda module, inputs, output: seen.append((module, tuple(output.shape)))))
+    interaction._products(models.pruned, 4)(None)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len({module for module, _ in seen}) == 12 * 6
+    assert [shape[-1] for _, shape in seen[:6]] == [320, 320, 320, 384, 1536, 384] and seen[0][1] == (1, 4, 320)
+
+
+def test_parts_stand_in_the_record_and_add_up(record):
+    for row in record["timing"]["parts"]:
+        assert len(row["parts_ms"]) == 4 + 4 + 2 and row["predicted_low"] <= row["predicted"] <= row["predicted_high"]
+    for row in results.parts_rows(record):
+        whole = next(item for item in record["timing"]["parts"] if item["input"] == row["input"])["parts_ms"]
+        assert row["products"] + row["attention"] + row["rest"] == pytest.approx(
+            whole[f"model {row['precision']} {row['form']}"])
+
+
+def test_runs_of_the_latency_protocol_are_set_side_by_side(record):
+    def run(fast, small):
+        return {"over_teacher": [{"model": "final model", "input": "1x32", "ratio": fast}],
+                "over_student": [{"model": "final model", "input": "1x32", "ratio": small}],
+                "interaction": [{"input": "1x32", "ratio": 1.0}]}
+
+    rows = timing.repeated_ratios([run(4.0, 2.0), run(4.2, 1.9), run(4.1, 2.0)])
+    assert [(row["ratio"], row["runs"]) for row in rows] == [
+        ("over the teacher", [4.0, 4.2, 4.1]), ("over the student", [2.0, 1.9, 2.0]), ("interaction", [1.0, 1.0, 1.0])]
+    assert [row["disagreement"] for row in rows] == pytest.approx([0.05, 2.0 / 1.9 - 1, 0])
+    sentence = results.repeatability_sentence({"timing": {"repeated": rows}})
+    assert "Over 3 runs" in sentence and "the 3 ratios agree within 5.3 %" in sentence
+    assert "final model over the student at 1x32" in sentence
+    # Of 7 models on two inputs: all but the reference over teacher and student, and one interaction.
+    assert len(record["timing"]["repeated"]) == 2 * (6 + 6 + 1)
+
+
+# ---- the honest model --------------------------------------------------------------------------------------------
+
+
+def test_every_digit_of_the_honest_model(models, record):
+    """Parameters and MACs worked out by hand: 6 layers of 12 heads and 768 neurons, 11,000 tokens, hidden size 384."""
+    counted, hidden, neurons, tokens = record["honest"], 384, 768, 11_000
+    layer = 4 * (hidden**2 + hidden) + 2 * hidden * neurons + neurons + hidden + 2 * 2 * hidden
+    by_hand = (tokens + 512 + 2) * hidden + 2 * hidden + 6 * layer + hidden**2 + hidden + 2 * hidden + 2
+    assert counted["parameters"] == by_hand == 11_673_986
+    products = 6 * (4 * hidden**2 + 2 * hidden * neurons)
+    macs = 128 * products + 6 * 2 * 128**2 * hidden + hidden**2 + 2 * hidden
+    assert counted["macs"] == macs == 981_615_360
+    teacher = 6 * (12 * 768**2 * 128 + 2 * 128**2 * 768) + 768**2 + 2 * 768
+    assert counted["teacher_macs"] == teacher == 5_587_404_288
+    assert (counted["layers"], counted["neurons"], counted["vocabulary"]) == (6, neurons, tokens)
+    graph = onnx.load_from_string(models.honest_quantized.graph)
+    assert sum(onnx_graphs.graph_macs(graph, 1, 128).values()) == macs
+    assert onnx_graphs.parameters_of_graph(graph)["stored"] == by_hand
+    rows = {row.number: row for row in honest.made_true(counted, "68.26 MB")}
+    assert rows["C3"].honest.startswith("11,673,986 (2.86x") and rows["C3"].paper == "32,178,818"
+    assert rows["C4, C11"].honest == "12.39 MB"
+    assert rows["C5"].paper == "2.07x" and rows["C5"].honest.startswith("5.69x (0.982 G")
+    assert {rows[number].verdict for number in ("C3", "C4, C11", "C5")} == {honest.MADE_TRUE}
+    assert {rows[number].verdict for number in ("C6", "C13", "C14")} == {honest.NOT_MEASURED}
+    assert rows["C7, C12"].verdict == honest.NOT_RUN
+    assert "SST-2 10,053 (6,735 rows)" in honest.honest_note(counted)
+
+
+@pytest.mark.parametrize("name, value, number", [
+    ("parameters", 11_940_001, "C3"), ("file_bytes", 33_000_001, "C4, C11"), ("macs", 2_152_000_000, "C5")])
+def test_a_count_beyond_its_limit_makes_no_claim_true(record, name, value, number):
+    rows = {row.number: row for row in honest.made_true({**record["honest"], name: value}, "")}
+    assert rows[number].verdict == honest.NOT_MADE_TRUE
+
+
+def test_measured_claims_are_made_true_by_rule(record):
+    def verdicts_of(*arguments):
+        final = made_up(0.37, (1, 1), 3.0, (600e6, 700e6))
+        own = made_up(*arguments, model=honest.HONEST)
+        both = {name: [*final[name], *own[name]] for name in ("over_student", "over_teacher", "latency", "memory")}
+        return {row.number: row for row in honest.made_true(record["honest"], "", both)}
+
+    good = verdicts_of(0.5, (1, 1), 3.1, (600e6, 179e6))
+    assert [good[number].verdict for number in ("C6", "C13", "C14")] == [honest.MADE_TRUE] * 3
+    assert "50 % [47, 52]" in good["C6"].honest and "37 % [33, 41]" in good["C6"].paper
+    assert "70 % under the teacher's 600 MB" in good["C14"].honest and "3.10x [3.00, 3.20]" in good["C13"].honest
+    bad = verdicts_of(0.45, (1, 1), 3.0, (600e6, 181e6))  # the intervals reach below
+    assert [bad[number].verdict for number in ("C6", "C13", "C14")] == [honest.NOT_MADE_TRUE] * 3
+
+
+def test_accuracy_of_the_honest_recipe_comes_from_studies_that_ran_it(study, record):
+    assert study_accuracy(study, "honest") == []
+    final = next(found for found in find_records(study) if found.content["steps"][-1:] == ["quantize:dynamic-int8"]
+                 and found.content["student"] != "none" and found.content["pruned"])
+    shutil.copytree(final.folder, final.folder.with_name("honest"))
+    steps = ["distill:minilmv2", *record["honest"]["recipe"][1:3], "distill:minilmv2", *record["honest"]["recipe"][4:]]
+    write_json(final.folder.with_name("honest") / "record.json",
+               {**final.content, "variant": "honest", "steps": steps})
+    row, = study_accuracy(study, "honest")
+    assert row["accuracy"] == row["paper_accuracy"] == pytest.approx(32 / 40) and not row["papers_models"]
+    assert study_accuracy(study) and row["undistilled_form"] == "not compressed"
+    table = {item.number: item for item in honest.made_true(record["honest"], "", None, [row])}
+    assert "on other models than the paper's: sst2 80.0 %" in table["C7, C12"].honest
+    assert table["C7, C12"].verdict == honest.NOT_MADE_TRUE and "80.0 %" in table["C7, C12"].paper
+    kept = honest.made_true(record["honest"], "", None, [{**row, "kept_low": 0.95}])
+    assert kept[-1].verdict == honest.MADE_TRUE
 
 
 def test_a_line_over_the_widths_finds_fixed_cost_and_steps():
@@ -196,8 +326,9 @@ def test_record_draws_every_table_and_figure_again(record, tmp_path):
     results.write_record(record, tmp_path)
     first = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
     assert {path.name for path in first} == {
-        *(f"{name}.{kind}" for name in ("claims", "counts", "latency", "interaction") for kind in ("csv", "md", "tex")),
-        *(f"{name}.{kind}" for name in ("listed_parameters", "operation_ratios", "latency", "products")
+        *(f"{name}.{kind}" for name in ("claims", "counts", "honest", "latency", "memory", "interaction",
+                                            "repeatability") for kind in ("csv", "md", "tex")),
+        *(f"{name}.{kind}" for name in ("listed_parameters", "operation_ratios", "latency", "products", "time_parts")
           for kind in ("svg", "png"))}
     again = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
     assert first == again
@@ -209,7 +340,8 @@ def test_record_draws_every_table_and_figure_again(record, tmp_path):
 
 
 def test_claims_name_what_computed_them(record):
-    for row in results.claims_table(record).frame.to_dict("records"):
+    tables = results.claims_table(record), results.honest_table(record)
+    for row in (row for table in tables for row in table.frame.to_dict("records")):
         for name in row["function"].split(", "):
             module, function = name.split(".")
             assert callable(getattr(importlib.import_module(f"edgemin_utils.paper.{module}"), function)), name
@@ -218,7 +350,9 @@ def test_claims_name_what_computed_them(record):
 def test_counts_alone_are_a_record_too(models, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "build_models", lambda: models)
     assert command.main(["--counts-only", "--output-dir", str(tmp_path / "numbers")]) == 0
-    assert "C15" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "C15" in shown and "Claims made true" in shown and "11,673,986" in shown.replace("\n", "")
+    assert command.main(["--repeat", "0"]) == 2 and "at least once" in capsys.readouterr().err
     assert results.read_record(tmp_path / "numbers")["timing"] is None
     assert not (tmp_path / "numbers" / "tables" / "latency.csv").exists()
     assert command.main(["--publish", "--output-dir", str(tmp_path / "numbers")]) == 2
@@ -235,7 +369,7 @@ def test_publishing_fills_the_readmes_place_alone(record, tmp_path):
     results.publish(folder, tmp_path / "reference", readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
-    assert "| C15 " in text and results.interaction_sentence(record) in text
+    assert "| C15 " in text and "## Claims made true" in text and results.interaction_sentence(record) in text
     assert (tmp_path / "reference" / "record.json").is_file()
     readme.write_text("no place")
     shutil.rmtree(tmp_path / "reference")

@@ -266,15 +266,27 @@ def test_rounds_remove_what_one_cut_would():
             assert left == [5, 4, 6]
 
 
-@pytest.mark.parametrize("which, gone", [("top-2", [2, 3]), ("least-2", [1, 3]), ("0-2", [0, 2]), ("3", [3])])
+@pytest.mark.parametrize("which, gone", [("top-2", [2, 3]), ("least-2", [1, 3]), ("0-2", [0, 2]), ("3", [3]),
+                                         ("spaced-0.5", [0, 2]), ("spaced-0.25", [2]), ("spaced-0.9", [0, 1, 2])])
 def test_layers_to_drop(which, gone):
     importance = [np.array([value]) for value in (4.0, 1.0, 3.0, 2.0)]
     assert plan_layers(which, range(4), importance) == gone
 
 
+@pytest.mark.parametrize("count, share, stay", [
+    (12, 0.5, [1, 3, 5, 7, 9, 11]), (3, 0.5, [0, 2]), (2, 0.5, [1]), (12, 0.34, [0, 2, 3, 5, 6, 8, 9, 11])])
+def test_what_stays_is_evenly_spaced(count, share, stay):
+    gone = plan_layers(f"spaced-{share}", range(count))
+    assert sorted(set(range(count)) - set(gone)) == stay
+    gaps = np.diff([-1, *stay])  # counted from the embeddings: no gap differs from another by more than one layer
+    assert gaps.max() - gaps.min() <= 1 and len(gone) == int(share * count)
+
+
 def test_layers_go_in_rounds_by_their_source_numbers():
     first, second = (Progress((1,) * 4, number, 2) for number in (1, 2))
     assert plan_layers("0-2", range(4), None, first) == [2] and plan_layers("0-2", [0, 1, 3], None, second) == [0]
+    assert plan_layers("spaced-0.5", range(4), None, first) == [2]
+    assert plan_layers("spaced-0.5", [0, 1, 3], None, second) == [0]
     assert plan_layers("top-3", range(4), None, first) == [3]
     assert plan_layers("top-3", [0, 1, 2], None, second) == [1, 2]
     # The least important one is chosen anew among those that are left.
@@ -282,6 +294,7 @@ def test_layers_go_in_rounds_by_their_source_numbers():
 
 
 @pytest.mark.parametrize("which, message", [("top-3", "at least one must stay"), ("0-1-2", "at least one must stay"),
+                                            ("spaced-0.2", "is no layer; ask for a larger share"),
                                             ("3", "layer 3 cannot be dropped from a model of 3 layers")])
 def test_layers_that_cannot_go_are_refused(which, message):
     with pytest.raises(MethodRefused, match=message):

@@ -52,6 +52,19 @@ def test_a_token_must_be_seen_often_enough(tokenizer):
     assert words == [{"the", "film", "good"}, {"the", "film"}, {"the"}, set()]
 
 
+def test_a_limit_leaves_the_tokens_seen_most_often(tokenizer):
+    texts = ["the film", "the good film", "the", "story good film"]  # the 3, film 3, good 2, story 1
+    always = len(tokens_in_use(tokenizer, []))
+    for room, words in enumerate([set(), {"the"}, {"the", "film"}, {"the", "film", "good"}]):
+        names = set(tokenizer.convert_ids_to_tokens(tokens_in_use(tokenizer, texts, most=always + room)))
+        if room == 1:  # as often as one another: the lower number
+            words = {min(("the", "film"), key=tokenizer.convert_tokens_to_ids)}
+        assert names & {"the", "film", "good", "story"} == words and len(names) == always + room
+    assert tokens_in_use(tokenizer, texts, most=10**6) == tokens_in_use(tokenizer, texts)
+    with pytest.raises(MethodRefused, match="does not hold the"):
+        tokens_in_use(tokenizer, texts, most=always - 1)
+
+
 def test_texts_without_a_lost_token_are_cut_as_before_and_others_into_characters(tokenizer):
     kept = tokens_in_use(tokenizer, SEEN)
     smaller = cut_tokenizer(tokenizer, kept)

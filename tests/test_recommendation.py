@@ -18,8 +18,9 @@ from example_study import (
 )
 
 from edgemin_utils import cli, tables
+from edgemin_utils.command_options import read_arguments
 from edgemin_utils.errors import SettingError, StageError
-from edgemin_utils.recommendation import Budget, bundle_command, choose, distance, missed_limits, recommend
+from edgemin_utils.recommendation import BUNDLES, Budget, bundle_command, choose, distance, missed_limits, recommend
 from edgemin_utils.tables.recommended import bundle_stage, on_front, recommended_table
 
 TUNED = "tuning/minilmv2+fine-tune"
@@ -216,8 +217,10 @@ def test_text_shows_models_intervals_and_commands(study, capsys):
     assert "2 of 10 models fit; 2 on the Pareto front" in text
     assert text.index("82.5 [72.5, 87.5]") < text.index("80.0 [70.0, 85.0]")
     commands = [line for line in text.splitlines() if line.startswith("edgemin bundle")]
-    assert [shlex.split(line)[2] for line in commands] == [str(study / "sst2" / "seed-0" / key)
-                                                           for key in (DISTILLED, PRUNED)]
+    asked = [read_arguments(shlex.split(line)[1:]) for line in commands]
+    assert {options.command for options in asked} == {"bundle"}
+    assert [(options.model, options.output) for options in asked] == [
+        (str(study / "sst2" / "seed-0" / key), f"{BUNDLES}/sst2-{key.split('/')[1]}") for key in (DISTILLED, PRUNED)]
     assert "not measured, so the latency limit leaves them out: Distilled + fine-tuned" in " ".join(text.split())
     assert "Records without a model" in text and "noisy" not in text
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("edgemin "))

@@ -68,3 +68,26 @@ def test_the_most_sensitive_layer_is_named():
 @pytest.mark.parametrize("records", [{}, {"torch": quantized(1, 1.0)}])
 def test_no_onnx_scheme_gives_no_row(records):
     assert len(scheme_tables.fused_graphs_table(records)) == 0
+
+
+BUNDLE = {"models": {"model.onnx": {"what": "INT8 everywhere"}},
+          "files": {"a": {"bytes": 400_000}, "b": {"bytes": 100_000}},
+          "measured": {"model_bytes": 400_000, "accuracy": {"dev": {"rows": 100, "bundle": 0.8, "agreement": 0.97}},
+                       "latency": [{"input": "1x32", "model": model, "median_ms": median, "iqr_ms": 0.1, "runs": 30}
+                                   for model, median in (("bundle", 1.5), ("pytorch", 6.0))]}}
+
+
+def test_the_bundle_is_one_more_row_and_a_refused_one_says_why():
+    source = record(size={"model_bytes": 2_000_000}, metrics=METRICS)
+    table = scheme_tables.bundle_table(source, {"one": quantized(500_000, 2.0)}, BUNDLE)
+    row = table.set_index("Scheme").loc["edge bundle"]
+    assert (row["MB"], row["Smaller"], row["Faster at 1x32 (quick look)"]) == ("0.40", "5.00x", "4.00x")
+    # Wilson's interval of 80 of 100 rows.
+    assert row["Accuracy % (dev)"] == "80.0 [71.1, 86.7]" and row["Same answer % (dev)"] == "97.0"
+    assert row["Note"] == "INT8 everywhere"
+    first, last = scheme_tables.bundle_sentences(BUNDLE)
+    assert first.startswith("1x32: 1.50 ms on one thread (IQR 0.10, 30 runs)") and "takes 6.00 ms" in first
+    assert "0.50 MB in 2 files" in last
+    refused = {"refused": "it would lose 3 points"}
+    assert "refused: it would lose" in scheme_tables.bundle_table(source, {}, refused)["Note"].iloc[-1]
+    assert scheme_tables.bundle_sentences(refused) == ["There is no bundle: it would lose 3 points."]

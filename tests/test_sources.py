@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -15,7 +16,7 @@ from edgemin_utils.config import load_settings
 from edgemin_utils.errors import DataError
 from edgemin_utils.row_files import label_text, read_rows
 from edgemin_utils.sources import find_split_files, read_file, read_folder, read_hub, read_source, source_identity
-from edgemin_utils.tasks import custom_task, find_task
+from edgemin_utils.tasks import Task, custom_task, find_task
 
 SST2, MNLI, QQP = find_task("sst2"), find_task("mnli"), find_task("qqp")
 SST2_TRAIN = "sentence\tlabel\na fine film \t1\ndull\t0\n"
@@ -50,6 +51,18 @@ def test_sst2_tsv(tmp_path):
     assert source.splits["dev"].to_dict("list") == {"sentence": ["so so"], "label": [1], "row": [0]}
     assert source.notes == ()
     assert str(tmp_path) not in source.description
+
+
+def test_the_example_of_a_new_task_reads_its_rows(tmp_path):
+    """The entry of CONTRIBUTING, as it stands there."""
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (task,) = eval("{" + page.split("```python\n")[1].split("```")[0] + "}", {"Task": Task}).values()
+    header = "index\tsentence1\tsentence2\tlabel\n"
+    write(tmp_path / "RTE", train__tsv=header + "0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n",
+          dev__tsv=header + "0\te\tf\tentailment\n")
+    splits = read_folder(task, tmp_path).splits
+    assert splits["train"][["sentence2", "label"]].values.tolist() == [["b", 0], ["d", 1]]
+    assert splits["dev"]["sentence1"].tolist() == ["e"]
 
 
 def test_mnli_tsv_reads_columns_by_name_and_says_what_is_missing(tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from scipy import stats
-from torch import nn
 
 from edgemin_utils.errors import DataError
 from edgemin_utils.records import Record, open_run
@@ -241,41 +240,6 @@ def test_distance_of_relations_is_the_total_variation():
 # ---- pruning ---------------------------------------------------------------------------------------------------
 
 
-def test_twenty_percent_of_twelve_heads_is_two_in_each_of_twelve_layers():
-    table = stage_tables.planned_cut_table([12] * 12, 0.2, "layer")
-    assert table["Removed"].tolist() == [2] * 12 + [24]
-    assert table["Share removed %"].iloc[-1] == "16.7"
-
-
-def test_twenty_percent_of_all_heads_together():
-    table = stage_tables.planned_cut_table([12] * 12, 0.2, "global")
-    assert table["Where"].tolist() == ["all layers"] and table["Removed"].tolist() == [28]
-    assert table["Share removed %"].tolist() == ["19.4"]
-
-
-def test_cut_by_layer_names_the_heads():
-    dense = {"model": {"heads": [4, 4], "intermediate_sizes": [8, 8]}}
-    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], []],
-              "removed_layers": []}
-    table = stage_tables.cut_by_layer_table(dense, pruned)
-    assert table["Removed heads"].tolist() == [[2], []] and table["Heads after"].tolist() == [3, 4]
-    assert table["Neurons after"].tolist() == [8, 6]
-
-
-def test_shapes_that_changed_have_an_arrow():
-    class Layer:
-        def __init__(self, width):
-            self.query = self.key = self.value = nn.Linear(8, width)
-            self.attention_output = nn.Linear(width, 8)
-            self.feed_forward_in, self.feed_forward_out = nn.Linear(8, 16), nn.Linear(16, 8)
-
-    row = stage_tables.matrix_shapes_table([Layer(8)], [Layer(6)]).iloc[0]
-    assert row["query"] == "8 x 8 → 6 x 8" and row["attention output"] == "8 x 8 → 8 x 6"
-    assert row["feed forward in"] == "16 x 8"
-    rows = stage_tables.matrix_shapes_table([Layer(8), Layer(8)], [Layer(6)], dropped=[0])
-    assert rows["query"].tolist() == ["gone", "8 x 8 → 6 x 8"]
-
-
 def test_importance_sentences_compare_the_criteria():
     curve = [{"removed": number, "accuracy": 0.9 - 0.1 * number} for number in range(4)]
     scan = {"importance": {"gradient": [[1.0, 2.0], [3.0, 4.0]], "magnitude": [[4.0, 3.0], [2.0, 1.0]]},
@@ -318,15 +282,6 @@ def test_cut_sentences_name_layers_and_tokens():
     assert "100 of 500 tokens are gone (20.0 %); 30 of 200 dev rows are now cut into other tokens" in vocabulary
     whole = pruned | {"vocabulary": tokens | {"tokens_after": 500}}
     assert "need every one of the 500 tokens" in stage_findings.cut_sentences(dense, whole)[1]
-
-
-def test_a_dropped_layer_has_its_line():
-    dense = {"model": {"heads": [4, 4, 4], "intermediate_sizes": [8, 8, 8]}}
-    pruned = {"model": {"heads": [3, 4], "intermediate_sizes": [8, 6]}, "removed_heads": [[2], [], []],
-              "removed_layers": [1]}
-    table = stage_tables.cut_by_layer_table(dense, pruned)
-    assert table["Removed heads"].tolist() == [[2], "the whole layer", []]
-    assert table["Heads after"].tolist() == [3, 0, 4] and table["Neurons after"].tolist() == [8, 0, 6]
 
 
 def test_recovery_in_points():

@@ -189,3 +189,18 @@ def test_mean_of_one_seed_has_no_interval():
     assert statistics.mean_with_interval([0.9]) == (0.9, None, None)
     with pytest.raises(DataError, match="at least one"):
         statistics.mean_with_interval([])
+
+
+def test_functions_of_medians_agree_with_contrasts_where_both_can_say_it():
+    times = np.random.default_rng(0).gamma(50, 1, (3, 40))
+    weights = [[1, -1, 0], [0.5, 0.5, -1]]
+    wanted = statistics.contrasts_of_medians(times, weights, samples=300, seed=4)
+    found = statistics.functions_of_medians(
+        times, lambda medians: [medians[0] / medians[1], np.sqrt(medians[0] * medians[1]) / medians[2]], samples=300,
+        seed=4)
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)  # quantiles lie between two values, of logarithms there
+    total, = statistics.functions_of_medians(times, lambda medians: [medians.sum()], samples=300)
+    assert total.value == pytest.approx(np.median(times, axis=1).sum()) and total.low < total.value < total.high
+    with pytest.raises(DataError, match="have no medians"):
+        statistics.functions_of_medians(np.ones(3), lambda medians: [1.0])

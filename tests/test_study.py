@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_written_or_is_too_full(tmp_path, small_project,
         run_quietly(project)
     (project / "study").unlink()
     usage = shutil.disk_usage(project)
-    monkeypatch.setattr(study.shutil, "disk_usage", lambda path: usage._replace(free=10**7))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
     with pytest.raises(StorageError, match="0.01 GB free and this study may take 0.4 GB"):
         run_quietly(project)
     assert not list(project.glob("study/*/seed-0"))

@@ -6,6 +6,7 @@ on English, and every table that shows them calls them synthetic.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def embedded_corpus(
     for name, value, least in (("seed", seed, 0), ("train_rows", train_rows, 1), ("dev_rows", dev_rows, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise DataError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    grammars = {
+    grammars: dict[str, tuple[Any, dict[str, Any]]] = {
         "sst2": (sst2, {"dev": sst2.draw, "train": sst2.draw}),
         "mnli": (
             mnli,

@@ -30,7 +30,7 @@ def choose_two(rng: np.random.Generator, items: Sequence[Item]) -> tuple[Item, I
 
 
 def zipf_weights(count: int, exponent: float) -> np.ndarray:
-    """Probabilities that fall with the rank r = 1 .. count as r to the power of -exponent."""
+    """Probabilities (count,) that fall with the rank r = 1 .. count as r to the power of -exponent."""
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
     return weights / weights.sum()
 

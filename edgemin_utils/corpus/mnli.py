@@ -105,6 +105,7 @@ def quantifiers(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
 
 
 def choose_other(rng: np.random.Generator, items: tuple[str, ...], taken: str) -> str:
+    """Draw one of `items` that is not `taken`."""
     return choose(rng, [item for item in items if item != taken])
 
 

@@ -67,10 +67,12 @@ def about_entity(
 
 
 def things(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """What is asked about a thing."""
     return about_entity(rng, duplicate, questions.THINGS, questions.THING_MEANINGS)
 
 
 def places(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """What is asked about a place."""
     return about_entity(rng, duplicate, questions.PLACES, questions.PLACE_MEANINGS)
 
 
@@ -93,20 +95,24 @@ def two_slots(
     right: tuple[str, ...],
     meanings: tuple[tuple[str, ...], ...],
 ) -> Pair:
+    """A question with two places to fill, both filled alike; a non-duplicate asks something else of them."""
     x, y = choose(rng, left), choose(rng, right)
     first, second = two_meanings(rng, meanings, duplicate)
     return first.format(x=x, y=y), second.format(x=x, y=y)
 
 
 def likings(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Why a group of people likes something, or dislikes it."""
     return two_slots(rng, duplicate, questions.GROUPS, questions.PLEASURES, questions.LIKING)
 
 
 def health(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Whether a food is good or bad for an organ."""
     return two_slots(rng, duplicate, questions.FOODS, questions.ORGANS, questions.HEALTH)
 
 
 def amounts(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Whether all, some or none of a group do something."""
     return two_slots(rng, duplicate, questions.GROUPS, questions.TRAITS, questions.AMOUNTS)
 
 
@@ -128,19 +134,23 @@ def two_roles(
 
 
 def directions(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """From one of two to the other: units, languages and the like."""
     return two_roles(rng, duplicate, *choose(rng, questions.DIRECTIONS))
 
 
 def comparisons(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Which of two rivals has more of a quality, said as more or as less."""
     more, less = choose(rng, questions.QUALITIES)
     return two_roles(rng, duplicate, questions.RIVALS, questions.COMPARING, more=more, less=less)
 
 
 def causes(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Whether one thing causes the other."""
     return two_roles(rng, duplicate, questions.CAUSES, questions.CAUSING)
 
 
 def orders(rng: np.random.Generator, duplicate: bool) -> Pair:
+    """Which of two deeds of a routine comes first."""
     return two_roles(rng, duplicate, questions.ROUTINES, questions.ORDERING)
 
 

@@ -114,6 +114,7 @@ class Review:
         self.noun = choose(rng, self.nouns)
 
     def adjective(self, polarity: int) -> str:
+        """An adjective of this polarity (0 negative, 1 positive), of the domain or of any."""
         own = self.adjectives if chance(self.rng, 0.6) else SHARED_ADJECTIVES
         return choose(self.rng, own[polarity])
 
@@ -136,9 +137,11 @@ class Review:
         return f"less {self.adjective(1 - polarity)} than {self.adjective(polarity)}"
 
     def subject(self) -> str:
+        """An aspect of the thing under review, or the thing itself."""
         return f"the {choose(self.rng, self.aspects) if chance(self.rng, 0.6) else self.noun}"
 
     def plain_clause(self, polarity: int) -> str:
+        """Subject, `is` and an adjective, without negation."""
         return f"{self.subject()} is {self.graded(polarity)}"
 
     def clause(self, polarity: int) -> str:
@@ -160,6 +163,7 @@ class Review:
         return f"{who} will call {self.subject()} {self.graded(wanted)}"
 
     def quantified(self, polarity: int) -> str:
+        """What some share of the parts does or is; half of the quantifiers reverse it."""
         keeping = chance(self.rng, 0.6)
         quantifier = choose(self.rng, KEEPING_QUANTIFIERS if keeping else REVERSING_QUANTIFIERS)
         wanted = polarity if keeping else 1 - polarity
@@ -169,6 +173,7 @@ class Review:
         return f"{quantifier} the {part} are {self.graded(wanted)}"
 
     def manages(self, polarity: int) -> str:
+        """What the subject manages or fails to do."""
         verb_phrase, reverses = choose(
             self.rng,
             (
@@ -223,6 +228,7 @@ class Review:
         return f"critics who found {self.subject()} {self.adjective(wanted)} are {verdict}"
 
     def agreement(self, polarity: int) -> str:
+        """Two aspects judged alike."""
         first, second = choose_two(self.rng, self.aspects)
         return f"the {first} is {self.graded(polarity)} and the {second} is {self.quality(polarity)}"
 

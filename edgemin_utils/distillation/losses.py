@@ -1,5 +1,8 @@
 """The losses that objectives are made of, as functions of tensors. Half precision is raised to float32 first."""
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional
 
@@ -8,7 +11,7 @@ from edgemin_utils.errors import ModelError
 
 
 def full_precision(states: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or in float64 if it is."""
+    """The tensor, of any shape, in float32, or in float64 if it is."""
     return states if states.dtype == torch.float64 else states.float()
 
 
@@ -38,6 +41,11 @@ def label_divergence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """
     summed = functional.cross_entropy(full_precision(logits), labels, ignore_index=NO_LABEL, reduction="sum")
     return summed / len(labels)
+
+
+def sum_of_terms(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum of a loss's terms, at least one, added in their order; all of one shape."""
+    return functools.reduce(torch.add, terms)
 
 
 # ---- relations and attention ------------------------------------------------------------------------------------
@@ -191,8 +199,10 @@ def contrastive_loss(teacher: torch.Tensor, student: torch.Tensor, labels: torch
     r"""Supervised InfoNCE over the 2b normalized vectors of the teacher and the student (MLKD-BERT):
     rows of one label attract, rows of different labels repel each other.
 
-    :math:`-\frac{1}{2b} \sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)} \log
-    \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \neq i} \exp(z_i \cdot z_a / \tau)}`, P(i) the other vectors of i's label.
+    .. math:: -\frac{1}{2b} \sum_i \frac{1}{|P(i)|} \sum_{p \in P(i)} \log
+        \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \neq i} \exp(z_i \cdot z_a / \tau)}
+
+    P(i) are the other vectors of i's label.
 
     Args:
         teacher, student: (batch, hidden), of one size.

@@ -35,6 +35,7 @@ from edgemin_utils.distillation.losses import (
     relation_divergence,
     relation_scores,
     sample_divergence,
+    sum_of_terms,
 )
 from edgemin_utils.distillation.objective import Lesson, Objective, in_full_precision, student_states, uniform_layers
 from edgemin_utils.distillation.soft_targets import answer_loss
@@ -42,6 +43,11 @@ from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.training import Batch, Phase
 
 CONTRASTIVE_TEMPERATURE = 0.1
+
+
+def own_relations(teacher: torch.Tensor, student: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Tensor:
+    """`relation_divergence` of the relations of two states, (batch, tokens, hidden) each, with themselves."""
+    return relation_divergence(relation_scores(teacher, teacher, heads), relation_scores(student, student, heads), mask)
 
 
 class MultiLevel(Objective):
@@ -67,13 +73,12 @@ class MultiLevel(Objective):
             _, states = student_states(model, batch, names)
             teacher, mask = lesson.signals(batch), batch["attention_mask"]
             with in_full_precision(batch):
-                embeddings = relation_divergence(*(relation_scores(each["embeddings"], each["embeddings"], 1)
-                                                   for each in (teacher, states)), mask)
-                heads = sum(relation_divergence(*(relation_scores(context, context, count) for context in
-                                                  (teacher[f"context.{other}"], states[f"context.{own}"])), mask)
-                            for (own, other), count in zip(layers, splits, strict=True))
-                hidden = sum(hidden_state_error(teacher[f"hidden.{other}"], project(states[f"hidden.{own}"]), mask)
-                             for own, other in layers)
+                embeddings = own_relations(teacher["embeddings"], states["embeddings"], 1, mask)
+                heads = sum_of_terms(own_relations(teacher[f"context.{other}"], states[f"context.{own}"], count, mask)
+                                     for (own, other), count in zip(layers, splits, strict=True))
+                hidden = sum_of_terms(
+                    hidden_state_error(teacher[f"hidden.{other}"], project(states[f"hidden.{own}"]), mask)
+                    for own, other in layers)
             return embeddings + heads + hidden, {"embeddings": embeddings, "attention heads": heads,
                                                  "hidden states": hidden}
 

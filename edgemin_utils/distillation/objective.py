@@ -9,12 +9,22 @@ from torch import nn
 
 from edgemin_utils.config import Settings
 from edgemin_utils.distillation.losses import full_precision
-from edgemin_utils.encoders import captured_states, encoder_layers, state_width
-from edgemin_utils.errors import MethodRefused
+from edgemin_utils.encoder_states import captured_states, state_width
+from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.errors import MethodRefused, StageError
 from edgemin_utils.training import Batch, Phase, model_inputs
 
 # batch -> named teacher signals of the batch's rows (see teacher_signals)
 SignalSource = Callable[[Batch], Mapping[str, torch.Tensor]]
+
+
+def no_signals(batch: Batch) -> Mapping[str, torch.Tensor]:
+    """Stands in place of `teacher_signals.signal_source` while only the fit of teacher and student is checked.
+
+    Raises:
+        StageError: always: a loss was computed in a lesson without a teacher's signals.
+    """
+    raise StageError("this lesson has no teacher signals; give it a source of them (teacher_signals.signal_source)")
 
 
 @dataclass(frozen=True)
@@ -24,14 +34,15 @@ class Lesson:
     Attributes:
         settings: of the student's stage.
         teacher, student: classifiers over one vocabulary.
-        signals: where the teacher's signals of a batch come from; None while only the fit of the two is checked.
+        signals: where the teacher's signals of a batch come from; `no_signals` while only the fit of the two is
+            checked.
         seed: of learned projections.
     """
 
     settings: Settings
     teacher: nn.Module
     student: nn.Module
-    signals: SignalSource | None = None
+    signals: SignalSource = no_signals
     seed: int = 0
 
     @property
@@ -40,8 +51,8 @@ class Lesson:
         return self.settings.distillation_epochs + self.settings.prediction_epochs
 
     def projection(self, state: str, teacher_state: str) -> nn.Module:
-        """A matrix from a student state to a teacher state (names as in `encoders.captured_states`), drawn from the
-        seed. Where the two have one size nothing is projected and nothing learned."""
+        """A matrix from a student state to a teacher state (names as in `encoder_states.captured_states`), drawn
+        from the seed. Where the two have one size nothing is projected and nothing learned."""
         size, wanted = state_width(self.student, state), state_width(self.teacher, teacher_state)
         if size == wanted:
             return nn.Identity()
@@ -86,7 +97,11 @@ def student_states(model: nn.Module, batch: Batch,
 
 
 def in_full_precision(batch: Batch) -> torch.autocast:
-    """Context in which losses are computed: autocast, where training uses it, is for the models alone."""
+    """Context in which a batch's losses are computed: autocast, where training uses it, is for the models alone.
+
+    Args:
+        batch: tensors (batch, tokens); only their device matters.
+    """
     return torch.autocast(batch["input_ids"].device.type, enabled=False)
 
 

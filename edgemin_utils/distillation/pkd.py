@@ -14,7 +14,7 @@ the teacher's size. Skip rounds up where M does not divide N.
 import torch
 from torch import nn
 
-from edgemin_utils.distillation.losses import patience
+from edgemin_utils.distillation.losses import patience, sum_of_terms
 from edgemin_utils.distillation.objective import Lesson, Objective, in_full_precision, student_states, uniform_layers
 from edgemin_utils.distillation.soft_targets import answers_and
 from edgemin_utils.encoders import encoder_layers
@@ -43,7 +43,7 @@ class PatientSkip(Objective):
             logits, states = student_states(model, batch, [f"cls.{own}" for own, _ in layers])
             teacher = lesson.signals(batch)
             with in_full_precision(batch):
-                distance = sum(patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"]))
+                distance = sum_of_terms(patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"]))
                                for own, other in layers)
                 return answers_and(distance, "[CLS] vectors", teacher["logits"], logits, batch["labels"], settings)
 
@@ -55,6 +55,11 @@ class PatientLast(PatientSkip):
     """PKD-Last: the teacher layers before its last one."""
 
     def layers(self, teacher: nn.Module, student: nn.Module) -> list[tuple[int, int]]:
+        """(student layer, teacher layer), counted from 0.
+
+        Raises:
+            MethodRefused: the student has more layers than its teacher.
+        """
         deeper = len(encoder_layers(teacher)) - len(encoder_layers(student))
         if deeper < 0:
             raise MethodRefused("pkd-last takes one teacher layer for each of the student's, and this student has "

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from edgemin_utils.distillation.losses import relation_divergence, relation_scores
+from edgemin_utils.distillation.losses import relation_divergence, relation_scores, sum_of_terms
 from edgemin_utils.distillation.objective import (
     Lesson,
     Objective,
@@ -29,7 +29,8 @@ from edgemin_utils.distillation.objective import (
     student_states,
 )
 from edgemin_utils.distillation.soft_targets import prediction_phase
-from edgemin_utils.encoders import captured_states, encoder_layers, layer_number, state_width
+from edgemin_utils.encoder_states import captured_states, state_width
+from edgemin_utils.encoders import encoder_layers, layer_number
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.training import Batch, LossFunction, Phase, model_inputs
 
@@ -92,7 +93,7 @@ def projections_of(pairs: Sequence[str]) -> list[str]:
     return sorted({part for pair in pairs for part in pair.split("-")})
 
 
-def relation_loss(signals: SignalSource | None, view: RelationView, weights: Sequence[float]) -> LossFunction:
+def relation_loss(signals: SignalSource, view: RelationView, weights: Sequence[float]) -> LossFunction:
     """Weighted sum of `relation_divergence` over the view's pairs of projections.
 
     The signals hold "query.<teacher layer>" and so on.
@@ -101,7 +102,7 @@ def relation_loss(signals: SignalSource | None, view: RelationView, weights: Seq
 
     def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         _, student = student_states(model, batch, [f"{name}.{view.student_layer}" for name in projections])
-        signalled, parts = signals(batch), {}
+        signalled, parts = signals(batch), dict[str, torch.Tensor]()
         teacher = {name: signalled[f"{name}.{view.teacher_layer}"] for name in projections}
         with in_full_precision(batch):
             for pair in view.pairs:
@@ -111,7 +112,7 @@ def relation_loss(signals: SignalSource | None, view: RelationView, weights: Seq
                     relation_scores(student[f"{first}.{view.student_layer}"],
                                     student[f"{second}.{view.student_layer}"], view.heads),
                     batch["attention_mask"])
-        return sum(weight * parts[pair] for weight, pair in zip(weights, view.pairs, strict=True)), parts
+        return sum_of_terms(weight * parts[pair] for weight, pair in zip(weights, view.pairs, strict=True)), parts
 
     return loss
 

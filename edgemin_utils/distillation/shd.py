@@ -16,10 +16,12 @@ constant). A last round that would leave too few heads merges only the first pai
 temperature 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from edgemin_utils.distillation.losses import attention_divergence, log_attention, relation_scores
+from edgemin_utils.distillation.losses import attention_divergence, log_attention, relation_scores, sum_of_terms
 from edgemin_utils.distillation.objective import Lesson, Objective, in_full_precision, student_states, uniform_layers
 from edgemin_utils.distillation.soft_targets import answers_and
 from edgemin_utils.encoders import EncoderLayer, encoder_layers
@@ -46,24 +48,26 @@ class SqueezedHeads(Objective):
             with in_full_precision(batch):
                 for own, other in layers:
                     count = min(teacher_layers[other].num_heads, student_layers[own].num_heads)
-                    theirs = [teacher[f"{state}.{other}"] for state in STATES]
-                    ours = [states[f"{state}.{own}"] for state in STATES]
+                    theirs = (teacher[f"{state}.{other}"] for state in STATES)
+                    ours = (states[f"{state}.{own}"] for state in STATES)
                     distances.append(attention_divergence(
-                        squeezed_attention(teacher_layers[other], *theirs, mask, count),
-                        squeezed_attention(student_layers[own], *ours, mask, count), mask))
-                return answers_and(sum(distances), "attention", teacher["logits"], logits, batch["labels"], settings)
+                        squeezed_attention(teacher_layers[other], tuple(theirs), mask, count),
+                        squeezed_attention(student_layers[own], tuple(ours), mask, count), mask))
+                return answers_and(sum_of_terms(distances), "attention", teacher["logits"], logits, batch["labels"],
+                                   settings)
 
         return [Phase("soft targets and attention", lesson.epochs, settings.prediction_learning_rate, loss)]
 
 
-def squeezed_attention(layer: EncoderLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                       attention_mask: torch.Tensor, count: int) -> torch.Tensor:
+def squeezed_attention(layer: EncoderLayer, projections: Sequence[torch.Tensor], attention_mask: torch.Tensor,
+                       count: int) -> torch.Tensor:
     """Logarithm of a layer's attention with its heads squeezed to `count`, (batch, count, tokens, tokens).
 
     Args:
-        query, key, value: (batch, tokens, heads * head_size), the layer's projections.
+        projections: query, key and value of the layer, (batch, tokens, heads * head_size) each.
         attention_mask: (batch, tokens), 1 for real tokens.
     """
+    query, key, value = projections
     log = log_attention(relation_scores(query, key, layer.num_heads), attention_mask)
     if layer.num_heads == count:
         return log

@@ -33,7 +33,7 @@ def prediction_phase(lesson: Lesson, epochs: float) -> Phase:
     return Phase("soft targets", epochs, settings.prediction_learning_rate, loss)
 
 
-def soft_target_loss(signals: SignalSource | None, temperature: float, weight: float) -> LossFunction:
+def soft_target_loss(signals: SignalSource, temperature: float, weight: float) -> LossFunction:
     """`weight` times the soft targets plus (1 - weight) times the cross-entropy with the labels."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -54,6 +54,11 @@ def answer_loss(teacher_logits: torch.Tensor, logits: torch.Tensor, labels: torc
 def answers_and(inside: torch.Tensor, what: str, teacher_logits: torch.Tensor, logits: torch.Tensor,
                 labels: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of an objective that trains answers and something inside the model at once: the answers plus
-    `intermediate_weight` times `inside`, which the log calls `what`."""
+    `intermediate_weight` times `inside`, which the log calls `what`.
+
+    Args:
+        inside: (), the mean over the batch.
+        teacher_logits, logits, labels: as `answer_loss` takes them.
+    """
     answers, parts = answer_loss(teacher_logits, logits, labels, settings.temperature, settings.soft_target_weight)
     return answers + settings.intermediate_weight * inside, {**parts, what: inside}

@@ -15,7 +15,7 @@ There is neither general distillation before nor data augmentation.
 import torch
 from torch import nn
 
-from edgemin_utils.distillation.losses import attention_error, hidden_state_error, relation_scores
+from edgemin_utils.distillation.losses import attention_error, hidden_state_error, relation_scores, sum_of_terms
 from edgemin_utils.distillation.objective import (
     Lesson,
     Objective,
@@ -53,10 +53,10 @@ class AllLayers(Objective):
             with in_full_precision(batch):
                 embeddings = hidden_state_error(teacher["embeddings"],
                                                 project["embeddings"](own_states["embeddings"]), mask)
-                hidden = sum(hidden_state_error(teacher[f"hidden.{other}"],
+                hidden = sum_of_terms(hidden_state_error(teacher[f"hidden.{other}"],
                                                 project["hidden"](own_states[f"hidden.{own}"]), mask)
                              for own, other in layers)
-                attention = sum(attention_error(
+                attention = sum_of_terms(attention_error(
                     relation_scores(teacher[f"query.{other}"], teacher[f"key.{other}"], heads[own]),
                     relation_scores(own_states[f"query.{own}"], own_states[f"key.{own}"], heads[own]), mask)
                     for own, other in layers)

@@ -88,10 +88,12 @@ def teacher_layer_scan(students: Mapping[str, Mapping[str, Any]]) -> StudyFigure
     Args:
         students: student's name -> results of its record; refused ones are left out.
     """
-    scanned = {}
+    scanned: dict[str, dict[int, Any]] = {}
     for name, results in students.items():
         student = read_student(name)
-        if "teacher_layer" in results and not (student.assistant or student.is_assistant or results["transfer_rows"]):
+        if student is None or "teacher_layer" not in results:
+            continue
+        if not (student.assistant or student.is_assistant or results["transfer_rows"]):
             scanned.setdefault(student.objective, {})[results["teacher_layer"]] = _main_accuracy(results)
     scanned = {objective: dict(sorted(layers.items())) for objective, layers in scanned.items() if len(layers) > 1}
     if not scanned:
@@ -104,9 +106,9 @@ def teacher_layer_scan(students: Mapping[str, Mapping[str, Any]]) -> StudyFigure
         axes.errorbar(list(layers), middle, yerr=(middle - low, high - middle), color=CYCLE[number],
                       marker=MARKERS[number], capsize=3, label=objective)
     if "none" in students and "metrics" in students["none"]:
-        plain, low, high = (100 * value for value in _main_accuracy(students["none"]))
-        axes.axhline(plain, color=GREY, linestyle="--", label="without distillation")
-        axes.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
+        plain = [100 * value for value in _main_accuracy(students["none"])]
+        axes.axhline(plain[0], color=GREY, linestyle="--", label="without distillation")
+        axes.axhspan(plain[1], plain[2], color=GREY, alpha=0.12, linewidth=0)
     axes.set(xlabel="teacher layer (counted from 0)", ylabel="accuracy (%)", title="which teacher layer to learn from")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.grid(axis="y")

@@ -102,6 +102,32 @@ def paper_latency(latency: Sequence[Mapping[str, Any]], student: str) -> StudyFi
 
 
 @styled
+def time_parts(rows: Sequence[Mapping[str, Any]]) -> StudyFigure:
+    """Where the time of a forward goes in the student, FP32 and INT8, with all heads and without 24 of them.
+
+    Args:
+        rows: rows of input, precision, form ("whole" or "pruned"), products, attention and rest (ms).
+    """
+    frame = pd.DataFrame(rows)
+    frame["model"] = frame["precision"].str.upper() + frame["form"].map({"whole": ", all heads",
+                                                                         "pruned": ", 24 heads removed"})
+    inputs, colours = list(dict.fromkeys(frame["input"])), ("blue", "vermilion", "yellow")
+    figure = new_figure(2.3)
+    for number, (name, axes) in enumerate(zip(inputs, figure.subplots(1, len(inputs), squeeze=False)[0], strict=True)):
+        part, left = frame[frame["input"] == name], 0.0
+        for kind, colour in zip(("products", "attention", "rest"), colours, strict=True):
+            axes.barh(part["model"], part[kind], left=left, color=PALETTE[colour], edgecolor="white", height=0.65,
+                      label=kind if not number else None)
+            left = left + part[kind].to_numpy()
+        axes.invert_yaxis()
+        axes.set(xlabel="time of a forward (ms)", title=name)
+        if number:
+            axes.set_yticklabels([])
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+@styled
 def product_widths(products: Sequence[Mapping[str, Any]], input_name: str, whole: int, pruned: int) -> StudyFigure:
     """Speed of a matrix product over its width, FP32 and INT8: unfilled tiles of a kernel would show as dips, a cost
     that does not depend on the width as a slope.

@@ -1,12 +1,14 @@
 """What a task's models trade: accuracy against latency and file size, and which models no other one beats."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -16,7 +18,7 @@ from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, 
 from edgemin_utils.tables.layout import task_label
 from edgemin_utils.tables.recommended import best_first, on_front
 
-KIND_STYLES = {
+KIND_STYLES: Mapping[str, dict[str, Any]] = {
     "teacher": {"color": PALETTE["black"], "marker": "*", "markersize": 10},
     "student": {"color": PALETTE["blue"], "marker": "o"},
     "pruned": {"color": PALETTE["green"], "marker": "^"},
@@ -60,15 +62,17 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
                   handletextpad=0.4, columnspacing=1.3)
     figure.legend(handles=_front_handles(front, numbers), loc="outside lower center", ncols=across,
                   title="on the Pareto front of accuracy, file and latency")
-    figure.draw(FigureCanvasAgg(figure).get_renderer())  # the layout is settled before labels are placed in it
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)  # the layout is settled before labels are placed in it
     for axes, column in zip(panels, ("milliseconds", "megabytes"), strict=True):
         place_labels(axes, [(row[column], row["accuracy"], numbers[row["key"]])
                             for row in front.dropna(subset=[column]).to_dict("records")],
-                     _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column))
+                     _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column), renderer)
     return figure
 
 
-def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox]) -> list[Annotation]:
+def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox],
+                 renderer: RendererBase) -> list[Annotation]:
     """Writes labels beside their points so that none lies on another label or on what is drawn, with a thin line
     between label and point. Each takes the nearest free place around its point; one that finds none takes the last.
 
@@ -76,8 +80,8 @@ def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: 
         axes: drawn once, so that its place in the figure is settled.
         labels: x, y (data coordinates) and text of each.
         taken: what must stay visible, in pixels.
+        renderer: draws the figure, and so knows how large a text is.
     """
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
     taken, placed = list(taken), []
     for x, y, text in labels:
         note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", ha="center", va="center",
@@ -92,7 +96,8 @@ def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: 
 
 
 def step_front(values: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the front of accuracy over `column`, ordered by it: the best accuracy to be had up to each value."""
+    """Corners (n,), (n,) of the front of accuracy over `column`, ordered by it: the best accuracy to be had up to each
+    value."""
     front = values[on_front(values, ("accuracy", column))].sort_values([column, "accuracy"])
     return front[column].to_numpy(dtype=float), front["accuracy"].to_numpy(dtype=float)
 
@@ -140,7 +145,8 @@ def _is_filled(row: dict) -> bool:
     return row["kind"] == "teacher" or bool(row["distilled"])
 
 
-def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox], renderer) -> bool:
+def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox],
+             renderer: RendererBase) -> bool:
     """Moves a label there; whether it then lies inside the axes and on nothing."""
     note.set_position((distance * np.cos(angle), distance * np.sin(angle)))
     extent, inside = _extent(note, renderer), axes.get_window_extent(renderer)
@@ -148,7 +154,7 @@ def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken:
             and not any(extent.overlaps(other) for other in taken))
 
 
-def _extent(note: Annotation, renderer) -> Bbox:
+def _extent(note: Annotation, renderer: RendererBase) -> Bbox:
     """Where its text stands, in pixels, without the line to its point."""
     note.update_positions(renderer)
     return Bbox(matplotlib.text.Text.get_window_extent(note, renderer)).padded(1)

@@ -8,12 +8,14 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import matplotlib.ticker
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 PALETTE = {
     "black": "#000000", "orange": "#E69F00", "sky blue": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
@@ -31,12 +33,12 @@ WIDTH = 7.0
 RESOLUTION = 150
 """Dots per inch of the png files."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "figure.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": False, "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "lines.linewidth": 1.6,
     "lines.markersize": 5, "legend.frameon": False, "svg.hashsalt": "edgemin", "svg.fonttype": "path",
-    "font.family": ["DejaVu Sans"], "axes.prop_cycle": matplotlib.cycler(color=CYCLE), "figure.facecolor": "white",
+    "font.family": ["DejaVu Sans"], "axes.prop_cycle": cycler(color=CYCLE), "figure.facecolor": "white",
     "axes.facecolor": "white", "savefig.facecolor": "white", "text.usetex": False,
 }
 
@@ -71,6 +73,7 @@ def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
 
 
 def new_figure(height: float, width: float = WIDTH, title: str = "") -> StudyFigure:
+    """An empty figure of `width` x `height` inches."""
     figure = StudyFigure(figsize=(width, height), layout="constrained")
     if title:
         figure.suptitle(title)
@@ -97,7 +100,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def model_style(row: Mapping[str, Any]) -> dict[str, str]:
+def model_style(row: Mapping[str, Any]) -> dict[str, Any]:
     """Colour (its student) and marker (the steps taken) of one row of `tables.summarize`."""
     return {"color": STUDENT_COLOURS.get(row["student"], PALETTE["purple"]),
             "marker": STEP_MARKERS[bool(row["pruned"]), bool(row["quantized"])]}
@@ -115,7 +118,7 @@ def three_digits(value: float) -> str:
 
 def annotate_bars(axes: Axes, texts: Sequence[str]) -> None:
     """Writes each horizontal bar's value behind it, and makes room for it."""
-    axes.bar_label(axes.containers[0], labels=list(texts), padding=3, fontsize=8)
+    axes.bar_label(cast(BarContainer, axes.containers[0]), labels=list(texts), padding=3, fontsize=8)
     axes.margins(x=0.32)
 
 

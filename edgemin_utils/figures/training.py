@@ -55,15 +55,15 @@ def token_length_histogram(lengths: Sequence[int], max_length: int) -> StudyFigu
         lengths: tokens of each row, special tokens included, before truncation.
         max_length: tokens kept.
     """
-    lengths = np.asarray(lengths, dtype=int)
-    if lengths.size == 0:
+    counts = np.asarray(lengths, dtype=int)
+    if counts.size == 0:
         return note_figure("no token lengths recorded")
     figure = new_figure(2.8)
     axes = figure.add_subplot()
-    width = max(1, int(np.ceil((lengths.max() - lengths.min() + 1) / 60)))
-    edges = np.arange(lengths.min() - 0.5, lengths.max() + width + 0.5, width)
-    axes.hist(lengths, bins=edges, color=PALETTE["sky blue"], edgecolor="white", linewidth=0.4)
-    longer = 100 * np.mean(lengths > max_length)
+    width = max(1, int(np.ceil((counts.max() - counts.min() + 1) / 60)))
+    edges = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
+    axes.hist(counts, bins=edges.tolist(), color=PALETTE["sky blue"], edgecolor="white", linewidth=0.4)
+    longer = 100 * np.mean(counts > max_length)
     axes.axvline(max_length, color=PALETTE["vermilion"], linestyle="--",
                  label=f"longest input kept: {max_length} tokens ({longer:.1f} % of rows are longer)")
     axes.axvline(np.median(lengths), color=PALETTE["black"], linestyle=":",

@@ -35,7 +35,7 @@ class ClassificationMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions: ArrayLike, references: ArrayLike, num_labels: int) -> dict[str, float]:
-        averaged = {"average": "binary"}
+        averaged: dict[str, Any] = {"average": "binary"}
         if num_labels > 2:
             averaged = {"average": "macro", "labels": list(range(num_labels))}
         return {

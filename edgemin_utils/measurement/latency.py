@@ -11,10 +11,10 @@ session's `intra_op_num_threads`) must be made with `resolve_threads(threads)`, 
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ NOISY_IQR_SHARE = 0.10
 # Numbers under this often stand for padding and other special tokens; fixed inputs do without them.
 FIRST_ORDINARY_TOKEN = 5
 _PROGRESS_INTERVAL_NS = 500_000_000
+# What variants are called by: texts, or tuples such as (model, back end).
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class LatencyResult:
+class LatencyResult(Generic[Name]):
     """Raw times of one measurement.
 
     Attributes:
@@ -63,18 +65,18 @@ class LatencyResult:
         protocol: what it was measured under; "quick" marks numbers that are a look, not a result.
     """
 
-    names: tuple[str, ...]
+    names: tuple[Name, ...]
     raw_ns: np.ndarray
     threads: int
     protocol: Protocol
 
-    def of(self, name: str) -> np.ndarray:
+    def of(self, name: Name) -> np.ndarray:
         """int64 (rounds,), the variant's nanoseconds a call. Raises SettingError for a name not measured."""
         if name not in self.names:
-            raise SettingError(f"{name!r} was not measured; measured: {', '.join(self.names)}")
+            raise SettingError(f"{name!r} was not measured; measured: {', '.join(map(str, self.names))}")
         return self.raw_ns[:, self.names.index(name)]
 
-    def summary(self) -> dict[str, dict[str, Any]]:
+    def summary(self) -> dict[Name, dict[str, Any]]:
         """Variant -> what `summarise` says of it, and the protocol's name and the threads."""
         return {name: {**summarise(self.of(name)), "protocol": self.protocol.name, "threads": self.threads}
                 for name in self.names}
@@ -84,18 +86,18 @@ class LatencyResult:
         return {"threads": self.threads, "protocol": vars(self.protocol).copy(),
                 "raw_ns": {name: self.of(name).tolist() for name in self.names}}
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "LatencyResult":
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> "LatencyResult[str]":
         """The result that `as_record` was taken from."""
         columns = record["raw_ns"]
-        return cls(tuple(columns), np.array(list(columns.values()), dtype=np.int64).T, record["threads"],
-                   Protocol(**record["protocol"]))
+        return LatencyResult(tuple(columns), np.array(list(columns.values()), dtype=np.int64).T, record["threads"],
+                             Protocol(**record["protocol"]))
 
 
 def measure_latency(
-    variants: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], threads: int, protocol: Protocol,
+    variants: Mapping[Name, Callable[[Any], Any]], inputs: Sequence[Any], threads: int, protocol: Protocol,
     progress: Callable[[float], None] | None = None,
-) -> LatencyResult:
+) -> LatencyResult[Name]:
     """Times every variant on the inputs, interleaved (see the module's text), under `torch.inference_mode`.
 
     Args:
@@ -122,14 +124,18 @@ def measure_latency(
 
 
 def resolve_threads(threads: int) -> int:
-    """The number of threads meant: 0 stands for every logical core this process may use."""
+    """The number of threads meant: 0 stands for every logical core this process may use.
+
+    Raises:
+        SettingError: a negative number.
+    """
     if threads < 0:
         raise SettingError(f"threads is {threads}; give 1 or more, or 0 for all cores")
     return threads or available_cores()
 
 
 def summarise(raw_ns: ArrayLike) -> dict[str, Any]:
-    """Median, spread and number of one variant's times.
+    """Median, spread and number of one variant's times, (runs,) in nanoseconds.
 
     Returns:
         median_ms, iqr_ms (third minus first quartile), p90_ms, runs, noisy (IQR over 10 % of the median).
@@ -151,8 +157,8 @@ def rows_per_second(median_ms: float, batch: int) -> float:
     return batch / (median_ms / 1e3)
 
 
-def speed_ups(result: LatencyResult, baseline: str, samples: int = RESAMPLES,
-              seed: int = 0) -> dict[str, Estimate]:
+def speed_ups(result: LatencyResult[Name], baseline: Name, samples: int = RESAMPLES,
+              seed: int = 0) -> dict[Name, Estimate]:
     """Variant -> how many times faster than `baseline` it is (ratio of medians), with its 95 % bootstrap
     interval over rounds. The baseline itself has 1. Raises SettingError for a baseline not measured."""
     reference = result.of(baseline)
@@ -197,7 +203,7 @@ def _timing_conditions(threads: int) -> Iterator[None]:
             gc.enable()
 
 
-def _warm_up(name: str, call: Callable[[Any], Any], inputs: Sequence[Any], warm_up: int) -> None:
+def _warm_up(name: Hashable, call: Callable[[Any], Any], inputs: Sequence[Any], warm_up: int) -> None:
     try:
         for turn in range(warm_up):
             call(inputs[turn % len(inputs)])

@@ -101,13 +101,14 @@ def open_model(source: str, name: str = "") -> MeasuredModel:
     return TorchModel(source, name or path.name)
 
 
-class TorchModel:
+class TorchModel(MeasuredModel):
     """A torch classifier: plain, of unequal layers, or quantized."""
 
     def __init__(self, source: str, name: str):
         self.source, self.name = source, name
         self.module = load_torch_model(source)
-        self.vocabulary_size, self.longest = self.module.config.vocab_size, longest_input(self.module)
+        self.vocabulary_size = self.module.config.vocab_size
+        self.longest: int | None = longest_input(self.module)
         self.int8 = has_packed_weights(self.module)
         self.tokenizer = _tokenizer(source)
 
@@ -151,7 +152,7 @@ class _Compiled:
         return self.compiled(**inputs)
 
 
-class OnnxModel:
+class OnnxModel(MeasuredModel):
     """A classifier that is an .onnx file; a tokenizer and a config may lie beside it."""
 
     def __init__(self, path: Path, folder: Path, name: str):

@@ -5,7 +5,7 @@ would need no run, but it stops at reshapes by computed sizes and does not know 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from edgemin_utils.measurement.onnx_session import INTEGER_TYPES
 from edgemin_utils.measurement.parameters import PARTS, part_of
 
 OTHER = "other"
-_FLOAT = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
-_INTEGER = {TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5}
+# Type of an initializer -> bytes an element.
+_FLOAT: Mapping[int, float] = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2,
+                               TensorProto.BFLOAT16: 2}
+_INTEGER: Mapping[int, float] = {TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT4: 0.5,
+                                 TensorProto.UINT4: 0.5}
 # Operator -> inputs that hold scales, zero points and the like, which are no weights.
 _SCALE_INPUTS = {
     "DequantizeLinear": (1, 2), "QuantizeLinear": (1, 2), "MatMulInteger": (2, 3), "DynamicQuantizeMatMul": (2, 3),
@@ -230,11 +233,11 @@ def _uses(model: onnx.ModelProto) -> Uses:
     return uses
 
 
-def _is_scale(name: str, uses: list[tuple[onnx.NodeProto, int]]) -> bool:
+def _is_scale(name: str, uses: Sequence[tuple[onnx.NodeProto, int]]) -> bool:
     return name.endswith(_SCALE_ENDINGS) or any(place in _SCALE_INPUTS.get(node.op_type, ()) for node, place in uses)
 
 
-def _unpacked(count: int, uses: list[tuple[onnx.NodeProto, int]]) -> int:
+def _unpacked(count: int, uses: Sequence[tuple[onnx.NodeProto, int]]) -> int:
     """Weights in an initializer of `count` elements; MatMulNBits packs several into each."""
     for node, place in uses:
         if node.op_type == "MatMulNBits" and place == 1:

@@ -40,6 +40,8 @@ class OnnxSession:
                              "among them")
 
     def __call__(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """Logits, float32 (batch, labels), from integer arrays or tensors (batch, tokens); a mask left out stands for
+        no padding, other inputs left out for zeros."""
         shape = np.shape(inputs["input_ids"])
         feed = {}
         for name, kind in self.types.items():

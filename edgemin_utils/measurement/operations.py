@@ -22,10 +22,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, is_exported, structure_of
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of
+from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of, stored_sizes
 
 ONNX_NOTE = ("The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
              "formula holds for the layers' shapes as they were exported.")
@@ -45,7 +46,7 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
     """
     closed = closed_formula_macs(model, batch, length)
     note = ONNX_NOTE if is_exported(model) else QUANTIZED_NOTE if has_packed_weights(model) else ""
-    counts = dict.fromkeys(("fvcore_macs", "torch_flop_counter_macs", "fvcore_with_layer_norms"))
+    counts: dict[str, Any] = dict.fromkeys(("fvcore_macs", "torch_flop_counter_macs", "fvcore_with_layer_norms"))
     if not is_exported(model):
         counted = float_twin(model) if has_packed_weights(model) else model
         by_operator = fvcore_by_operator(counted, batch, length)
@@ -76,14 +77,18 @@ def closed_formula_macs(model: nn.Module, batch: int, length: int) -> int:
     return sum(macs_by_precision(model, batch, length).values())
 
 
-def macs_by_precision(model: nn.Module, batch: int, length: int) -> dict[str, int]:
+def macs_by_precision(model: PreTrainedModel, batch: int, length: int) -> dict[str, int]:
     """The closed formula apart by the arithmetic that does it: int8 (linear layers that are quantized) and
-    fp32 (the others, and the attention products, which no torch scheme quantizes)."""
+    fp32 (the others, and the attention products, which no scheme quantizes). Of an exported model, layers whose weights
+    take less than two bytes each are the quantized ones."""
+    exported = stored_sizes(model) if is_exported(model) else {}
     model = structure_of(model)
     macs = {"fp32": 0, "int8": 0}
     for name, linear in _linear_layers(model):
         tokens = 1 if part_of(f"{name}.weight") == "head" else length
-        macs["int8" if is_packed(linear) else "fp32"] += tokens * linear.in_features * linear.out_features
+        weights, size = exported.get(f"{name}.weight", (0, 0))
+        precision = "int8" if is_packed(linear) or size < 2 * weights else "fp32"
+        macs[precision] += tokens * linear.in_features * linear.out_features
     macs["fp32"] += length * length * sum(layer.query.out_features + layer.value.out_features
                                           for layer in encoder_layers(model))
     return {precision: batch * count for precision, count in macs.items()}
@@ -165,7 +170,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _tokens(model: nn.Module, batch: int, length: int) -> torch.Tensor:
+def _tokens(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
     """int64 (batch, length): one ordinary token, everywhere; counts do not depend on which."""
     device = next(model.parameters()).device
     return torch.full((batch, length), min(7, model.config.vocab_size - 1), dtype=torch.int64, device=device)
@@ -196,7 +201,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _eager_attention(model: nn.Module) -> Iterator[None]:
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

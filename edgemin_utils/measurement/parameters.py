@@ -86,7 +86,7 @@ def stored_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     as the parameters were. A module that stores its weights otherwise has a method `stored_sizes` of its own, whose
     names are relative to it. Position numbers and other buffers are no weights.
     """
-    sizes, seen = {}, set()
+    sizes, seen = {}, set[int]()
     for prefix, module in model.named_modules():
         for name, size in _sizes_of_module(module, seen):
             sizes[f"{prefix}.{name}" if prefix else name] = size
@@ -94,8 +94,9 @@ def stored_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _sizes_of_module(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, tuple[int, int]]]:
-    if hasattr(module, "stored_sizes"):
-        yield from module.stored_sizes().items()
+    own = getattr(module, "stored_sizes", None)
+    if own is not None:
+        yield from own().items()
         return
     for name, parameter in module.named_parameters(recurse=False):
         if id(parameter) not in seen:
@@ -118,7 +119,7 @@ def is_packed(module: nn.Module, kind: str = "weight") -> bool:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements, and of a quantized one's scales and zero points.
+    """Bytes of a tensor's elements, whatever its shape, and of a quantized one's scales and zero points.
 
     One scale for the whole tensor has 64 bits, and so has its zero point unless that is 0 (symmetric INT8).
     """

@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils import quantization
 from edgemin_utils.measurement.latency import resolve_threads
@@ -69,10 +70,12 @@ class Peaks:
         return max(speed for _, speed in self.bandwidth[(smaller or [0])[-1]:])
 
     def as_record(self) -> dict[str, Any]:
+        """Everything in JSON's types; `from_record` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Peaks":
+        """The peaks that `as_record` was taken from."""
         return cls(**{**record, "bandwidth": tuple((int(size), float(speed)) for size, speed in record["bandwidth"])})
 
 
@@ -109,7 +112,7 @@ def with_bound(row: Mapping[str, Any], works: list[Work], peaks: Peaks) -> dict[
     return {**row, "bound_ms": bound, "of_bound": row["median_ms"] / bound}
 
 
-def work_of_model(model: nn.Module, batch: int, length: int) -> Work:
+def work_of_model(model: PreTrainedModel, batch: int, length: int) -> Work:
     """The work of one forward of a torch classifier, FP32 or quantized, of `batch` rows of `length` tokens."""
     macs, size = macs_by_precision(model, batch, length), 0
     width = getattr(model.config, "embedding_size", model.config.hidden_size)

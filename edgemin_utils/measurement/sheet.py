@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement.energy import forward_energy
@@ -31,6 +32,8 @@ BATCH_PROTOCOLS = {"quick": Protocol("quick", warm_up=1, runs=5, seconds=0.0),
 ROWS = "rows"
 TOKENIZED = "rows, tokenizer included"
 Say = Callable[[str], None]
+# From a row's one or two texts to the model's tensors (1, tokens).
+Encode = Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -140,15 +143,16 @@ class _Timing:
 
     def latency(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of latency and of speed-ups, for every input and thread count."""
-        rows, ratios = [], []
+        rows, ratios = list[dict[str, Any]](), list[dict[str, Any]]()
         for number in self.threads:
             variants = self._variants(number)
             for length in self.lengths:
                 self.say(f"latency of 1x{length}, threads: {number}")
                 inputs = [fixed_inputs(1, length, self.vocabulary)]
-                result = measure_latency({key: call for key, (_, call) in variants.items()}, inputs, number,
-                                         PROTOCOLS[self.options.protocol])
-                works = {key: [model.work(1, length)] for key, (model, _) in variants.items()}
+                calls: dict[tuple[str, ...], Predict] = {key: call for key, (_, call) in variants.items()}
+                result = measure_latency(calls, inputs, number, PROTOCOLS[self.options.protocol])
+                works: dict[tuple[str, ...], list[Work]] = {
+                    key: [model.work(1, length)] for key, (model, _) in variants.items()}
                 self._add(result, f"1x{length}", works, rows, ratios)
             self._add_texts(number, variants, rows, ratios)
         return rows, ratios
@@ -208,7 +212,7 @@ class _Timing:
         """The rows of text, tokenized beforehand and with the tokenizer's time; compiled models would be compiled
         again for every length, so they sit out."""
         texts = self.options.texts
-        calls, works = {}, {}
+        calls, works = dict[tuple[str, ...], Callable[[Any], Any]](), dict[tuple[str, ...], list[Work]]()
         for (name, back_end), (model, predict) in variants.items():
             if not texts or back_end == COMPILED:
                 continue
@@ -216,11 +220,10 @@ class _Timing:
                 note = f"No tokenizer lies beside {name}, so it is not timed on rows of text."
                 self.notes += [note] if note not in self.notes else []
                 continue
-            encode = _encoder(model)
+            encode = _encoder(model.tokenizer, model.longest or 512)
             encoded = [encode(text) for text in texts]
-            calls[name, back_end, ROWS] = lambda place, predict=predict, encoded=encoded: predict(encoded[place])
-            calls[name, back_end, TOKENIZED] = (
-                lambda place, predict=predict, encode=encode: predict(encode(texts[place])))
+            calls[name, back_end, ROWS] = _of_row(predict, encoded)
+            calls[name, back_end, TOKENIZED] = _of_text(predict, encode, texts)
             work = [model.work(1, length) for length in _spread(encoded)]
             works |= {(name, back_end, ROWS): work, (name, back_end, TOKENIZED): work}
         if calls:
@@ -228,8 +231,8 @@ class _Timing:
             result = measure_latency(calls, range(len(texts)), threads, PROTOCOLS[self.options.protocol])
             self._add(result, ROWS, works, rows, ratios)
 
-    def _add(self, result: LatencyResult, input_name: str, works: Mapping[tuple, list[Work]], rows: list,
-             ratios: list) -> None:
+    def _add(self, result: LatencyResult[tuple[str, ...]], input_name: str,
+             works: Mapping[tuple[str, ...], list[Work]], rows: list, ratios: list) -> None:
         """Rows of one measurement; variants are (model, back end) or (model, back end, input)."""
         for key, numbers in result.summary().items():
             row = {"model": key[0], "back_end": key[1], "input": key[2] if len(key) > 2 else input_name, **numbers}
@@ -246,9 +249,16 @@ class _Timing:
                                    "ratio": ratio.value, "low": ratio.low, "high": ratio.high})
 
 
-def _encoder(model: MeasuredModel) -> Callable[[tuple[str, ...]], Mapping[str, torch.Tensor]]:
+def _of_row(predict: Predict, encoded: Sequence[Mapping[str, torch.Tensor]]) -> Callable[[int], Any]:
+    return lambda place: predict(encoded[place])
+
+
+def _of_text(predict: Predict, encode: Encode, texts: Sequence[tuple[str, ...]]) -> Callable[[int], Any]:
+    return lambda place: predict(encode(texts[place]))
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase, limit: int) -> Encode:
     """A function from a row's one or two texts to the model's tensors (1, tokens)."""
-    tokenizer, limit = model.tokenizer, model.longest or 512
     return lambda texts: dict(tokenizer(*texts, truncation=True, max_length=limit, return_tensors="pt"))
 
 

@@ -4,12 +4,12 @@ is measured imports little else."""
 import json
 from pathlib import Path
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils import checkpoints, quantization
 
 
-def load_torch_model(source: str) -> nn.Module:
+def load_torch_model(source: str) -> PreTrainedModel:
     """A classifier in evaluation mode: plain, pruned or quantized. A checkpoint without a classification head gets a
     new one (random weights): what it costs does not depend on their values.
 

@@ -76,13 +76,15 @@ def notes(timing: Mapping[str, Any] | None, environment: Mapping[str, Any] | Non
     if timing and environment:
         protocol = timing["protocol"]
         look = "a QUICK LOOK, no result: " if protocol["name"] == "quick" else ""
-        lines.append(f"Times: {look}PyTorch, {timing['threads']} thread, one row a call, models in turn, at least "
-                     f"{protocol['runs']} rounds, 95 % bootstrap intervals over rounds. {int8_sentence(environment)}")
+        lines.append(f"Times: {look}PyTorch (the honest model: ONNX Runtime), {timing['threads']} thread each, one row "
+                     f"a call, models in turn, at least {protocol['runs']} rounds, 95 % bootstrap intervals over "
+                     f"rounds. {int8_sentence(environment)}")
     lines += [f"Accuracy: {name}." for name in dict.fromkeys(row["study"] for row in accuracy)]
     return tuple(lines)
 
 
 def as_rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
+    """Every claim as a dictionary of its fields, for tables and JSON."""
     return [asdict(claim) for claim in claims]
 
 
@@ -140,8 +142,9 @@ def interaction_claim(timing: Mapping[str, Any] | None) -> Claim:
     if timing is None:
         return Claim("C10", claim, counted, RUN_FIRST, UNTESTED, "timing.interaction")
     rows = timing["interaction"]
-    parts = [f"{row['input']}: {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], the products alone give "
-             f"{row['predicted']:.3f}" for row in rows]
+    predicted = {row["input"]: row for row in timing["parts"]}
+    parts = [f"{row['input']}: {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], where products, attention and "
+             f"rest added up predict {predicted[row['input']]['predicted']:.3f}" for row in rows]
     apart = all(not row["low"] <= 1 <= row["high"] for row in rows)
     return Claim("C10", claim, counted, f"{'; '.join(parts)} (1: the gains multiply; over 1: together they gain less)",
                  REPRODUCED if apart else NOT_REPRODUCED, "timing.interaction")

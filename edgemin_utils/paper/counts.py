@@ -50,6 +50,7 @@ class Count:
         return self.counted == self.claimed
 
     def as_record(self) -> dict[str, Any]:
+        """Its fields by name, in JSON's types."""
         return asdict(self)
 
 
@@ -65,20 +66,24 @@ def every_count(models: PaperModels) -> dict[str, Count]:
 
 
 def teacher_parameters(models: PaperModels) -> Count:
+    """66.96M parameters of the teacher."""
     return _parameters("Teacher's parameters", "66.96M", models.teacher, "teacher_parameters")
 
 
 def student_parameters(models: PaperModels) -> Count:
+    """33.36M parameters of the student."""
     return _parameters("Student's parameters", "33.36M", models.student, "student_parameters")
 
 
 def final_parameters(models: PaperModels) -> Count:
+    """11.94M parameters of the pruned, quantized student."""
     return _parameters("Final model's parameters", "11.94M", models.pruned_quantized, "final_parameters",
                        "model.parameters() after quantize_dynamic: embeddings and layer norms alone; INT8 weights are "
                        "in packed buffers")
 
 
 def parameter_ratio(models: PaperModels) -> Count:
+    """2.8 times fewer parameters than the student."""
     listed = framework_parameters(models.student) / framework_parameters(models.pruned_quantized)
     stored = stored_weights(models.student) / stored_weights(models.pruned_quantized)
     return Count("Fewer parameters than the student", "2.8x", f"{listed:.1f}x", "listed before / listed after",
@@ -109,24 +114,29 @@ def _parameters(quantity: str, claimed: str, model: nn.Module, function: str,
 
 
 def student_file(models: PaperModels) -> Count:
+    """127 MB for the student."""
     return _file("Student's file", "127 MB", 0, models.student, "student_file")
 
 
 def quantized_file(models: PaperModels) -> Count:
+    """66 MB for the quantized student."""
     return _file("Quantized student's file", "66 MB", 0, models.quantized, "quantized_file")
 
 
 def final_file(models: PaperModels) -> Count:
+    """65.09 MB for the pruned, quantized student."""
     return _file("Final model's file", "65.09 MB", 2, models.pruned_quantized, "final_file")
 
 
 def smallest_file(models: PaperModels) -> Count:
+    """33 MB, which the proposal names: the word embedding in 8 bits too."""
     ratio = pickled_bytes(models.teacher) / pickled_bytes(models.embeddings_quantized)
     count = _file("File with 8-bit embeddings too", "33 MB", 0, models.embeddings_quantized, "smallest_file")
     return replace(count, honest_way=f"{ratio:.1f}x under the teacher's file")
 
 
 def file_ratio(models: PaperModels) -> Count:
+    """1.96 times smaller than the student's file."""
     student, final = pickled_bytes(models.student), pickled_bytes(models.pruned_quantized)
     teacher = pickled_bytes(models.teacher)
     return Count("Smaller than the student", "1.96x", f"{student / final:.2f}x", "student's file / final file",
@@ -151,6 +161,7 @@ def _file(quantity: str, claimed: str, digits: int, model: nn.Module, function: 
 
 
 def removed_heads(models: PaperModels) -> Count:
+    """20 % of the attention heads removed."""
     heads = sum(layer.num_heads for layer in encoder_layers(models.student))
     asked, cut, near = HEAD_RATIO, sum(heads_of_ratio(models.student)), sum(nearest_fifth(models.student))
     left = sum(layer.num_heads for layer in encoder_layers(models.pruned))
@@ -162,6 +173,7 @@ def removed_heads(models: PaperModels) -> Count:
 
 
 def operation_ratio(models: PaperModels) -> Count:
+    """2.6 times fewer FLOPs than the teacher."""
     ratios = ratios_over_length(models)
     return Count("Fewer FLOPs than the teacher", "2.6x", "", "no counting found that gives it; called an estimate",
                  f"{ratios[128]:.2f}x", f"MACs of teacher / final model at 1x128; {min(ratios.values()):.2f}x to "
@@ -190,6 +202,7 @@ def layer_products(model: nn.Module) -> list[int]:
 
 
 def feed_forward_weights(models: PaperModels) -> Count:
+    """No feed-forward weights left after quantization."""
     before, after = (weights_by_part(model)["feed_forward"] for model in (models.student, models.quantized))
     listed = sum(parameter.numel() for name, parameter in models.quantized.named_parameters()
                  if part_of(name) == "feed_forward")

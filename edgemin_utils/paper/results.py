@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,57 @@ from scipy import stats
 from edgemin_utils import figures
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
-from edgemin_utils.figures.paper import listed_parameters, operation_ratios, paper_latency, product_widths
+from edgemin_utils.figures.paper import (
+    listed_parameters,
+    operation_ratios,
+    paper_latency,
+    product_widths,
+    time_parts,
+)
 from edgemin_utils.figures.style import StudyFigure
 from edgemin_utils.measurement.environment import describe_environment
-from edgemin_utils.paper import claims, counts
+from edgemin_utils.paper import claims, counts, honest
 from edgemin_utils.paper.accuracy import study_accuracy
-from edgemin_utils.paper.architectures import PaperModels
+from edgemin_utils.paper.architectures import HONEST_RECIPE, PaperModels
+from edgemin_utils.paper.interaction import FORMS, PRECISIONS, rest_of
 from edgemin_utils.paper.timing import STUDENT
 from edgemin_utils.records import write_json
 from edgemin_utils.reference import fill_marked_place
 from edgemin_utils.tables import StudyRecords, Table, as_latex, as_markdown
 
 RECORD_FILE = "record.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 README_PLACE = "paper numbers"
 
 
 def results_folder() -> Path:
+    """Where `make paper-numbers` writes."""
     return project_folder() / "outputs" / "paper-numbers"
 
 
 def reference_folder() -> Path:
+    """Where the published run of it lies."""
     return project_folder() / "outputs" / "reference" / "paper-numbers"
 
 
 def count_record(models: PaperModels) -> dict[str, Any]:
-    """All that follows from shapes: counts, parts of the models, MAC ratios; and the environment."""
+    """All that follows from shapes: counts, parts of the models, MAC ratios, the honest model; and the environment."""
     return {"record_version": RECORD_VERSION, "environment": describe_environment(),
             "counts": {name: count.as_record() for name, count in counts.every_count(models).items()},
             "listed": counts.listed_after_quantization(models), "parts": counts.weights_of_parts(models),
             "operation_ratios": {str(length): ratio for length, ratio in counts.ratios_over_length(models).items()},
-            "largest_operation_ratio": counts.largest_operation_ratio(models), "timing": None, "accuracy": []}
+            "largest_operation_ratio": counts.largest_operation_ratio(models),
+            "honest": honest.honest_counts(models), "timing": None, **accuracy_record([])}
+
+
+def accuracy_record(studies: Sequence[Path | StudyRecords]) -> dict[str, list[dict[str, Any]]]:
+    """What studies say of the paper's pipeline (accuracy) and of the honest recipe (honest_accuracy)."""
+    return {name: [row for study in studies for row in study_accuracy(study, recipe)]
+            for name, recipe in (("accuracy", "paper"), ("honest_accuracy", HONEST_RECIPE))}
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:
+    """Writes the record into `folder`, made if need be, and gives its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD_FILE, record)
     return folder / RECORD_FILE
@@ -77,13 +95,13 @@ def with_measurements(record: Mapping[str, Any], study: Path | StudyRecords) -> 
     Returns:
         the record, and one sentence on what was measured where, or that it was not.
     """
-    own = study_accuracy(study)
+    own = accuracy_record([study])
     try:
         measured = read_record()
     except StageError as error:
-        return {**record, "accuracy": own}, f"Latency and memory are not among these numbers: {error}."
+        return {**record, **own}, f"Latency and memory are not among these numbers: {error}."
     record = {**record, "environment": measured["environment"], "timing": measured["timing"],
-              "accuracy": own or measured["accuracy"]}
+              **{name: rows or measured[name] for name, rows in own.items()}}
     machine = measured["environment"]
     return record, (f"Latency and memory were measured by `make paper-numbers` on {machine['processor']}, "
                     f"{machine['available_cores']} cores.")
@@ -93,9 +111,13 @@ def with_measurements(record: Mapping[str, Any], study: Path | StudyRecords) -> 
 
 
 def every_table(record: Mapping[str, Any]) -> list[Table]:
-    """The tables that a record allows: claims and counts, and latency and interaction where it was measured."""
-    made = [claims_table(record), counts_table(record)]
-    return [*made, latency_table(record), interaction_table(record)] if record["timing"] else made
+    """The tables that a record allows: claims, counts and the honest model, and latency, memory, interaction and, where
+    it was measured twice, repeatability."""
+    made = [claims_table(record), counts_table(record), honest_table(record)]
+    if record["timing"]:
+        made += [latency_table(record), memory_table(record), interaction_table(record)]
+        made += [repeatability_table(record)] if record["timing"]["repeated"] else []
+    return made
 
 
 def claims_table(record: Mapping[str, Any]) -> Table:
@@ -111,6 +133,44 @@ def counts_table(record: Mapping[str, Any]) -> Table:
     return Table("counts", "The paper's way of counting and ours", pd.DataFrame(list(record["counts"].values())))
 
 
+def honest_table(record: Mapping[str, Any]) -> Table:
+    """The claims held against the model of `recipe=honest`."""
+    rows = honest.made_true(record["honest"], record["counts"]["final_file"]["honest"], record["timing"],
+                            record["honest_accuracy"])
+    return Table("honest", "Claims made true", pd.DataFrame([asdict(row) for row in rows]),
+                 (honest.honest_note(record["honest"]),
+                  "Paper: the paper's final model, counted honestly. " + claims.notes(None, None)[0]))
+
+
+def memory_table(record: Mapping[str, Any]) -> Table:
+    """Peak memory of fresh processes."""
+    rows = [{"model": row["model"], "process": row["process"],
+             **{name: row[f"{key}_bytes"] / 1e6 for name, key in (("imports_mb", "baseline"), ("peak_mb", "peak"),
+                                                                 ("at_the_end_mb", "resident"))}}
+            for row in record["timing"]["memory"]]
+    return Table("memory", "Peak memory of a fresh process", pd.DataFrame(rows),
+                 ("Resident memory, MB of 10^6 bytes: after importing what the process needs, at its highest from "
+                  "there through loading and forwards of 1x128, and at the end.",))
+
+
+def repeatability_table(record: Mapping[str, Any]) -> Table:
+    """Every ratio of the runs of the latency protocol, side by side."""
+    rows = [{"ratio": row["ratio"], "model": row["model"], "input": row["input"],
+             **{f"run {number}": f"{value:.3f}" for number, value in enumerate(row["runs"], start=1)},
+             "apart": f"{100 * row['disagreement']:.1f} %"} for row in record["timing"]["repeated"]]
+    return Table("repeatability", "The latency protocol run again", pd.DataFrame(rows),
+                 (repeatability_sentence(record),))
+
+
+def repeatability_sentence(record: Mapping[str, Any]) -> str:
+    """Which ratio the runs disagree on most."""
+    rows = record["timing"]["repeated"]
+    worst = max(rows, key=lambda row: row["disagreement"])
+    name = " ".join(part for part in (worst["model"], worst["ratio"], f"at {worst['input']}") if part)
+    return (f"Over {len(worst['runs'])} runs of the latency protocol, one after the other, the {len(rows)} ratios "
+            f"agree within {100 * worst['disagreement']:.1f} % (the worst: {name}).")
+
+
 def latency_table(record: Mapping[str, Any]) -> Table:
     """Latency of the paper's models, speed-ups over teacher and student, distance from the bound."""
     timing = record["timing"]
@@ -119,35 +179,52 @@ def latency_table(record: Mapping[str, Any]) -> Table:
     rows = []
     for row in timing["latency"]:
         place = row["model"], row["input"]
-        over = {name: rows_of.get(place) for name, rows_of in ratios.items()}
+        over = {name: rows_of.get(place, {}) for name, rows_of in ratios.items()}
         numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
                                                 "of_bound")}
-        rows.append({**numbers,
-                     **{f"{name}{end}": None if over[name] is None else over[name][key] for name in ratios
-                        for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
+        rows.append({**numbers, **{f"{name}{end}": over[name].get(key) for name in ratios
+                                   for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
     return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
                  claims.notes(timing, record["environment"])[1:])
 
 
 def interaction_table(record: Mapping[str, Any]) -> Table:
-    """The interaction of pruning and quantization on latency, and what the matrix products alone give."""
+    """The interaction of pruning and quantization on latency, and what the additive model of its parts predicts."""
+    parts = {row["input"]: row for row in record["timing"]["parts"]}
     rows = [{"input": row["input"], "interaction": row["ratio"], "interaction_low": row["low"],
-             "interaction_high": row["high"], "products_alone": row["predicted"]}
+             "interaction_high": row["high"],
+             **{name: parts[row["input"]][name] for name in (
+                 "predicted", "predicted_low", "predicted_high", "attention_alone", "products_alone")}}
             for row in record["timing"]["interaction"]]
     return Table("interaction", "Interaction of pruning and quantization on latency", pd.DataFrame(rows),
-                 ("1: the gains multiply; over 1: together they gain less.", interaction_sentence(record)))
+                 ("1: the gains multiply; over 1: together they gain less. Predicted: by adding up products, attention "
+                  "and the rest of the unpruned models; attention and products alone: if only they were pruned.",
+                  interaction_sentence(record)))
 
 
 def interaction_sentence(record: Mapping[str, Any]) -> str:
-    """What the products say about the interaction, one paragraph; every number from the record."""
+    """What explains the interaction, one paragraph; every number from the record."""
+    measured = {row["input"]: row for row in record["timing"]["interaction"]}
     parts = []
-    for row in record["timing"]["interaction"]:
-        layer = row["layer_ms"]
-        gains = [layer[f"{precision} whole"] / layer[f"{precision} pruned"] for precision in ("fp32", "int8")]
-        parts.append(f"at {row['input']} pruning makes a layer's six products {gains[0]:.3f} times as fast in FP32 and "
-                     f"{gains[1]:.3f} times in INT8, alone an interaction of {row['predicted']:.3f}, where whole "
-                     f"models show {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    return f"Timed by themselves, {'; '.join(parts)}. {width_sentence(record)}"
+    for row in record["timing"]["parts"]:
+        ms, whole = row["parts_ms"], measured[row["input"]]
+        less = ms["attention whole"] - ms["attention pruned"]
+        share = {precision: 100 * less / ms[f"model {precision} whole"] for precision in PRECISIONS}
+        saved = {precision: 100 * (1 - ms[f"products {precision} pruned"] / ms[f"products {precision} whole"])
+                 for precision in PRECISIONS}
+        moved = {precision: rest_of(ms, precision, "pruned") - rest_of(ms, precision) for precision in PRECISIONS}
+        parts.append(
+            f"at {row['input']} pruning takes {less:.2f} ms from attention, which is {share['fp32']:.1f} % of the FP32 "
+            f"and {share['int8']:.1f} % of the INT8 student's time, and {saved['fp32']:.1f} % from the products in "
+            f"FP32 and {saved['int8']:.1f} % in INT8; added up that predicts an interaction of {row['predicted']:.3f} "
+            f"[{row['predicted_low']:.3f}, {row['predicted_high']:.3f}] (attention alone {row['attention_alone']:.3f}, "
+            f"products alone {row['products_alone']:.3f}), where whole models show {whole['ratio']:.3f} "
+            f"[{whole['low']:.3f}, {whole['high']:.3f}] and {row['measured']:.3f} "
+            f"[{row['measured_low']:.3f}, {row['measured_high']:.3f}] in the rounds of the parts; the rest differs by "
+            f"{moved['fp32']:+.2f} ms in FP32 and {moved['int8']:+.2f} ms in INT8")
+    return ("A forward's time is that of its products, of attention, which stays FP32, and of the rest, which the "
+            f"prediction takes to be the same with and without pruning. Timed by themselves, {'; '.join(parts)}. "
+            f"{width_sentence(record)}")
 
 
 def width_sentence(record: Mapping[str, Any]) -> str:
@@ -192,8 +269,17 @@ def every_figure(record: Mapping[str, Any]) -> dict[str, StudyFigure]:
     if record["timing"]:
         longest = record["timing"]["interaction"][-1]["input"]
         drawn |= {"latency": paper_latency(record["timing"]["latency"], STUDENT),
+                  "time_parts": time_parts(parts_rows(record)),
                   "products": product_widths(record["timing"]["products"], longest, 384, 320)}
     return drawn
+
+
+def parts_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of input, precision, form, products, attention and rest (ms), of the four models of the two by two."""
+    return [{"input": row["input"], "precision": precision, "form": form,
+             "products": row["parts_ms"][f"products {precision} {form}"],
+             "attention": row["parts_ms"][f"attention {form}"], "rest": rest_of(row["parts_ms"], precision, form)}
+            for row in record["timing"]["parts"] for precision in PRECISIONS for form in FORMS]
 
 
 def figure_or_note(record: Mapping[str, Any], name: str) -> StudyFigure:
@@ -234,10 +320,15 @@ def publish(folder: Path, destination: Path, readme: Path) -> None:
 
 
 def readme_section(record: Mapping[str, Any]) -> str:
-    """The claims table and what explains C10, as Markdown."""
-    table = claims_table(record)
-    text = as_markdown(Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)).rstrip()
-    if not record["timing"]:
-        return f"{text}\n- Latency and memory: {claims.RUN_FIRST}.\n"
+    """The claims table, what explains C10, and the honest model, as Markdown."""
+    def markdown(table: Table) -> str:
+        return as_markdown(Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)).rstrip()
+
+    claims_text, honest_text = (markdown(table) for table in (claims_table(record), honest_table(record)))
     picture = "![Where 11.94M comes from](outputs/reference/paper-numbers/figures/listed_parameters.png)"
-    return f"{text}\n- C10: {interaction_sentence(record)}\n\n{picture}\n"
+    if not record["timing"]:
+        measured = [f"- Latency and memory: {claims.RUN_FIRST}."]
+    else:
+        measured = [f"- C10: {interaction_sentence(record)}",
+                    *([f"- {repeatability_sentence(record)}"] if record["timing"]["repeated"] else []), "", picture]
+    return "\n".join([claims_text, *measured, "", honest_text, ""])

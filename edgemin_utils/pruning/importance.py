@@ -165,7 +165,7 @@ def _mean_loss(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBa
     return total / len(rows)
 
 
-def _squares(with_rows: tuple[nn.Module, ...], with_columns: nn.Module) -> torch.Tensor:
+def _squares(with_rows: tuple[nn.Linear, ...], with_columns: nn.Linear) -> torch.Tensor:
     """Summed squares (units * width,) of the matrices' rows and of the last matrix's columns, in float64."""
     total = with_columns.weight.detach().double().square().sum(0)
     for linear in with_rows:

@@ -90,21 +90,22 @@ def plan_layers(which: str, present: Sequence[int], importance: Importance | Non
     """Which layers to drop, as numbers of the source's layers, counted from 0, sorted.
 
     Args:
-        which: "top-2" (the last two), "least-2" (the two of least importance) or numbers, as in "0-2-4".
+        which: "top-2" (the last two), "least-2" (the two of least importance), "spaced-0.5" (int(0.5 * layers) of
+            them, so that those that stay are evenly spaced and the last one is among them) or numbers, as in "0-2-4".
         present: source numbers of the layers that are there now.
         importance: (1,) for each of them; needed for "least-2", which is decided anew in every round.
         progress: of an iterative cut, with a count of 1 a layer; without it all go at once.
 
     Raises:
         MethodRefused: no layer would stay, or a number is none of the layers.
-        SettingError: `which` is none of the three.
+        SettingError: `which` is none of the four, or asks for the least important without an importance.
     """
     progress = progress or Progress((1,) * len(present))
     count = len(progress.counts)
     if not PRUNED_LAYERS.fullmatch(which):
-        raise SettingError(f"{which!r} names no layers; write top-2, least-2 or numbers as in 0-2-4")
+        raise SettingError(f"{which!r} names no layers; write top-2, least-2, spaced-0.5 or numbers as in 0-2-4")
     order, _, amount = which.partition("-")
-    numbers = [] if order in ("top", "least") else sorted({int(number) for number in which.split("-")}, reverse=True)
+    numbers = _named(which, count) if order not in ("top", "least") else []
     if numbers and numbers[0] >= count:
         raise MethodRefused(f"layer {numbers[0]} cannot be dropped from a model of {count} layers (0 to {count - 1})")
     total = len(numbers) or int(amount)
@@ -112,9 +113,30 @@ def plan_layers(which: str, present: Sequence[int], importance: Importance | Non
         raise MethodRefused(f"layers {which}: of the model's {count} layers at least one must stay")
     gone, due = count - len(present), progress.due(total)
     if order == "least":
+        if importance is None:
+            raise SettingError(f"layers {which} need an importance of each layer")
         ranked = np.argsort([values[0] for values in importance], kind="stable")
         return sorted(present[place] for place in ranked[:due - gone])
     return sorted((numbers or range(count - 1, -1, -1))[gone:due])
+
+
+def _named(which: str, count: int) -> list[int]:
+    """The numbers of "0-2-4" or "spaced-0.5", from the last to the first."""
+    if not which.startswith("spaced"):
+        return sorted({int(number) for number in which.split("-")}, reverse=True)
+    share = which.partition("-")[2]
+    numbers = _between_spaced(count, float(share))
+    if not numbers:
+        raise MethodRefused(f"layers {which}: int({share} x {count}) is no layer; ask for a larger share")
+    return numbers
+
+
+def _between_spaced(count: int, share: float) -> list[int]:
+    """The int(share * count) layers between those that stay evenly spaced, from the last to the first. For a half they
+    are every other one, the way that DistilBERT is made from BERT (Sanh et al. 2019); of 3 layers the middle one."""
+    left = count - int(share * count)
+    stay = {(place + 1) * count // left - 1 for place in range(left)}
+    return [number for number in reversed(range(count)) if number not in stay]
 
 
 def _kept(count: int, removed: int, multiple: int) -> int:

@@ -31,7 +31,7 @@ def without_layers(model: PreTrainedModel, removed: Sequence[int]) -> PreTrained
     return model_with_layers(model, [number for number in range(len(encoder_layers(model))) if number not in removed])
 
 
-def parameters_of_units(model: nn.Module, removed: Sequence[Sequence[int]], units: str = "heads") -> int:
+def parameters_of_units(model: PreTrainedModel, removed: Sequence[Sequence[int]], units: str = "heads") -> int:
     """How many parameters `remove_units` takes away, by formula.
 
     A head of size d in a model of hidden size H holds 4 d H weights and 3 d biases; a neuron 2 H weights and 1 bias.
@@ -41,7 +41,7 @@ def parameters_of_units(model: nn.Module, removed: Sequence[Sequence[int]], unit
     return each * sum(map(len, removed))
 
 
-def parameters_of_layers(model: nn.Module, removed: Sequence[int]) -> int:
+def parameters_of_layers(model: PreTrainedModel, removed: Sequence[int]) -> int:
     """How many parameters `without_layers` takes away, by formula.
 
     A layer holds its heads and neurons, the output biases of attention and feed-forward (H each) and two norms (a

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import EncoderLayer, encoder_layers
 
@@ -24,7 +25,7 @@ def unit_count(layer: EncoderLayer, units: str) -> int:
     return {"heads": layer.num_heads, "neurons": layer.intermediate_size, "layers": 1}[units]
 
 
-def unit_width(model: nn.Module, units: str) -> int:
+def unit_width(model: PreTrainedModel, units: str) -> int:
     """Activations of one unit at one token: the size of a head, 1 for a neuron, the hidden size for a layer."""
     return {"heads": model.config.hidden_size // model.config.num_attention_heads, "neurons": 1,
             "layers": model.config.hidden_size}[units]

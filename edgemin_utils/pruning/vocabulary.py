@@ -14,17 +14,21 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from edgemin_utils.errors import MethodRefused
 
 
-def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1) -> list[int]:
+def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1,
+                  most: int | None = None) -> list[int]:
     """Ids to keep, sorted: tokens seen in `texts` at least `occurrences` times, special and added tokens, and all
     single characters, alone and as continuations.
 
+    Args:
+        most: ids kept at most; the tokens seen most often stay, of equally frequent ones the lower numbers.
+
     Raises:
-        MethodRefused: the tokenizer is not WordPiece.
+        MethodRefused: the tokenizer is not WordPiece, or `most` does not even hold special tokens and characters.
     """
     model = _word_piece(tokenizer)
     prefix = model["continuing_subword_prefix"]
@@ -36,7 +40,13 @@ def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occu
     counts: Counter[int] = Counter()
     for encoding in backend.encode_batch(list(texts), add_special_tokens=False):
         counts.update(encoding.ids)
-    return sorted(kept.union(number for number, count in counts.items() if count >= occurrences))
+    seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
+    if most is not None:
+        if most < len(kept):
+            raise MethodRefused(f"a vocabulary of {most:,} tokens does not hold the {len(kept):,} special tokens and "
+                                "single characters that always stay; allow more")
+        seen = sorted(seen, key=lambda number: (-counts[number], number))[:most - len(kept)]
+    return sorted(kept.union(seen))
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerFast:
@@ -58,7 +68,7 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> Pr
     return smaller
 
 
-def keep_vocabulary(model: nn.Module, kept: Sequence[int]) -> None:
+def keep_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Cuts the word embedding down to the rows of the given token ids, in place, in their order; the padding token
     keeps its part."""
     word = model.get_input_embeddings()
@@ -71,7 +81,7 @@ def keep_vocabulary(model: nn.Module, kept: Sequence[int]) -> None:
     model.config.pad_token_id = padding
 
 
-def parameters_of_vocabulary(model: nn.Module, kept: Sequence[int]) -> int:
+def parameters_of_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> int:
     """How many parameters `keep_vocabulary` takes away, by formula: one row of the embedding size a token."""
     word = model.get_input_embeddings()
     return (word.num_embeddings - len(kept)) * word.embedding_dim

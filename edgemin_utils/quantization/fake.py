@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,18 +38,19 @@ class _StraightThrough(torch.autograd.Function):
     """Rounds to a grid; gradients pass where nothing is clipped and are zero elsewhere."""
 
     @staticmethod
-    def forward(context, values, grid):
+    def forward(context: Any, values: torch.Tensor, grid: Grid) -> torch.Tensor:
         context.save_for_backward(grid.inside(values))
         return grid.values(grid.integers(values))
 
     @staticmethod
-    def backward(context, gradient):
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (inside,) = context.saved_tensors
         return gradient * inside, None
 
 
 def rounded_to(grid: Grid, values: torch.Tensor) -> torch.Tensor:
-    """`values` on the grid's numbers, float32, with straight-through gradients to `values` (none to the scale)."""
+    """`values`, of any shape that the grid's scale fits, on its numbers, float32, with straight-through gradients to
+    `values` (none to the scale)."""
     return _StraightThrough.apply(values.float(), grid)
 
 
@@ -75,7 +77,7 @@ def fake_quantization(model: nn.Module, number_format: str, layers: Collection[s
         raise SettingError(f"the model has no linear layer {name!r}; {nearest(name, linear)}")
     chosen = [linear[name] for name in (linear if layers is None else layers)]
     for module in chosen:
-        module.forward = functools.partial(_fake_linear, module, FORMATS[number_format])
+        setattr(module, "forward", functools.partial(_fake_linear, module, FORMATS[number_format]))  # noqa: B010
     try:
         yield
     finally:

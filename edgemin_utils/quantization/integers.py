@@ -52,8 +52,8 @@ class Grid:
 
 
 def symmetric_int8_grid(weight: torch.Tensor) -> Grid:
-    """One scale for the whole matrix, max|w| / 127.5, zero point 0: what torch.ao's MinMaxObserver gives for a
-    symmetric qint8 weight."""
+    """One scale for the whole matrix (outputs, inputs), max|w| / 127.5, zero point 0: what torch.ao's MinMaxObserver
+    gives for a symmetric qint8 weight."""
     low, high = INT8_RANGE
     largest = weight.detach().abs().max().float()
     scale = torch.clamp(largest / ((high - low) / 2), min=torch.finfo(torch.float32).eps)
@@ -61,8 +61,8 @@ def symmetric_int8_grid(weight: torch.Tensor) -> Grid:
 
 
 def activation_grid(values: torch.Tensor) -> Grid:
-    """Unsigned and affine over the range of one batch, widened to hold 0, as PyTorch's dynamic linear layers see their
-    inputs. A batch of zeros alone gets scale 1."""
+    """Unsigned and affine over the range of one batch (batch, tokens, inputs), widened to hold 0, as PyTorch's dynamic
+    linear layers see their inputs. A batch of zeros alone gets scale 1."""
     low, high = ACTIVATION_RANGE
     values = values.detach().float()
     smallest, largest = values.amin().clamp(max=0), values.amax().clamp(min=0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, input_names, longest_input
 from edgemin_utils.errors import MethodRefused
@@ -27,9 +28,13 @@ FUSED_DOMAIN = "com.microsoft"  # of ONNX Runtime's fused operators
 EXPORT_TOLERANCE = 1e-3
 
 
-def export_graph(model: nn.Module) -> "onnx.ModelProto":
+def export_graph(model: PreTrainedModel) -> "onnx.ModelProto":
     """The graph of a float classifier: input_ids, attention_mask and, where the model has them, token_type_ids as int64
-    (batch, tokens), both free; logits as float32 (batch, labels)."""
+    (batch, tokens), both free; logits as float32 (batch, labels).
+
+    Raises:
+        MethodRefused: torch exports no graph.
+    """
     with quiet_onnx():
         exported = copy.deepcopy(model).cpu().eval()
         exported.set_attn_implementation("eager")
@@ -39,6 +44,8 @@ def export_graph(model: nn.Module) -> "onnx.ModelProto":
         program = torch.onnx.export(
             _FromPositions(exported, names), example, input_names=list(names), output_names=["logits"], dynamo=True,
             dynamic_shapes=(({0: batch, 1: tokens},) * len(names),), opset_version=OPSET, verbose=False)
+        if program is None:
+            raise MethodRefused("torch.onnx.export gave no graph; this version of torch has no exporter of its own")
         graph = program.model_proto
     # Shapes noted while exporting; ONNX Runtime's own inference stumbles over them.
     del graph.graph.value_info[:]
@@ -52,8 +59,6 @@ def export_graph(model: nn.Module) -> "onnx.ModelProto":
 def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> "onnx.ModelProto":
     """The graph of `export_graph`, which is changed, with fused operators.
 
-    Attention is fused only where every layer has as many heads: the optimizer takes one number for all.
-
     Args:
         attention: False leaves attention as single products.
     """
@@ -62,19 +67,16 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_by_fusion
 
-        _write_patterns(graph)
-        layers = encoder_layers(model)
-        equal = len({layer.num_heads for layer in layers}) == 1
+        _write_patterns(graph, model)
         options = FusionOptions("bert")
-        options.enable_attention = attention and equal
+        options.enable_attention = attention
         # A mask of zeros and ones for every token; the default, a length a row, would be wrong for any other mask.
         options.use_raw_attention_mask(True)
         # The word embedding stays an operator of its own, which can be quantized.
         options.enable_embed_layer_norm = False
-        fused = optimize_by_fusion(graph, "bert", num_heads=layers[0].num_heads if equal else 0,
-                                   hidden_size=layers[0].query.out_features if equal else 0,
-                                   optimization_options=options).model
-    _drop_unused(fused)
+        # 0: each layer's heads are read from its own shapes, so that layers may have unequal numbers of them.
+        fused = optimize_by_fusion(graph, "bert", num_heads=0, hidden_size=0, optimization_options=options).model
+    drop_unused(fused)
     # ONNX's own inference knows nothing of these operators, and a quantizer passes over tensors of unknown type.
     fused.graph.value_info.extend(
         helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for node in fused.graph.node
@@ -84,7 +86,7 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
     return fused
 
 
-def check_against(model: nn.Module, logits_of: Any) -> None:
+def check_against(model: PreTrainedModel, logits_of: Any) -> None:
     """Raises MethodRefused if the graph does not compute what the model computes.
 
     Args:
@@ -123,9 +125,10 @@ class _FromPositions(nn.Module):
         return self.model(**named).logits
 
 
-def _write_patterns(graph: "onnx.ModelProto") -> None:
-    """The mask gains its two dimensions one after the other, and attention scores are divided, not multiplied: the
-    optimizer takes the first product above the sum of scores and mask for the mask's."""
+def _write_patterns(graph: "onnx.ModelProto", model: nn.Module) -> None:
+    """The mask gains its two dimensions one after the other; attention scores are divided, not multiplied: the
+    optimizer takes the first product above the sum of scores and mask for the mask's; and each projection says how
+    many heads it is split into."""
     from onnx import helper, numpy_helper
 
     nodes = graph.graph.node
@@ -147,6 +150,13 @@ def _write_patterns(graph: "onnx.ModelProto") -> None:
                 and node.input[0] in maker and maker[node.input[0]].op_type == "MatMul":
             node.op_type = "Div"
             node.input[1] = constant(f"{node.output[0]}_divisor", (1 / second).astype(np.float32))
+    split = [node for node in nodes if node.op_type == "Reshape" and node.input[1] in maker
+             and maker[node.input[1]].op_type == "Concat" and len(maker[node.input[1]].input) == 4]
+    layers = encoder_layers(model)
+    for number, node in enumerate(split):  # query, key and value of the first layer, of the second, ...
+        layer = layers[number // 3]
+        del node.attribute[:]  # allowzero, under which a zero would not stand for the size that is there
+        node.input[1] = constant(f"{node.output[0]}_shape", np.array([0, 0, layer.num_heads, layer.head_size]))
 
 
 def _value(constants: Mapping[str, Any], name: str) -> np.ndarray | None:
@@ -155,7 +165,7 @@ def _value(constants: Mapping[str, Any], name: str) -> np.ndarray | None:
     return numpy_helper.to_array(constants[name]) if name in constants else None
 
 
-def _drop_unused(graph: "onnx.ModelProto") -> None:
+def drop_unused(graph: "onnx.ModelProto") -> None:
     """Removes stored tensors that no operator reads; fusing leaves some behind."""
     used = {name for node in graph.graph.node for name in node.input}
     kept = [constant for constant in graph.graph.initializer if constant.name in used]

@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin_utils.encoders import encoder_layers, input_names, layer_shapes
 from edgemin_utils.errors import MethodRefused
@@ -37,7 +37,7 @@ class OnnxScheme(Scheme):
     fuses_attention = True
 
     def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
-        graph = fuse(_exported(model), model, self.fuses_attention)
+        graph = fuse(exported(model), model, self.fuses_attention)
         float_model = _classifier(graph, model, _float_sizes(model), self.fuses_attention)
         check_against(model, lambda inputs: float_model(**inputs).logits)
         with quiet_onnx():
@@ -50,15 +50,16 @@ class OnnxScheme(Scheme):
         return graph, _float_sizes(model)
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
-        quantized.save(folder)
+        cast(OnnxClassifier, quantized).save(folder)
 
     def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
              attention_implementation: str) -> nn.Module:
         return OnnxClassifier(folder / ONNX_FILE, config, shapes)
 
     def describe(self, quantized: nn.Module) -> dict[str, Any]:
+        notes = cast(OnnxClassifier, quantized).notes
         return {**super().describe(quantized),
-                **{name: quantized.notes[name] for name in ("operators", "fused_attention", "fusion")}}
+                **{name: notes[name] for name in ("operators", "fused_attention", "fusion")}}
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,8 @@ class OnnxDynamic(OnnxScheme):
 
     def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
                   ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
         operators = ["MatMul", "Attention"] + (["Gather"] if self.embeddings else [])
-        quantized = _through_file(lambda path: quantize_dynamic(
-            graph, path, op_types_to_quantize=operators, per_channel=self.per_channel, weight_type=QuantType.QInt8,
-            nodes_to_exclude=_other_gathers(graph, model), extra_options=dict(_UNKNOWN_IS_FLOAT)))
+        quantized = quantize_dynamically(graph, operators, self.per_channel, _other_gathers(graph, model))
         return quantized, _int8_sizes(quantized, model, self.per_channel, self.embeddings)
 
 
@@ -164,7 +161,18 @@ def _through_file(quantize: Callable[[str], None]) -> "onnx.ModelProto":
         return onnx.load(path)
 
 
-def _exported(model: nn.Module) -> "onnx.ModelProto":
+def quantize_dynamically(graph: "onnx.ModelProto", operators: Sequence[str], per_channel: bool,
+                         excluded: Sequence[str] = ()) -> "onnx.ModelProto":
+    """The graph with signed 8-bit weights in the given operators but for the nodes named in `excluded`, and with
+    activations that are quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    return _through_file(lambda path: quantize_dynamic(
+        graph, path, op_types_to_quantize=list(operators), per_channel=per_channel, weight_type=QuantType.QInt8,
+        nodes_to_exclude=list(excluded), extra_options=dict(_UNKNOWN_IS_FLOAT)))
+
+
+def exported(model: PreTrainedModel) -> "onnx.ModelProto":
     """A copy of the model's graph, exported only if it is not the model that was exported last."""
     digest = hashlib.sha256(repr((model.config.to_json_string(), layer_shapes(model))).encode())
     for parameter in model.parameters():
@@ -196,12 +204,10 @@ def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
         return "attention is left as single products, so that its projections can be quantized"
     if fused == len(layers):
         return f"attention is one operator in each of the {fused} layers"
-    if len({layer.num_heads for layer in layers}) > 1:
-        return "attention is not fused, because the layers have unequal numbers of heads"
     return f"attention is fused in {fused} of {len(layers)} layers"
 
 
-def _other_gathers(graph: "onnx.ModelProto", model: nn.Module) -> list[str]:
+def _other_gathers(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str]:
     """Names of the look-ups that are not the word embedding's; position and token-type tables stay float32."""
     shapes = {constant.name: tuple(constant.dims) for constant in graph.graph.initializer}
     word = tuple(model.get_input_embeddings().weight.shape)
@@ -228,7 +234,7 @@ def _float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (parameter.numel(), 4 * parameter.numel()) for name, parameter in model.named_parameters()}
 
 
-def _int8_sizes(graph: "onnx.ModelProto", model: nn.Module, per_channel: bool,
+def _int8_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: bool,
                 embeddings: bool) -> dict[str, tuple[int, int]]:
     """Name -> (weights, bytes): one byte a quantized weight, five for each scale with its zero point.
 

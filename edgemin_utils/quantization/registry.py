@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.checkpoints import cut_config
 from edgemin_utils.checkpoints import load_model as load_float_model
@@ -49,7 +49,7 @@ def quantize(model: nn.Module, scheme: str, rows: Sequence[Mapping[str, torch.Te
     """A quantized copy of a float model, for the CPU.
 
     Args:
-        rows: inputs of single training rows, which a calibrated scheme takes its ranges from.
+        rows: inputs of single training rows, tensors (1, tokens), which a calibrated scheme takes its ranges from.
 
     Raises:
         SettingError: unknown scheme, or no rows for a calibrated one.
@@ -62,7 +62,7 @@ def quantize(model: nn.Module, scheme: str, rows: Sequence[Mapping[str, torch.Te
         return chosen.quantize(copy.deepcopy(model).cpu().eval(), rows)
 
 
-def save_quantized(model: nn.Module, folder: Path, scheme: str,
+def save_quantized(model: PreTrainedModel, folder: Path, scheme: str,
                    tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Writes a quantized model as a folder that `load_model` reads: weights without pickle, config.json, tokenizer."""
     folder = Path(folder)
@@ -84,7 +84,7 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> nn
         ModelError: as `checkpoints.load_model`, or quantized weights that are damaged or do not fit.
     """
     folder = Path(folder)
-    scheme = _scheme_of(folder)
+    scheme = scheme_of(folder)
     if scheme is None:
         return load_float_model(folder, attention_implementation=attention_implementation)
     config, shapes = cut_config(folder)
@@ -98,8 +98,8 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> nn
         raise ModelError(f"the weights of {folder} are truncated or damaged ({reason}); quantize anew") from error
 
 
-def _scheme_of(folder: Path) -> str | None:
-    """The scheme that config.json names; None for a float model, or where there is nothing to read."""
+def scheme_of(folder: Path) -> str | None:
+    """The scheme that a model's config.json names; None for a float model, or where there is nothing to read."""
     try:
         extra = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("edgemin", {})
         return extra.get("scheme")

@@ -16,16 +16,19 @@ class Scheme(ABC):
     What it makes is called like the float model and can be saved and loaded; it is never trained.
 
     Attributes:
-        source: where the method comes from, for the record.
         arithmetic: what its layers compute with, for the record.
         calibrated: whether it looks at training rows.
         needs: packages that it imports when it is used.
     """
 
-    source = ""
     arithmetic = ""
     calibrated = False
     needs: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Where the method comes from, for the record."""
+        return ""
 
     @abstractmethod
     def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]) -> nn.Module:

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from edgemin_utils.encoders import model_from_shapes
+from edgemin_utils.encoders import empty_model, fill_parameters
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.library_messages import quiet_torch_ao
 from edgemin_utils.quantization.scheme import Scheme
 
 QUANTIZED_WEIGHTS_FILE = "quantized_model.safetensors"
+_STORED = ("weight", "weight_scale", "weight_zero_point", "bias")
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,12 @@ class TorchDynamic(Scheme):
 
     def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
              attention_implementation: str) -> nn.Module:
-        model = self.quantize(model_from_shapes(config, shapes, attention_implementation).eval())
+        model = empty_model(config, shapes, attention_implementation)
         tensors = load_file(folder / QUANTIZED_WEIGHTS_FILE)
-        for name, module in model.named_modules():
-            if _is_quantized(module):
-                _restore(module, {part: tensors[f"{name}.{part}"] for part in _stored_tensors(module)})
-            else:
-                for part, parameter in module.named_parameters(recurse=False):
-                    parameter.data.copy_(tensors[f"{name}.{part}" if name else part])
+        for name in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
+            own = {part: tensors.pop(f"{name}.{part}") for part in _STORED if f"{name}.{part}" in tensors}
+            model.set_submodule(name, _restored(model.get_submodule(name), own))
+        fill_parameters(model, tensors)
         return model
 
 
@@ -94,7 +93,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, Linear)
 
 
-def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+def _stored_tensors(module: Any) -> dict[str, torch.Tensor]:
     """A quantized module's weights as plain tensors: integers, scale, zero point, bias."""
     with quiet_torch_ao():
         weight = module.weight()
@@ -106,17 +105,24 @@ def _stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return stored if bias is None else {**stored, "bias": bias.detach()}
 
 
-def _restore(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+def _restored(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The quantized form of a linear layer or embedding, of whose weights only the shapes are looked at."""
+    from torch.ao.nn.quantized import Embedding
+    from torch.ao.nn.quantized.dynamic import Linear
+
     with quiet_torch_ao():
-        if _is_embedding(module):
-            module.set_weight(torch._make_per_channel_quantized_tensor(
+        if isinstance(module, nn.Embedding):
+            count, size = module.weight.shape
+            return Embedding(count, size, _weight=torch._make_per_channel_quantized_tensor(
                 stored["weight"], stored["weight_scale"], stored["weight_zero_point"], 0))
-        else:
-            weight = torch._make_per_tensor_quantized_tensor(stored["weight"], float(stored["weight_scale"]), 0)
-            module.set_weight_bias(weight, stored.get("bias"))
+        restored = Linear(module.in_features, module.out_features)
+        restored.set_weight_bias(
+            torch._make_per_tensor_quantized_tensor(stored["weight"], float(stored["weight_scale"]), 0),
+            stored.get("bias"))
+        return restored
 
 
-def _word_embedding_names(model: nn.Module) -> list[str]:
+def _word_embedding_names(model: PreTrainedModel) -> list[str]:
     """The embedding of tokens. Position and token-type tables are small, and PyTorch's quantized embedding does not
     take the expanded indices that they get."""
     word = model.get_input_embeddings()

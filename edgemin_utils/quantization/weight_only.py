@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from edgemin_utils.encoders import model_from_shapes
+from edgemin_utils.encoders import empty_model, fill_parameters
 from edgemin_utils.quantization.integers import (
     grouped_int4_grid,
     int4_scales,
@@ -38,7 +39,7 @@ class WeightInt4(Scheme):
     source = "round to nearest in groups along the input dimension, own packing of two weights a byte"
     arithmetic = "FP32: weights are unpacked on loading, so latency is that of the FP32 model"
 
-    def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
+    def quantize(self, model: PreTrainedModel, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
         with torch.no_grad():
             for module in self._matrices(model).values():
                 grid, scales = grouped_int4_grid(module.weight), int4_scales(module.weight)
@@ -47,7 +48,7 @@ class WeightInt4(Scheme):
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
         packed = self._matrices(quantized)
-        tensors = {name: value.detach() for name, value in quantized.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {name: value.detach() for name, value in quantized.named_parameters()}
         for name, module in packed.items():
             del tensors[f"{name}.weight"]
             tensors |= {f"{name}.packed_weight": module.packed_weight, f"{name}.weight_scale": module.weight_scale}
@@ -55,18 +56,15 @@ class WeightInt4(Scheme):
 
     def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
              attention_implementation: str) -> nn.Module:
-        model = model_from_shapes(config, shapes, attention_implementation).eval()
+        model = empty_model(config, shapes, attention_implementation)
         tensors = load_file(folder / INT4_WEIGHTS_FILE)
-        packed = self._matrices(model)
-        for name, parameter in model.named_parameters():
-            owner = name.removesuffix(".weight")
-            if owner not in packed or name == owner:
-                parameter.data.copy_(tensors[name])
-        for name, module in packed.items():
-            _become_int4(module, tensors[f"{name}.packed_weight"], tensors[f"{name}.weight_scale"])
+        for name, module in self._matrices(model).items():
+            _become_int4(module, tensors.pop(f"{name}.packed_weight"), tensors.pop(f"{name}.weight_scale"))
+            tensors[f"{name}.weight"] = module.weight.detach()
+        fill_parameters(model, tensors)
         return model
 
-    def _matrices(self, model: nn.Module) -> dict[str, nn.Module]:
+    def _matrices(self, model: PreTrainedModel) -> dict[str, Any]:
         word = model.get_input_embeddings() if self.embeddings else None
         return {name: module for name, module in model.named_modules()
                 if isinstance(module, nn.Linear) or module is word}
@@ -88,17 +86,16 @@ class Int4Embedding(nn.Embedding):
         return _stored_sizes(self)
 
 
-def _become_int4(module: nn.Module, packed: torch.Tensor, scales: torch.Tensor) -> None:
+def _become_int4(module: nn.Linear | nn.Embedding, packed: torch.Tensor, scales: torch.Tensor) -> None:
     """Makes a linear layer or an embedding one that stores its matrix as INT4, in place."""
     columns = module.weight.shape[1]
-    with torch.no_grad():
-        module.weight.copy_(unpack_int4(packed, columns).float() * spread_scales(scales, columns).float())
+    module.weight = nn.Parameter(unpack_int4(packed, columns).float() * spread_scales(scales, columns).float())
     module.register_buffer("packed_weight", packed, persistent=False)
     module.register_buffer("weight_scale", scales, persistent=False)
     module.__class__ = Int4Linear if isinstance(module, nn.Linear) else Int4Embedding
 
 
-def _stored_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
+def _stored_sizes(module: Any) -> dict[str, tuple[int, int]]:
     matrix = sum(buffer.numel() * buffer.element_size() for buffer in (module.packed_weight, module.weight_scale))
     sizes = {"weight": (module.weight.numel(), matrix)}
     bias = getattr(module, "bias", None)

@@ -5,8 +5,10 @@ Each takes what a study's records hold, whatever was asked for by `compared_obje
 tested against the same one, p-values are Holm's (`p_holm`), over the rows of one task and dev split.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,10 +54,10 @@ def cuts_table(study: Path | StudyRecords) -> pd.DataFrame:
     def chosen(record: Record) -> bool:
         return record.content["student"] == main and kinds_since_student(record.content) == ["prune"]
 
-    table = _compared(records, chosen, lambda chain, key: distillation_key(main))
+    table = _compared(records, chosen, lambda chain, key: distillation_key(main or ""))
     table["method"] = [what_of(content, "prune") for content in table.pop("content")]
-    table["after_cut"] = [_mean_over(records, row["task"], row["key"], lambda record, row=row: _accuracy_after_cut(
-        record, row["split"])) for row in table.to_dict("records")]
+    table["after_cut"] = [_mean_over(records, row["task"], row["key"], partial(_accuracy_after_cut, split=row["split"]))
+                          for row in table.to_dict("records")]
     table["weights_removed"] = _mean_of(records, table, lambda record: _share_removed(records, record))
     return table[_present(table, [*_ROW, "weights_removed", "parameters", "after_cut", *_ACCURACY,
                                   *_DIFFERENCE, "p_holm", *columns_of(table, "macs")[-1:], *_latency(table), "refused",
@@ -73,8 +75,8 @@ def schemes_table(study: Path | StudyRecords) -> pd.DataFrame:
         records, lambda record: record.key in sources or _is_scheme_of_main(record, records),
         lambda chain, key: source_key(chain.models[key]) if key in chain.models and key not in sources else None)
     table["method"] = [what_of(content, "quantize") or "float32 (PyTorch)" for content in table.pop("content")]
-    table["agreement"] = [_mean_over(records, row["task"], row["key"], lambda record, row=row: 100 * (
-        record.results.get("agreement") or {}).get(row["split"], np.nan)) for row in table.to_dict("records")]
+    table["agreement"] = [_mean_over(records, row["task"], row["key"], partial(_agreement, split=row["split"]))
+                          for row in table.to_dict("records")]
     return table[_present(table, [*_ROW, "megabytes", *_ACCURACY, "agreement", *_DIFFERENCE,
                                   "p_holm", *_latency(table), "refused", "seeds", "folder"])]
 
@@ -112,7 +114,7 @@ def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
 
     `reference` gives the key of the model that a chain's model is tested against, or None.
     """
-    contents, first = {}, {}
+    contents, first = dict[str, Mapping[str, Any]](), dict[tuple[str, str], Chain]()
     for chain in records.chains:
         for record in (*chain.models.values(), *chain.refused.values()):
             if chosen(record):
@@ -130,9 +132,9 @@ def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
         family = group["p_value"].dropna()
         frame.loc[family.index, "p_holm"] = holm_correction(family.tolist())
     frame["refused"] = ""
-    refused = [{"task": chain.task, "split": "", "key": key, "content": record.content, "refused": record.refused,
-                "folder": record.folder.relative_to(records.study).as_posix(), "seeds": 1}
-               for (_, key), chain in first.items() if (record := chain.refused.get(key)) is not None]
+    refused = [{"task": chain.task, "split": "", "key": key, "content": found.content, "refused": found.refused,
+                "folder": found.folder.relative_to(records.study).as_posix(), "seeds": 1}
+               for (_, key), chain in first.items() if (found := chain.refused.get(key)) is not None]
     if not refused:
         return frame
     split_of = {task: group["split"].iloc[0] for task, group in frame.groupby("task", sort=False)}
@@ -191,9 +193,13 @@ def _accuracy_after_cut(record: Record, split: str) -> float:
     return 100 * metrics.get("accuracy", np.nan)
 
 
+def _agreement(record: Record, split: str) -> float:
+    return 100 * (record.results.get("agreement") or {}).get(split, np.nan)
+
+
 def _share_removed(records: StudyRecords, record: Record) -> float:
     """Percent of the source's stored weights that a model has lost."""
-    source = next((chain.models.get(source_key(record)) for chain in records.chains
+    source = next((chain.models.get(source_key(record) or "") for chain in records.chains
                    if chain.task == record.task and chain.seed == record.seed), None)
     if source is None:
         return np.nan

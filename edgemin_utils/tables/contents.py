@@ -230,6 +230,7 @@ def latency_note(records: StudyRecords) -> str:
 
 
 def noise_note(records: StudyRecords) -> tuple[str, ...]:
+    """What the mark of noisy timings means, where the study has any."""
     noisy = any(row.get("noisy") for chain in records.chains for row in chain.measured_rows("latency"))
     return ("* noisy: the interquartile range is over 10 % of the median.",) if noisy else ()
 

@@ -1,4 +1,5 @@
-"""Tables of cuts: what each one took away, and accuracy before it, right after it and after recovery."""
+"""Tables of cuts: what one would take away and what it took, layer by layer, and accuracy before it, right after it and
+after recovery."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,66 @@ def what_went(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "nothing"
 
 
+def planned_cut_table(heads: Sequence[int], ratio: float, scope: str) -> pd.DataFrame:
+    """What int(ratio x heads) removes, and what share that really is: layer by layer, or of all heads at once.
+
+    Args:
+        heads: heads of each layer before the cut.
+        ratio: share asked for.
+        scope: "layer" or "global", as `pruning.plan_removal`.
+    """
+    groups = [(f"layer {number}", count) for number, count in enumerate(heads)] if scope == "layer" else []
+    rows = [_planned_row(name, count, ratio, int(ratio * count)) for name, count in groups]
+    total = sum(heads)
+    gone = sum(row["Removed"] for row in rows) if scope == "layer" else int(ratio * total)
+    return pd.DataFrame([*rows, _planned_row("all layers", total, ratio, gone)])
+
+
+def _planned_row(name: str, count: int, ratio: float, removed: int) -> dict[str, Any]:
+    return {"Where": name, "Heads": count, "Ratio x heads": f"{ratio * count:.2f}", "Removed": removed,
+            "Share removed %": f"{100 * removed / count:.1f}"}
+
+
+def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> pd.DataFrame:
+    """Which heads went, layer by layer; of a layer that went as a whole nothing is left.
+
+    Args:
+        dense, pruned: results of the student's record before and after pruning.
+    """
+    left = {name: iter(pruned["model"][name]) for name in ("heads", "intermediate_sizes")}
+    rows = []
+    for number, (heads, neurons, removed) in enumerate(
+            zip(dense["model"]["heads"], dense["model"]["intermediate_sizes"], pruned["removed_heads"], strict=True)):
+        dropped = number in pruned["removed_layers"]
+        rows.append({"Layer": str(number), "Heads before": heads,
+                     "Removed heads": "the whole layer" if dropped else removed,
+                     "Heads after": 0 if dropped else next(left["heads"]), "Neurons before": neurons,
+                     "Neurons after": 0 if dropped else next(left["intermediate_sizes"])})
+    return pd.DataFrame(rows)
+
+
+def matrix_shapes_table(dense: Sequence[Any], pruned: Sequence[Any], dropped: Sequence[int] = ()) -> pd.DataFrame:
+    """Shapes (rows x columns) of every layer's weight matrices, with an arrow where the cut changed them.
+
+    Args:
+        dense, pruned: `encoders.encoder_layers` of the model before and after.
+        dropped: numbers of the dense model's layers that went as a whole.
+    """
+    names = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
+    rows, left = [], iter(pruned)
+    for number, before in enumerate(dense):
+        after = None if number in dropped else next(left)
+        row = {"Layer": str(number)}
+        for name in names:
+            old = tuple(getattr(before, name).weight.shape)
+            new = old if after is None else tuple(getattr(after, name).weight.shape)
+            text = " x ".join(map(str, old))
+            changed = text if old == new else f"{text} → {' x '.join(map(str, new))}"
+            row[name.replace("_", " ")] = "gone" if after is None else changed
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def ways_of_cutting(cuts: Sequence[Record]) -> dict[str, list[Mapping[str, Any]]]:
     """Cuts that differ only in how much they take, together: a name without the ratios -> their results.
 
@@ -124,7 +185,8 @@ def _way(cut: Mapping[str, Any], criterion: str) -> str:
                 "vocabulary": "prune_vocabulary"}
     kinds = [name for name, setting in settings.items() if cut[setting]]
     if cut["pruned_layers"] and not cut["pruned_layers"].startswith("least"):
-        kinds[kinds.index("layers")] = "top layers" if cut["pruned_layers"].startswith("top") else "named layers"
+        orders = {"top": "top layers", "spaced": "spaced layers"}
+        kinds[kinds.index("layers")] = orders.get(cut["pruned_layers"].partition("-")[0], "named layers")
     rounds = cut["pruning_rounds"]
     return ", ".join([f"{criterion} {' and '.join(kinds)}".strip(),
                       *(["global"] if cut["pruning_scope"] == "global" else []),

@@ -11,7 +11,7 @@ from edgemin_utils.tables.summary import as_records, columns_of, longest_input, 
 from edgemin_utils.tables.variants import Chain, StudyRecords, kinds_since_student, main_student
 
 FACTORS = ("distilled", "pruned", "quantized")
-_PATHS = ([], ["prune"], ["quantize"], ["prune", "quantize"])
+_PATHS: tuple[list[str], ...] = ([], ["prune"], ["quantize"], ["prune", "quantize"])
 TERMS = tuple(terms for count in (1, 2, 3) for terms in itertools.combinations(FACTORS, count))
 
 
@@ -91,16 +91,16 @@ def _factorial_rows(records: StudyRecords) -> pd.DataFrame:
 
 def _keys(chain: Chain, main: str | None) -> dict[tuple[bool, bool, bool], str]:
     """(distilled, pruned, quantized) -> key of a chain's models that belong to the factorial."""
-    found = {}
+    found: dict[tuple[bool, bool, bool], str] = {}
     for key, record in chain.models.items():
         content = record.content
         if content["student"] in (main, "none") and kinds_since_student(content) in _PATHS and not content["compared"]:
-            found.setdefault(tuple(bool(content[name]) for name in FACTORS), key)
+            found.setdefault((bool(content["distilled"]), bool(content["pruned"]), bool(content["quantized"])), key)
     return found
 
 
 def _ends(name: str, estimate: Estimate | None) -> dict[str, float]:
-    if estimate is None or estimate.low is None:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return {f"{name}_low": np.nan, f"{name}_high": np.nan}
     return {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
@@ -119,8 +119,8 @@ def _accuracy_effect(records: StudyRecords, task: str, split: str, terms: tuple[
     """Effect on accuracy in percentage points with its interval; None where predictions are missing."""
     by_seed = []
     for chain, places, keys in _complete_chains(records, task):
-        answers = [predictions_of(chain.models[key], split) for key in keys]
-        if any(answer is None for answer in answers) or len({len(answer) for answer in answers}) > 1:
+        answers = [answer for key in keys if (answer := predictions_of(chain.models[key], split)) is not None]
+        if len(answers) < len(keys) or len({len(answer) for answer in answers}) > 1:
             return None
         right = np.array([(answer["prediction"] == answer["label"]).to_numpy(dtype=float) for answer in answers])
         by_seed.append(100 * _weights(places, terms) @ right)
@@ -141,10 +141,10 @@ def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[
         weights = np.array([columns @ _weights(places, terms) for terms in TERMS])
         by_seed.append(contrasts_of_medians(times, weights))
     if len(by_seed) < 2:
-        return by_seed[0] if by_seed else [None] * len(TERMS)
+        return [*by_seed[0]] if by_seed else [None] * len(TERMS)
     means = [mean_with_interval(np.log([estimate.value for estimate in estimates]))
              for estimates in zip(*by_seed, strict=True)]
-    return [Estimate(*np.exp(mean)) for mean in means]
+    return [mean.exponential() for mean in means]
 
 
 def _raw_times(chain: Chain, keys: list[str], input_name: str) -> tuple[np.ndarray | None, list[str]]:

@@ -57,7 +57,7 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
             f"**{label}** {synthetic}- the teacher reaches {teacher['accuracy']:.1f} % of {teacher['rows']:,.0f} rows; "
             f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's.")
     main = main_student(records.chains)
-    steps = []
+    steps = list[tuple[str, str | None, str]]()
     if main and main != "none":
         steps.append(("distillation", distillation_key("none"), distillation_key(main)))
     for key, row in rows[rows["main"]].iterrows():
@@ -108,7 +108,7 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
     return sentences
 
 
-def _speed_sentence(task: str, small: pd.Series, column: str, longest: str) -> str:
+def _speed_sentence(task: str, small: pd.Series, column: str, longest: str | None) -> str:
     ratio, low, high = (small[name] for name in (column, f"{column}_low", f"{column}_high"))
     interval = "" if pd.isna(low) else f" (95 % interval {low:.2f} to {high:.2f})"
     noisy = ", on noisy timings" if bool(small.get(f"latency_{longest}_noisy", False)) else ""

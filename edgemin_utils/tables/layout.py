@@ -46,7 +46,9 @@ COLUMNS = {
     "bound_ms": Column("Bound (ms)", 2), "of_bound": Column("Over the bound", 1, suffix="x"),
     "over_teacher": Column("Over the teacher", 2, suffix="x"),
     "over_student": Column("Over the student", 2, suffix="x"), "interaction": Column("Interaction", 3),
-    "products_alone": Column("Products alone", 3),
+    "products_alone": Column("Products alone", 3), "attention_alone": Column("Attention alone", 3),
+    "predicted": Column("Predicted", 3), "imports_mb": Column("Imports (MB)", 0), "peak_mb": Column("Peak (MB)", 0),
+    "at_the_end_mb": Column("At the end (MB)", 0),
     "pruned": Column("Pruned"),
     "quantized": Column("Quantized"), "p_holm": Column("p (Holm)", 3), "method": Column("Method"),
     "weights_removed": Column("Weights removed %"), "after_cut": Column("After cut %"),
@@ -186,6 +188,7 @@ def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
 
 
 def p_value_text(value: float) -> str:
+    """A p-value with three decimals, small ones as "<0.001"."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from edgemin_utils.records import Record
+from edgemin_utils.statistics import accuracy_interval
 from edgemin_utils.tables.stage_tables import MB, percent
 
 
@@ -91,6 +92,44 @@ def orders_table(models: Mapping[str, Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
+def bundle_table(source: Record, quantized: Mapping[str, Record], bundle: Mapping[str, Any]) -> pd.DataFrame:
+    """The edge bundle as one more row of `schemes_table`.
+
+    Args:
+        bundle: content of its bundle.json, or {"refused": why}.
+    """
+    if "refused" in bundle:
+        row = {"Scheme": "edge bundle", "Note": f"refused: {bundle['refused']}"}
+    else:
+        measured, before = bundle["measured"], source.results["size"]["model_bytes"]
+        row = {"Scheme": "edge bundle", "MB": f"{measured['model_bytes'] / MB:,.2f}",
+               "Smaller": f"{before / measured['model_bytes']:.2f}x", "Note": bundle["models"]["model.onnx"]["what"]}
+        for split, found in measured["accuracy"].items():
+            low_high = accuracy_interval(round(found["bundle"] * found["rows"]), found["rows"])
+            row[f"Accuracy % ({split})"] = percent(found["bundle"], low_high.low, low_high.high)
+            row[f"Same answer % ({split})"] = percent(found["agreement"])
+        row |= _quick_ratios(measured["latency"], "pytorch", "bundle")
+    frame = pd.concat([schemes_table(source, quantized), pd.DataFrame([row])], ignore_index=True).fillna("")
+    return frame[[*(name for name in frame if name != "Note"), "Note"]]
+
+
+def bundle_sentences(bundle: Mapping[str, Any]) -> list[str]:
+    """What the bundle costs and keeps, or why there is none."""
+    if "refused" in bundle:
+        return [f"There is no bundle: {bundle['refused']}."]
+    measured = bundle["measured"]
+    medians = {(row["model"], row["input"]): row for row in measured["latency"]}
+    sentences = []
+    for name in dict.fromkeys(row["input"] for row in measured["latency"]):
+        ours, theirs = medians["bundle", name], medians["pytorch", name]
+        sentences.append(
+            f"{name}: {ours['median_ms']:.2f} ms on one thread (IQR {ours['iqr_ms']:.2f}, {ours['runs']} runs), where "
+            f"the model that it was made from takes {theirs['median_ms']:.2f} ms in PyTorch, timed in turns.")
+    total = sum(item["bytes"] for item in bundle["files"].values())
+    return [*sentences, f"The whole folder has {total / MB:,.2f} MB in {len(bundle['files'])} files beside "
+            f"bundle.json; {measured['model_bytes'] / MB:,.2f} MB of it are the model."]
+
+
 def sensitivity_sentences(sensitivity: Mapping[str, Any]) -> list[str]:
     """Which layer loses most alone, in each number format.
 
@@ -116,7 +155,7 @@ def _accuracies(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
             for split, each in metrics.items()}
 
 
-def _quick_ratios(rows: list[Mapping[str, Any]]) -> dict[str, str]:
+def _quick_ratios(rows: list[Mapping[str, Any]], before: str = "fp32", after: str = "quantized") -> dict[str, str]:
     medians = {(row["input"], row["model"]): row["median_ms"] for row in rows}
-    return {f"Faster at {name} (quick look)": f"{medians[name, 'fp32'] / medians[name, 'quantized']:.2f}x"
+    return {f"Faster at {name} (quick look)": f"{medians[name, before] / medians[name, after]:.2f}x"
             for name in dict.fromkeys(row["input"] for row in rows)}

@@ -5,7 +5,7 @@ Columns hold numbers, not text: accuracies and F1 in %, sizes and memory in MB (
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ def _summarize(records: StudyRecords) -> pd.DataFrame:
 
 
 def as_records(study: Path | StudyRecords) -> StudyRecords:
+    """The records of a study, read from its folder unless they are given."""
     return study if isinstance(study, StudyRecords) else read_study(study)
 
 
@@ -153,10 +154,9 @@ def compare(chains: Iterable[Chain], split: str, first: str, second: str) -> dic
     found = []
     for chain in chains:
         if first in chain.models and second in chain.models:
-            answers = [predictions_of(chain.models[key], split) for key in (first, second)]
-            if all(answer is not None and len(answer) == len(answers[0]) for answer in answers):
-                found.append(compare_predictions(answers[0]["prediction"], answers[1]["prediction"],
-                                                 answers[0]["label"]))
+            one, other = (predictions_of(chain.models[key], split) for key in (first, second))
+            if one is not None and other is not None and len(one) == len(other):
+                found.append(compare_predictions(one["prediction"], other["prediction"], one["label"]))
     return _difference_of_seeds(found) if found else None
 
 
@@ -168,7 +168,7 @@ def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
     return pd.read_csv(path, usecols=["row", "label", "prediction"]).sort_values("row", kind="stable")
 
 
-def _difference_of_seeds(found: list[Mapping]) -> dict:
+def _difference_of_seeds(found: Sequence[Mapping]) -> dict:
     if len(found) == 1:
         only = found[0]
         return {"difference": 100 * only["difference"], "low": 100 * only["low"], "high": 100 * only["high"],
@@ -263,9 +263,8 @@ def _latency_of_seeds(group: pd.DataFrame) -> dict:
     if len(group) == 1 or ratios.isna().any():
         return row | {name: group[name].astype(float).iloc[0] for name in
                       ("speed_up", "speed_up_low", "speed_up_high")}
-    mean = mean_with_interval(ratios)
-    return row | {"speed_up": float(np.exp(mean.value)), "speed_up_low": float(np.exp(mean.low)),
-                  "speed_up_high": float(np.exp(mean.high))}
+    mean = mean_with_interval(ratios).exponential()
+    return row | {"speed_up": mean.value, "speed_up_low": mean.low, "speed_up_high": mean.high}
 
 
 def _aggregate(frame: pd.DataFrame, columns: list[str], combine: Callable[[pd.DataFrame], dict]) -> pd.DataFrame:

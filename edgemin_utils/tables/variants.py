@@ -56,9 +56,11 @@ class StudyRecords:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that have a chain, each once."""
         return tuple(dict.fromkeys(chain.task for chain in self.chains))
 
     def of_task(self, task: str) -> list[Chain]:
+        """The chains of that task."""
         return [chain for chain in self.chains if chain.task == task]
 
     @property

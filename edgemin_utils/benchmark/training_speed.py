@@ -1,9 +1,10 @@
 """Training speed: examples per second of this study's loops against plain Trainer defaults, on the same rows.
 
-`make benchmarks` runs it on the embedded corpora; `--data-dir`, `--teacher` and the other options of `edgemin run`
-set it on real rows and weights. Plain means what transformers' Trainer does when it is only given model, rows and
-tokenizer: rows in random order, batches padded to their longest row, float32, and for distillation the teacher run on
-every batch. The variants are trained in turn (A B C A B C), so that the ratios hold when the machine's speed drifts.
+`make benchmarks` runs it on the embedded corpora; behind `training-speed`, `--data-dir`, `--teacher` and the other
+options of `edgemin run` set it on real rows and weights. Plain means what transformers' Trainer does when it is only
+given model, rows and tokenizer: rows in random order, batches padded to their longest row, float32, and for
+distillation the teacher run on every batch. The variants are trained in turn (A B C A B C), so that the ratios hold
+when the machine's speed drifts.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -83,9 +84,10 @@ def compare_speeds(task: str, profile: str, overrides: Mapping[str, Any], repeat
     return pd.DataFrame(table).sort_values(["loop"], kind="stable", ascending=False).reset_index(drop=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the comparison and prints it with what it was run on."""
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.benchmark", description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.benchmark training-speed",
+                                     description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--task", default="mnli", help="task whose rows are trained on")
     parser.add_argument("--profile", default="demo", help="profile whose models and settings are used")
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500, help="train rows")
     parser.add_argument("--epochs", type=float, default=1.0, help="epochs of each distillation phase")
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is trained")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     overrides = {"train_fraction": 1.0, "train_rows": options.rows, "distillation_epochs": options.epochs,
                  "prediction_epochs": options.epochs}
     given = {"data_dir": options.data_dir, "teacher": options.teacher}
@@ -105,7 +107,3 @@ def main() -> None:
     console.print(f"{options.task}, {options.profile} profile, {options.rows} rows, {options.repeats} repeats in turn; "
                   f"{environment['processor']}, {available_cores()} cores", highlight=False)
     console.print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"), highlight=False)
-
-
-if __name__ == "__main__":
-    main()

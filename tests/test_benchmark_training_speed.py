@@ -1,4 +1,4 @@
-from edgemin_utils.benchmark import VARIANTS, compare_speeds
+from edgemin_utils.benchmark.training_speed import VARIANTS, compare_speeds
 
 TINY = {"train_rows": 40, "dev_rows": 10, "teacher_layers": 1, "teacher_hidden_size": 16, "teacher_heads": 2,
         "teacher_intermediate_size": 16, "student_layers": 1, "student_hidden_size": 8, "student_heads": 2,
