@@ -190,9 +190,10 @@ def measure_here(models: Mapping[str, PreTrainedModel], steps: int = 4, batch_si
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measured = {"tokens": MEASURED_TOKENS, "batch_size": batch_size,
-                    "peak_flops": 2 * measure_peaks(1).fp32_macs_per_second, "environment": describe_environment(),
-                    "models": {}}
+        measured: dict[str, Any] = {
+            "tokens": MEASURED_TOKENS, "batch_size": batch_size,
+            "peak_flops": 2 * measure_peaks(1).fp32_macs_per_second, "environment": describe_environment(),
+            "models": {}}
         for name, model in models.items():
             config = model.config
             layers = getattr(config, "n_layers", None) or config.num_hidden_layers
