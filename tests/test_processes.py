@@ -19,7 +19,7 @@ from edgemin_utils.stages import train_teacher_and_students
 # Without dropout, and with rows that fill every batch, two processes have nothing to differ in but rounding. The
 # soft-target loss is a mean over rows, as gradients are over processes.
 SETTINGS = {
-    "train_rows": 64, "dev_rows": 20, "holdout_fraction": 0, "dropout": 0, "batch_size": 16, "teacher_batch_size": 32,
+    "holdout_fraction": 0, "dropout": 0, "batch_size": 16, "teacher_batch_size": 32,
     "teacher_epochs": 2, "distillation_epochs": 0, "prediction_epochs": 1, "objective": "logits",
     "compared_objectives": "",
     "teacher_layers": 1, "teacher_hidden_size": 16, "teacher_heads": 2, "teacher_intermediate_size": 16,
@@ -27,18 +27,29 @@ SETTINGS = {
 STAGES = ("teacher/fine-tuned", "distillation/logits")
 
 
-def test_two_processes_train_what_one_does_and_one_of_them_writes_it(tmp_path):
-    alone = open_run("sst2", "demo", 0, tmp_path / "alone", SETTINGS)
+@pytest.fixture
+def settings(tmp_path):
+    """`SETTINGS`, and rows of one's own, which are read faster than the embedded corpus is made in every process."""
+    for split, count in (("train", 64), ("dev", 20)):
+        rows = [f"{'very ' * (row % 5)}{'good' if row % 2 else 'bad'} {split} {row}\t{row % 2}" for row in range(count)]
+        path = tmp_path / "rows" / "SST-2" / f"{split}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["sentence\tlabel", *rows, ""]))
+    return {**SETTINGS, "data_dir": str(tmp_path / "rows")}
+
+
+def test_two_processes_train_what_one_does_and_one_of_them_writes_it(tmp_path, settings):
+    alone = open_run("sst2", "demo", 0, tmp_path / "alone", settings)
     assert [record.key for record in train_teacher_and_students(alone)] == list(STAGES)
     # torch's own launcher, as `accelerate launch` starts it on GPUs; without any, the processes compute on the CPU.
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
                "-m", "edgemin_utils", "train", "--tasks", "sst2", "--output-dir", str(tmp_path / "together")]
-    command += [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+    command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     shown = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=280,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert shown.returncode == 0, shown.stderr[-3000:]
-    together = open_run("sst2", "demo", 0, tmp_path / "together", SETTINGS)
+    together = open_run("sst2", "demo", 0, tmp_path / "together", settings)
     for key in STAGES:
         assert together.state(key).status == "done", "`edgemin run` would train it again"
         assert shown.stdout.count(f"sst2, seed 0: {key} done in") == 1
@@ -54,9 +65,9 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes_it(tmp_path):
     assert not left and not list((tmp_path / "together").glob(".shared-*"))
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, monkeypatch):
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path, settings, monkeypatch):
     monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 3))
-    run = open_run("sst2", "demo", 0, tmp_path, SETTINGS)
+    run = open_run("sst2", "demo", 0, tmp_path, settings)
     with pytest.raises(SettingError, match="a batch of 32 rows cannot be divided among 3 processes; set batch_size"):
         next(train_teacher_and_students(run))
 
