@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab demo benchmarks paper-numbers reference lint hooks docs clean
+.PHONY: help study status report test lab demo benchmarks paper-numbers scale reference lint hooks docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults; the e
 
 paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)
 	$(BIN)/python -m edgemin_utils.paper $(ARGS)
+
+scale: $(INSTALLED) ## what the paper profile needs on one GPU, measured here and extrapolated into the README
+	$(BIN)/python -m edgemin_utils.scale --publish $(ARGS)
 
 reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...
 	@test -n "$(DATA_DIR)" -a -n "$(TEACHER_DIR)" || { \

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,21 @@ def storage_errors(folder: Path) -> Iterator[None]:
             raise StorageError(f"{error.filename} cannot be written ({error.strerror}); choose another "
                                "--output-dir") from error
         raise
+
+
+def check_storage(folder: Path, gigabytes: float) -> None:
+    """Makes a study's folder and sees that it can be written and has room.
+
+    Raises:
+        StorageError: it cannot be written, or has less than `gigabytes` (10^9 bytes) free.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free / 1e9
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); choose another --output-dir") from error
+    if free < gigabytes:
+        raise StorageError(f"{folder} has {free:.2g} GB free and this study may take {gigabytes:.2g} GB; free some "
+                           "space or choose another --output-dir")

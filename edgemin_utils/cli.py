@@ -19,9 +19,12 @@ from rich.table import Table
 from edgemin_utils.command_options import read_arguments, read_overrides
 from edgemin_utils.config import load_settings, project_folder, setting_fields, study_folder
 from edgemin_utils.errors import EdgeMINError, ModelError, SettingError, StageError, StorageError
+from edgemin_utils.paths import refuse_unshared
+from edgemin_utils.processes import is_main_process, joined_processes, launched_processes
 from edgemin_utils.progress import duration
 from edgemin_utils.records import write_json
-from edgemin_utils.study import ANALYSIS, StageStatus, plan_study, read_study_file, run_study, study_status
+from edgemin_utils.study import ANALYSIS, StageStatus, chain_name, plan_study, run_study, study_status
+from edgemin_utils.study_file import read_study_file
 
 REPORT = Path("report") / "report.html"
 STATUS_COLORS = {"done": "green", "stale": "yellow", "missing": "red"}
@@ -47,12 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if launched_processes() > 1:
+        raise SettingError(f"`run` is for one process, and {launched_processes()} were launched; launch `train`, which "
+                           "several can share, then `run` without a launcher")
     # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, started = Console(), time.monotonic()
     try:
         result = run_study(options.profile or "demo", options.tasks or (), options.seeds or (0,),
-                           read_overrides(options), options.output_dir, options.jobs, console)
+                           read_overrides(options), options.output_dir, options.jobs, console, options.cluster)
         analysis = next(item for item in result.notebooks if item.chain == ANALYSIS)
         if analysis.status == "executed" or (analysis.status == "skipped" and not (result.study / REPORT).is_file()):
             _write_report(result.study)
@@ -69,6 +75,21 @@ def _run(options: argparse.Namespace) -> int:
         print(f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
               f"({failure.executed})", file=sys.stderr)
     return 0 if result.complete else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    runs = plan_study(options.profile or "demo", options.tasks or (), options.seeds or (0,), read_overrides(options),
+                      options.output_dir)
+    with joined_processes():
+        # From here on torch is needed, and only here.
+        from edgemin_utils.stages import train_teacher_and_students
+
+        refuse_unshared(runs[0].study, runs[0].settings)
+        for run in runs:
+            for record in train_teacher_and_students(run):
+                if is_main_process():
+                    print(f"{chain_name(run)}: {record.key} done in {duration(record.content['wall_seconds'])}")
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -232,5 +253,5 @@ def _print_main_table(study: Path) -> None:
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "status": _status, "report": _report, "recommend": _recommend, "publish": _publish,
+    "run": _run, "train": _train, "status": _status, "report": _report, "recommend": _recommend, "publish": _publish,
     "measure": _measure, "bundle": _bundle, "predict": _predict, "demo": _demo, "settings": _settings}

@@ -11,6 +11,8 @@ from edgemin_utils.tasks import TASKS
 
 COMMANDS = {
     "run": "execute the notebooks of a study; what is current on disk is not run again",
+    "train": "train a study's teachers and students without notebooks, as one process or, under `accelerate launch`, "
+             "as several; `run` finds them and goes on from there",
     "status": "what is done, what is stale and why; without settings, against those of the last run",
     "report": "tables, figures and the HTML report again, from the records on disk",
     "recommend": "the best measured models under a budget of size, latency and accuracy, and the commands that build "
@@ -25,7 +27,7 @@ COMMANDS = {
 }
 """Name of a command -> what it gives."""
 SETTING_OPTIONS = ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "teacher", "student")
-"""Options of `run` and `status` that are settings of their own right, by the same name."""
+"""Options of `run`, `train` and `status` that are settings of their own right, by the same name."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +66,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def read_overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Setting -> value out of the options of `run` and `status`, `--set` included.
+    """Setting -> value out of the options of `run`, `train` and `status`, `--set` included.
 
     Raises:
         SettingError: an assignment without "=", or a setting given twice.
@@ -93,10 +95,12 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     for name, text in COMMANDS.items():
         known[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
                                           allow_abbrev=False)
-    for name in ("run", "status"):
+    for name in ("run", "train", "status"):
         _add_study_options(known[name], last_run=name == "status")
     known["run"].add_argument("--jobs", type=_at_least_one, default=1, metavar="N", help="chains that run side by "
                               "side; they share the processor's cores (default: 1)")
+    known["run"].add_argument("--cluster", default="", metavar="ADDRESS", help="Dask scheduler whose workers run the "
+                              "chains, or local for --jobs workers on this machine (default: threads of this process)")
     for name in ("report", "recommend", "publish", "settings"):
         known[name].add_argument("--profile", default="demo", metavar="P",
                                  help=f"one of {', '.join(PROFILES)} (default: demo)")

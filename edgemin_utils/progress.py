@@ -83,6 +83,20 @@ class Line:
         return 0.0 if self.started is None else (self.ended or now) - self.started
 
 
+class Unwatched:
+    """What a chain on another machine tells its progress to: nobody. The display sees its records on disk, and its
+    results when it is through."""
+
+    def begin(self, name: str, notebook: str) -> None:
+        """As `StudyProgress.begin`."""
+
+    def end(self, name: str, state: str) -> None:
+        """As `StudyProgress.end`."""
+
+    def say(self, text: str) -> None:
+        """As `StudyProgress.say`."""
+
+
 class StudyProgress:
     """The live display of a study; use it as a context manager and call `poll` now and then.
 
@@ -125,7 +139,8 @@ class StudyProgress:
         with self._lock:
             line = self.lines[name]
             line.state, line.ended = state, time.monotonic()
-        worked = f" after {duration(line.elapsed(line.ended))}" if line.started else ", as before"
+        worked = f" after {duration(line.elapsed(line.ended))}" if line.started else \
+            ", as before" if state == "done" else ""
         self._event(f"{name}: {state}{worked}")
 
     def say(self, text: str) -> None:
@@ -135,9 +150,16 @@ class StudyProgress:
     def poll(self) -> None:
         """Looks on disk for stages that were finished since the last call and draws the lines anew."""
         for name, key, seconds in self._look_for_records():
+            self._runs_elsewhere(self.lines[name], seconds)
             self._event(f"{name}: {key} done in {duration(seconds)}; left: {self.left(self.lines[name])}")
         if self.console.is_terminal:
             self._live.update(self.table(), refresh=True)
+
+    def _runs_elsewhere(self, line: Line, seconds: float) -> None:
+        """A line that nobody began but that finished a stage runs on another machine."""
+        with self._lock:
+            if line.state == "waiting":
+                line.state, line.started = "running", time.monotonic() - seconds
 
     def left(self, line: Line) -> str:
         """What is left of a line, in words."""

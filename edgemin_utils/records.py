@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from edgemin_utils.atomic_folders import partial_folder, replace_folder, storage
 from edgemin_utils.chain import Stage, plan_chain
 from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
 from edgemin_utils.errors import MethodRefused, StageError
+from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
 
 RECORD_VERSION = 2
 RECORD_FILE = "record.json"
@@ -182,11 +184,16 @@ class Run:
         from edgemin_utils.measurement.environment import describe_environment
 
         stage = self.stage(key)
-        if self.state(key).status == "done":
+        if from_main_process(self.state(key).status == "done"):
             return self._as_planned(stage, read_record(self.stage_folder(key)))
         for needed in stage.upstream:
             self.read(needed)
         final = self.stage_folder(key)
+        if not is_main_process():
+            with tempfile.TemporaryDirectory() as scratch:
+                self._compute(stage, compute, Path(scratch))
+            wait_for_every_process()
+            return read_record(final)
         with storage_errors(final), partial_folder(final) as partial:
             write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
                                                   "overrides": changed_from_profile(self.settings)})
@@ -204,6 +211,7 @@ class Run:
             }
             write_json(partial / RECORD_FILE, content)
             replace_folder(partial, final)
+        wait_for_every_process()
         return read_record(final)
 
     def _as_planned(self, stage: Stage, record: Record) -> Record:

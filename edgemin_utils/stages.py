@@ -6,7 +6,7 @@ This is where data, models and records meet; how things are computed is in the m
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from edgemin_utils.evaluation import (
 )
 from edgemin_utils.evaluation import read_predictions as read_predictions  # notebooks take it from here
 from edgemin_utils.objectives import OBJECTIVES
+from edgemin_utils.processes import is_main_process
 from edgemin_utils.pruning_stages import prune_student, scan_units
 from edgemin_utils.quantization import fake_quantization
 from edgemin_utils.quantization_stages import measure_sensitivity, quantize_model
@@ -65,6 +66,8 @@ def _fine_tune_teacher(run: Run, folder: Path) -> dict[str, Any]:
     phase = Phase("fine-tuning", settings.teacher_epochs, settings.teacher_learning_rate, label_loss,
                   batch_size=settings.teacher_batch_size)
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
+    if not is_main_process():
+        return {}  # its part is done; the main process evaluates and writes
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["data"]["statistics"] = task_statistics(data)
@@ -133,6 +136,8 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     phases = objective.phases(dataclasses.replace(lesson, signals=source) if source else lesson)
     with fake_quantization(model, stage.fake_quantization):
         log = train_phases(model, rows.learnt_from, phases, tokenizer, settings, run.seed, rows.holdout)
+    if not is_main_process():
+        return {}
     if view:
         looked_at["models"] |= _look_at_relations(rows, place, view, {"student after": model})["models"]
     save_model(model, folder, tokenizer)
@@ -209,8 +214,6 @@ def _look_at_relations(rows: TokenizedTask, place: int, view: RelationView,
                        for name, pairs in matrices.items()}}
 
 
-
-
 # ---- running them ----------------------------------------------------------------------------------------------
 
 _MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
@@ -220,6 +223,17 @@ _MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
 def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:
     """Key -> record of every stage that the notebook of that name makes, computed where it is not on disk."""
     return {key: run_stage(run, key) for key, stage in run.plan.items() if stage.notebook == notebook}
+
+
+def train_teacher_and_students(run: Run) -> Iterator[Record]:
+    """The records of the teacher and of every student that needs nothing but models of these two kinds, one after the
+    other, computed where they are not on disk. This is the part of a chain that several processes can share; cuts,
+    quantization and measurement are for one."""
+    trained: set[str] = set()
+    for key, stage in run.plan.items():
+        if stage.kind in ("teacher", "distillation") and trained.issuperset(stage.upstream):
+            yield run_stage(run, key)
+            trained.add(key)
 
 
 def run_stage(run: Run, key: str) -> Record:

@@ -4,14 +4,11 @@ Notebooks 01 to 04 run in order for every chain (task, seed); chains are indepen
 `05_analysis` runs once, alone, when they are through, because it times models.
 """
 
-import json
+import contextlib
 import os
-import shlex
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,11 @@ import joblib
 import psutil
 from rich.console import Console
 
+from edgemin_utils.atomic_folders import check_storage
 from edgemin_utils.chain import ANALYSIS_NOTEBOOK, CHAIN_NOTEBOOKS
+from edgemin_utils.cluster import LOCAL, check_workers, open_cluster, run_on_workers, shared_event
 from edgemin_utils.config import load_settings
-from edgemin_utils.errors import SettingError, StorageError
+from edgemin_utils.errors import SettingError
 from edgemin_utils.execution import (
     CellFailure,
     check_parameters,
@@ -35,18 +34,17 @@ from edgemin_utils.execution import (
     threads_per_chain,
     write_stamp,
 )
-from edgemin_utils.progress import REFRESH_SECONDS, Line, StudyProgress
-from edgemin_utils.records import Run, find_records, open_run, plain, write_json
+from edgemin_utils.paths import absolute_paths, mark_in, paths_of_settings
+from edgemin_utils.progress import REFRESH_SECONDS, Line, StudyProgress, Unwatched
+from edgemin_utils.records import Run, find_records, open_run, plain
+from edgemin_utils.study_file import write_study_file
 from edgemin_utils.tasks import TASKS, custom_task
 
-STUDY_FILE = "study.json"
 ANALYSIS = "analysis"
 # Room for one chain: the paper profile keeps about ten models of up to 268 MB.
 DISK_GIGABYTES = {"demo": 0.2, "laptop": 2.0, "paper": 4.0}
 # Memory that one chain's kernel takes at most, about.
 MEMORY_GIGABYTES = {"demo": 2.0, "laptop": 4.0, "paper": 8.0}
-PATH_SETTINGS = ("data_dir", "task_file", "dev_file")
-MODEL_SETTINGS = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -140,22 +138,6 @@ def plan_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable
     return [open_run(task, profile, seed, output_dir, overrides) for task in names for seed in numbers]
 
 
-def absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`overrides` with paths made absolute, since notebooks run in another directory.
-
-    A teacher or student counts as a path when it is a folder here or starts like one; else it is a hub id.
-    """
-    changed = dict(overrides)
-    for name, value in overrides.items():
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value) or value in ("none", "None"):
-            continue
-        path = Path(value).expanduser()
-        looks_like_one = os.fspath(value).startswith((".", "~", os.sep)) or path.is_dir()
-        if name in PATH_SETTINGS or (name in MODEL_SETTINGS and looks_like_one):
-            changed[name] = os.path.abspath(path)
-    return changed
-
-
 def chain_name(run: Run) -> str:
     """How a chain is called on screen: "sst2, seed 0"."""
     return f"{run.task}, seed {run.seed}"
@@ -217,7 +199,7 @@ def analysis_stamp(runs: Iterable[Run], notebook: Path) -> dict[str, Any]:
 
 def run_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[int] = (0,),
               overrides: Mapping[str, Any] | None = None, output_dir: str | os.PathLike | None = None,
-              jobs: int = 1, console: Console | None = None) -> StudyResult:
+              jobs: int = 1, console: Console | None = None, cluster: str = "") -> StudyResult:
     """Executes the notebooks of a study, chain by chain, then the analysis; what is current on disk is skipped.
 
     A failing notebook ends its own chain only. The analysis runs if at least one chain is complete. Executed copies
@@ -227,10 +209,13 @@ def run_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[
         profile, tasks, seeds, overrides, output_dir: as in `plan_study`.
         jobs: chains that run side by side; they share the processor's cores evenly.
         console: where progress is shown; the terminal by default.
+        cluster: address of a Dask scheduler whose workers run the chains, one a thread, or "local" for `jobs` workers
+            on this machine; empty runs them in threads of this process. The analysis always runs here.
 
     Raises:
         SettingError, DataError: something that was asked for cannot be; nothing has been started then.
-        StorageError: the study's folder cannot be written or has too little room; nothing has been started then.
+        StorageError: the study's folder cannot be written or has too little room, or a worker does not see it or a
+            folder that the settings name; nothing has been started then.
         KeyboardInterrupt: the study was stopped. Its kernels are stopped too; the same call takes it up again.
     """
     if jobs < 1:
@@ -240,27 +225,26 @@ def run_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[
     given = {name: getattr(runs[0].settings, name) for name in overrides or {}}
     folder = notebooks_folder()
     jobs = min(jobs, len(runs))
-    _check_before_start(runs, folder, given, jobs, console)
-    _write_study_file(runs, given, jobs)
+    _check_before_start(runs, folder, given, jobs if cluster in ("", LOCAL) else 0, console)
+    with _runner_on_cluster(runs, folder, given, jobs, cluster) if cluster \
+            else contextlib.nullcontext(_runner_here(runs, folder, given, jobs)) as runner:
+        write_study_file(runs, given, jobs, cluster)
+        return _run_study(runs, folder, given, console, runner)
 
-    stop = threading.Event()
+
+def _run_study(runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console,
+               runner: "_Runner") -> StudyResult:
     lines = [Line(chain_name(run), _wanted_records(run, CHAIN_NOTEBOOKS)) for run in runs]
     measured = {path: stage for run in runs for path, stage in _wanted_records(run, (ANALYSIS_NOTEBOOK,)).items()}
     with StudyProgress([*lines, Line(ANALYSIS, measured)], console) as progress:
-
-        def run_chains() -> list[NotebookResult]:
-            with threads_per_chain(jobs):
-                chains = joblib.Parallel(n_jobs=jobs, backend="threading")(
-                    joblib.delayed(_run_chain)(run, folder, given, progress, stop) for run in runs)
-            return [result for chain in chains for result in chain]
-
-        results = _in_background(run_chains, progress, stop)
+        chains = _in_background(lambda: runner.run(progress), progress, runner)
+        results = [result for chain in chains for result in chain]
         broken = {result.chain for result in results if result.status in ("failed", "not run")}
         complete = [run for run in runs if chain_name(run) not in broken]
         if broken:
             progress.say(f"not complete: {'; '.join(sorted(broken))}. The same command takes them up again")
         results.append(_in_background(
-            lambda: _run_analysis(complete, runs[0].study, folder, given, progress, stop), progress, stop))
+            lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop), progress, runner))
     return StudyResult(runs[0].study, tuple(results))
 
 
@@ -280,31 +264,76 @@ def _check_before_start(runs: list[Run], folder: Path, given: Mapping[str, Any],
                       "close other programs, or use fewer --jobs", highlight=False)
 
 
-def check_storage(study: Path, gigabytes: float) -> None:
-    """Makes the study's folder and sees that it can be written and has room.
+@dataclass(frozen=True)
+class _Runner:
+    """How a study's chains are run.
 
-    Raises:
-        StorageError: it cannot be written, or has less than `gigabytes` (10^9 bytes) free.
+    Attributes:
+        run: runs them, given the display, and returns each chain's results in the study's order.
+        stop: an event; once it is set no further notebook starts.
+        stop_kernels: ends the kernels that run.
     """
-    try:
-        study.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=study):
-            pass
-        free = shutil.disk_usage(study).free / 1e9
-    except OSError as error:
-        raise StorageError(f"{study} cannot be written ({error.strerror}); choose another --output-dir") from error
-    if free < gigabytes:
-        raise StorageError(f"{study} has {free:.2g} GB free and this study may take {gigabytes:.2g} GB; free some "
-                           "space or choose another --output-dir")
+
+    run: Callable[[StudyProgress], list[list[NotebookResult]]]
+    stop: Any
+    stop_kernels: Callable[[], Any]
 
 
-def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress,
-               stop: threading.Event) -> list[NotebookResult]:
+def _runner_here(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int) -> _Runner:
+    """Runs chains in threads of this process, `jobs` at a time."""
+    stop = threading.Event()
+
+    def run_chains(progress: StudyProgress) -> list[list[NotebookResult]]:
+        with threads_per_chain(jobs):
+            return joblib.Parallel(n_jobs=jobs, backend="threading")(
+                joblib.delayed(_run_chain)(run, folder, given, progress, stop) for run in runs)
+
+    return _Runner(run_chains, stop, stop_kernels)
+
+
+@contextlib.contextmanager
+def _runner_on_cluster(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int,
+                       cluster: str) -> Iterator[_Runner]:
+    """Runs chains on the workers of a cluster, for as long as the context lasts."""
+    with open_cluster(cluster, jobs) as client:
+        with mark_in(runs[0].study) as mark:
+            check_workers(client, [mark, str(folder), *paths_of_settings(runs[0].settings)])
+        stop = shared_event(client)
+
+        def run_chains(progress: StudyProgress) -> list[list[NotebookResult]]:
+            calls = [(number, run, folder, given, stop) for number, run in enumerate(runs)]
+            chains = {}
+            for number, results in run_on_workers(client, _run_chain_on_worker, calls):
+                for result in results:
+                    if result.failure:
+                        progress.say(f"{result.chain}: {result.failure}")
+                progress.end(chain_name(runs[number]), _end_of(results, stop))
+                chains[number] = results
+            return [chains[number] for number in range(len(runs))]
+
+        yield _Runner(run_chains, stop, lambda: client.run(stop_kernels))
+
+
+def _run_chain_on_worker(number: int, run: Run, folder: Path, given: Mapping[str, Any],
+                         stop: Any) -> tuple[int, list[NotebookResult]]:
+    """The chain's number and results. The display, which cannot follow it here, sees its records on disk."""
+    return number, _run_chain(run, folder, given, Unwatched(), stop)
+
+
+def _end_of(results: Iterable[NotebookResult], stop: Any) -> str:
+    """How a chain with these results ended: done, failed or stopped."""
+    if stop.is_set():
+        return "stopped"
+    return "done" if all(result.status in ("executed", "skipped") for result in results) else "failed"
+
+
+def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress | Unwatched,
+               stop: Any) -> list[NotebookResult]:
     """Brings one chain's notebooks up to date, in order, until one fails."""
-    results, state = [], "done"
+    results: list[NotebookResult] = []
     for name in CHAIN_NOTEBOOKS:
         notebook, executed = folder / f"{name}.ipynb", run.notebooks / f"{name}.ipynb"
-        if stop.is_set() or state != "done":
+        if _end_of(results, stop) != "done":
             results.append(NotebookResult(chain_name(run), name, "not run", executed))
         elif is_current(run, notebook):
             results.append(NotebookResult(chain_name(run), name, "skipped", executed))
@@ -312,15 +341,13 @@ def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: Study
             result = _execute(chain_name(run), notebook, executed, notebook_parameters(run, given), progress, stop)
             if result.status == "executed":
                 write_stamp(executed, chain_stamp(run, notebook))
-            else:
-                state = "stopped" if stop.is_set() else "failed"
             results.append(result)
-    progress.end(chain_name(run), "stopped" if stop.is_set() else state)
+    progress.end(chain_name(run), _end_of(results, stop))
     return results
 
 
 def _run_analysis(complete: list[Run], study: Path, folder: Path, given: Mapping[str, Any],
-                  progress: StudyProgress, stop: threading.Event) -> NotebookResult:
+                  progress: StudyProgress, stop: Any) -> NotebookResult:
     """Brings the analysis up to date, over the chains that are complete."""
     notebook = folder / f"{ANALYSIS_NOTEBOOK}.ipynb"
     executed = study / "notebooks" / notebook.name
@@ -338,8 +365,8 @@ def _run_analysis(complete: list[Run], study: Path, folder: Path, given: Mapping
     return result
 
 
-def _execute(chain: str, notebook: Path, executed: Path, parameters: Mapping[str, Any], progress: StudyProgress,
-             stop: threading.Event) -> NotebookResult:
+def _execute(chain: str, notebook: Path, executed: Path, parameters: Mapping[str, Any],
+             progress: StudyProgress | Unwatched, stop: Any) -> NotebookResult:
     progress.begin(chain, notebook.stem)
     started = time.monotonic()
     failure = execute_notebook(notebook, executed, parameters)
@@ -352,7 +379,7 @@ def _execute(chain: str, notebook: Path, executed: Path, parameters: Mapping[str
     return NotebookResult(chain, notebook.stem, "failed", executed, seconds, failure)
 
 
-def _in_background(work: Callable[[], Any], progress: StudyProgress, stop: threading.Event) -> Any:
+def _in_background(work: Callable[[], Any], progress: StudyProgress, runner: _Runner) -> Any:
     """Does `work` in a thread while this one, which gets Ctrl-C, keeps the display and can stop the kernels."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -360,9 +387,9 @@ def _in_background(work: Callable[[], Any], progress: StudyProgress, stop: threa
             while wait([future], timeout=REFRESH_SECONDS).not_done:
                 progress.poll()
         except KeyboardInterrupt:
-            stop.set()
+            runner.stop.set()
             while wait([future], timeout=0.2).not_done:
-                stop_kernels()
+                runner.stop_kernels()
             raise
         return future.result()
 
@@ -371,41 +398,3 @@ def _wanted_records(run: Run, notebooks: Iterable[str]) -> dict[Path, tuple[str,
     """Record folder -> (stage key, fingerprint) of the stages that these notebooks make."""
     return {run.stage_folder(key): (key, run.fingerprint(key)) for key, stage in run.plan.items()
             if stage.notebook in notebooks}
-
-
-# ---- what was run last ------------------------------------------------------------------------------------------
-
-
-def _write_study_file(runs: list[Run], given: Mapping[str, Any], jobs: int) -> None:
-    study, profile = runs[0].study, runs[0].settings.profile
-    tasks, seeds = list(dict.fromkeys(run.task for run in runs)), list(dict.fromkeys(run.seed for run in runs))
-    words = ["edgemin", "run", "--profile", profile, "--tasks", *tasks, "--seeds", *map(str, seeds)]
-    for name, value in _relative_paths(given, Path.cwd()).items():
-        words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]
-    words += ["--output-dir", os.path.relpath(study), "--jobs", str(jobs)]
-    write_json(study / STUDY_FILE, {"command": shlex.join(words), "profile": profile, "tasks": tasks, "seeds": seeds,
-                                    "overrides": _relative_paths(given, study), "paths": _paths(given)})
-
-
-def read_study_file(study: Path) -> dict[str, Any]:
-    """What the study's last `edgemin run` was asked for: command, profile, tasks, seeds, overrides; empty if there was
-    none or its note cannot be read."""
-    try:
-        content = json.loads((Path(study) / STUDY_FILE).read_text(encoding="utf-8"))
-        overrides = dict(content["overrides"])
-        for name in content["paths"]:
-            overrides[name] = os.path.normpath(Path(study).absolute() / overrides[name])
-        return {name: content[name] for name in ("command", "profile", "tasks", "seeds")} | {"overrides": overrides}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _paths(overrides: Mapping[str, Any]) -> list[str]:
-    """The names of the overrides that are paths."""
-    return [name for name, value in overrides.items()
-            if name in (*PATH_SETTINGS, *MODEL_SETTINGS) and value and os.path.isabs(value)]
-
-
-def _relative_paths(overrides: Mapping[str, Any], start: Path) -> dict[str, Any]:
-    """`overrides` with paths as seen from `start`: a study's note stays true when it moves together with them."""
-    return {**overrides, **{name: os.path.relpath(overrides[name], start) for name in _paths(overrides)}}

@@ -3,6 +3,11 @@
 Every loop of the study is a `Phase`: fine-tuning, relation distillation, prediction-layer distillation and recovery
 differ only in their loss. Because the loop is transformers' Trainer, `accelerate launch` spreads it over GPUs and
 machines unchanged.
+
+With several processes a batch is still `batch_size` rows: consecutive rows of the same order go to one process after
+another, batch_size / processes to each, and gradients are averaged. That is the single process's gradient where a loss
+is a mean over rows; a mean over tokens weights each process's tokens alike instead of each token. If the rows are no
+multiple of the batch, the last batch of an epoch is filled up with rows of its first ones.
 """
 
 import contextlib
@@ -34,6 +39,7 @@ from transformers import (
 
 from edgemin_utils.config import Settings
 from edgemin_utils.encoders import input_names
+from edgemin_utils.errors import SettingError
 from edgemin_utils.measurement.environment import has_native_bfloat16
 
 Batch = Mapping[str, torch.Tensor]
@@ -71,9 +77,10 @@ class TrainingLog:
     """What training left to look at; `as_dict` is the `training` entry of a record.
 
     Attributes:
-        phases: name, epochs, steps, seconds, examples_per_second, precision and projection_parameters (trained, but
-            not part of the model) of each phase.
-        history: phase, step (counted through all phases), epoch, loss and its named parts, averaged between points.
+        phases: name, epochs, steps, seconds, examples_per_second, precision, processes and projection_parameters
+            (trained, but not part of the model) of each phase.
+        history: phase, step (counted through all phases), epoch, loss and its named parts, averaged between points
+            and over the rows of this process.
         evaluations: phase, epoch (through all phases), loss and accuracy on the hold-out rows.
     """
 
@@ -101,7 +108,9 @@ def training_precision(settings: Settings) -> str:
     """"float32" or "bfloat16": what `settings.training_precision` comes to on this machine."""
     if settings.training_precision != "auto":
         return settings.training_precision
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_native_bfloat16()
+    # A T4 only emulates bfloat16, slower than it computes in float32.
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() \
+        else has_native_bfloat16()
     return "bfloat16" if native else "float32"
 
 
@@ -113,6 +122,9 @@ def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer
 
     `rows` has the columns of `tokenization.tokenize`; each row's place in it reaches the loss as
     `batch["position"]`. Order, dropout and initial schedule depend on `seed` alone.
+
+    Raises:
+        SettingError: there are several processes and a phase's batch cannot be divided among them.
     """
     log = log or TrainingLog()
     for number, phase in enumerate(phases, start=len(log.phases)):
@@ -139,6 +151,8 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
             remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
             # Relation losses do not reach the classification head.
             ddp_find_unused_parameters=True)
+        processes = arguments.world_size
+        arguments.per_device_train_batch_size = _rows_of_a_process(batch_size, processes)
         collect = _CollectHistory(phase, log, steps_before, epochs_before, holdout, tokenizer, settings, model)
         trainer = _PhaseTrainer(
             model=_ModelWithLoss(model, phase), args=arguments, train_dataset=rows, callbacks=[collect],
@@ -147,16 +161,27 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
         trainer.collect = collect
         if settings.length_grouping:
             trainer.row_order = GroupedByLength(rows["length"], batch_size, seed)
+        if arguments.process_index:
+            torch.manual_seed(seed + arguments.process_index)  # or every process would drop the same units
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started - collect.evaluation_seconds
     steps = trainer.state.global_step
     log.phases.append({
         "name": phase.name, "epochs": phase.epochs, "steps": steps, "seconds": seconds, "precision": precision,
-        "learning_rate": phase.learning_rate, "examples_per_second": len(rows) * phase.epochs / seconds,
+        "processes": processes, "learning_rate": phase.learning_rate,
+        "examples_per_second": len(rows) * phase.epochs / seconds,
         "projection_parameters": sum(value.numel() for value in phase.projections.parameters())
         if phase.projections else 0})
     model.cpu().eval()
+
+
+def _rows_of_a_process(batch_size: int, processes: int) -> int:
+    """Rows that each process takes of a batch."""
+    if batch_size % processes:
+        raise SettingError(f"a batch of {batch_size} rows cannot be divided among {processes} processes; set "
+                           "batch_size and teacher_batch_size to multiples of their number")
+    return batch_size // processes
 
 
 class GroupedByLength(Sampler):
@@ -256,7 +281,8 @@ class _CollectHistory(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.phase.name, unit="step", leave=False, mininterval=0.5)
+        self.bar = tqdm(total=state.max_steps, desc=self.phase.name, unit="step", leave=False, mininterval=0.5,
+                        disable=not state.is_world_process_zero)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                      **kwargs: Any) -> None:
@@ -276,7 +302,8 @@ class _CollectHistory(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                      **kwargs: Any) -> None:
-        if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)):
+        if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)
+                and state.is_world_process_zero):
             return
         started = time.perf_counter()
         logits = predict(self.model, self.holdout, self.tokenizer, self.settings.evaluation_batch_size)

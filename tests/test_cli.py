@@ -16,6 +16,7 @@ from edgemin_utils.config import load_settings, setting_fields
 from edgemin_utils.errors import SettingError
 from edgemin_utils.execution import CellFailure
 from edgemin_utils.study import NotebookResult, StudyResult
+from edgemin_utils.study_file import write_study_file
 
 STAGES = len(plan_chain(load_settings()))
 
@@ -29,9 +30,9 @@ def asked(monkeypatch):
     """What `run` hands to the runner, which is kept from running; the study it gives back went well."""
     calls = []
 
-    def run_study(profile, tasks, seeds, overrides, output_dir, jobs, console):
+    def run_study(profile, tasks, seeds, overrides, output_dir, jobs, console, cluster):
         calls.append({"profile": profile, "tasks": tasks, "seeds": seeds, "overrides": overrides,
-                      "output_dir": output_dir, "jobs": jobs})
+                      "output_dir": output_dir, "jobs": jobs, "cluster": cluster})
         return StudyResult(Path("study"), (NotebookResult("analysis", "05_analysis", "executed", Path("05.ipynb")),))
 
     monkeypatch.setattr(cli, "run_study", run_study)
@@ -59,7 +60,10 @@ def test_the_options_are_those_of_the_readme():
     _, commands = build_parser()
     options = {name for name in commands["run"]._option_string_actions if name.startswith("--")} - {"--help"}
     assert options == {"--profile", "--tasks", "--seeds", "--data-dir", "--task-file", "--text-columns",
-                       "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs"}
+                       "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs",
+                       "--cluster"}
+    assert set(commands["train"]._option_string_actions) == set(commands["run"]._option_string_actions) - {
+        "--jobs", "--cluster"}
 
 
 def test_help_of_an_option_names_what_the_settings_say(capsys):
@@ -121,9 +125,9 @@ def test_refusals_are_one_line_with_the_way_out(arguments, message, capsys, tmp_
 
 def test_run_hands_on_what_was_asked_and_ends_with_table_and_report(asked, capsys):
     assert cli.main(["run", "--profile", "laptop", "--tasks", "sst2", "qqp", "--seeds", "0", "1", "--jobs", "2",
-                     "--output-dir", "there", "--set", "dropout=0.2"]) == 0
+                     "--cluster", "local", "--output-dir", "there", "--set", "dropout=0.2"]) == 0
     assert asked == [{"profile": "laptop", "tasks": ["sst2", "qqp"], "seeds": [0, 1], "jobs": 2,
-                      "overrides": {"dropout": "0.2"}, "output_dir": "there"}]
+                      "overrides": {"dropout": "0.2"}, "output_dir": "there", "cluster": "local"}]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "main table of study"
     assert lines[1] == f"report: {Path('study/report/report.html')}"
@@ -132,7 +136,14 @@ def test_run_hands_on_what_was_asked_and_ends_with_table_and_report(asked, capsy
 
 def test_run_without_options_is_the_demo(asked):
     assert cli.main(["run"]) == 0
-    assert asked == [{"profile": "demo", "tasks": (), "seeds": (0,), "overrides": {}, "output_dir": None, "jobs": 1}]
+    assert asked == [{"profile": "demo", "tasks": (), "seeds": (0,), "overrides": {}, "output_dir": None, "jobs": 1,
+                      "cluster": ""}]
+
+
+def test_run_is_not_for_launched_processes(asked, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["run"]) == 2 and not asked
+    assert "`run` is for one process, and 2 were launched; launch `train`" in capsys.readouterr().err
 
 
 def test_a_failed_notebook_is_named_and_the_exit_status_is_1(asked, capsys, monkeypatch):
@@ -178,7 +189,7 @@ def project(tmp_path, small_project, monkeypatch, request):
     monkeypatch.chdir(project)
     runs = study.plan_study(tasks=["sst2"], overrides={"teacher_epochs": 2})
     runs[0].run_stage("teacher/fine-tuned", lambda folder: {})
-    study._write_study_file(runs, {"teacher_epochs": 2.0}, 1)
+    write_study_file(runs, {"teacher_epochs": 2.0}, 1)
     return project
 
 

@@ -82,7 +82,8 @@ def imported_names() -> Iterator[tuple[str, str]]:
 
 def test_every_import_is_a_dependency():
     distributions = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(requirement.name) for requirement in RANGES}
+    optional = METADATA["optional-dependencies"]["cluster"]
+    declared = {canonicalize_name(requirement.name) for requirement in (*RANGES, *map(Requirement, optional))}
     for file, module in set(imported_names()):
         if module in sys.stdlib_module_names or module in ("edgemin_utils", "google"):  # google.colab is on Colab only
             continue
@@ -182,7 +183,7 @@ def test_the_environment_is_made_once_and_again_when_pins_change(clone):
                             ("benchmarks", "-m edgemin_utils.benchmark"),
                             ("paper-numbers", "-m edgemin_utils.paper"), ("demo", ".venv/bin/edgemin demo"),
                             ("docs", "-m edgemin_utils.figures.architecture"), ("docs", "-m pdoc"),
-                            ("lint", "-m ruff check"), ("lint", "-m mypy")):
+                            ("lint", "-m ruff check"), ("lint", "-m mypy"), ("scale", "-m edgemin_utils.scale")):
         shown = make(clone, "--dry-run", target)
         assert command in shown.stdout and "pip install" not in shown.stdout, (target, shown.stderr)
     later = (clone / ".venv" / ".installed").stat().st_mtime + 10

@@ -17,13 +17,15 @@ import pytest
 from conftest import write_notebook
 from rich.console import Console
 
-from edgemin_utils import execution, study
+from edgemin_utils import cluster, execution, study
 from edgemin_utils.chain import CHAIN_NOTEBOOKS, pruning_key
 from edgemin_utils.config import load_settings
 from edgemin_utils.errors import DataError, SettingError, StorageError
 from edgemin_utils.execution import check_parameters, execute_notebook, source_digest, threads_per_chain
+from edgemin_utils.paths import absolute_paths
 from edgemin_utils.progress import Line, StudyProgress, duration, estimate_seconds_left
-from edgemin_utils.study import absolute_paths, plan_study, read_study_file, run_study, study_status
+from edgemin_utils.study import plan_study, run_study, study_status
+from edgemin_utils.study_file import read_study_file
 
 EXECUTED_FIRST = ("executed",) * 9
 
@@ -159,6 +161,45 @@ def test_a_lost_record_is_made_anew(project):
     assert study.is_current(run, project / "notebooks" / "01_teacher.ipynb")
 
 
+def test_chains_run_on_a_cluster(project, monkeypatch):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+    for task in ("sst2", "mnli"):
+        shutil.rmtree(project / "study" / task / "seed-0" / "quantization")
+    (project / "mnli.04_quantization.py").write_text("raise ValueError('not today')")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    result, output = run_quietly(project, jobs=2, cluster="local")
+    assert statuses(result, "sst2, seed 0") == ["skipped"] * 3 + ["executed"]
+    assert statuses(result, "mnli, seed 0") == ["skipped"] * 3 + ["failed"]
+    assert statuses(result, "analysis") == ["executed"]
+    # The failure and the stage's end reach the display; so does the share of the cores the kernel on the worker.
+    assert "ValueError: not today" in output and "mnli, seed 0: failed" in output
+    assert "sst2, seed 0: quantization/minilmv2+dynamic-int8 done in" in output
+    record, = (project / "study/sst2/seed-0/quantization").glob("minilmv2+dynamic-int8/record.json")
+    assert json.loads(record.read_text())["results"]["threads"] == "2"
+    assert read_study_file(project / "study")["command"].endswith("--jobs 2 --cluster local")
+    assert not list((project / "study").glob(".shared-*"))
+
+
+def test_a_cluster_that_cannot_be_used_is_refused_before_anything_starts(project, monkeypatch):
+    monkeypatch.setattr(cluster, "_SECONDS_TO_ANSWER", 0.2)
+    with pytest.raises(SettingError, match=r"no Dask scheduler with workers answers at tcp://127.0.0.1:1 .*worker"):
+        run_quietly(project, cluster="tcp://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SettingError, match="needs Dask, which is not installed; run pip install"):
+        run_quietly(project, cluster="local")
+
+
+def test_a_worker_that_sees_other_folders_or_lacks_the_package_is_named():
+    def client(**answers):
+        return SimpleNamespace(run=lambda function, paths, on_error: answers)
+
+    cluster.check_workers(client(one=[], two=[]), ["/data"])
+    with pytest.raises(StorageError, match=r"worker two does not see /data/glue \(1 of 2 lack something\).*share"):
+        cluster.check_workers(client(one=[], two=["/data/glue"]), ["/data/glue"])
+    with pytest.raises(StorageError, match="worker one does not see edgemin_utils .No module named"):
+        cluster.check_workers(client(one=ModuleNotFoundError("No module named 'edgemin_utils'")), [])
+
+
 # ---- faults -----------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +297,7 @@ def test_a_folder_that_cannot_be_written_or_is_too_full(tmp_path, small_project,
         run_quietly(project)
     (project / "study").unlink()
     usage = shutil.disk_usage(project)
-    monkeypatch.setattr(study.shutil, "disk_usage", lambda path: usage._replace(free=10**7))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
     with pytest.raises(StorageError, match="0.01 GB free and this study may take 0.4 GB"):
         run_quietly(project)
     assert not list(project.glob("study/*/seed-0"))

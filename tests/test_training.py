@@ -126,6 +126,15 @@ def test_precision_is_what_is_asked_for():
     assert log.phases[0]["precision"] == "bfloat16" and log.evaluations[-1]["accuracy"] > 0.9
 
 
+def test_a_gpu_that_only_emulates_half_precision_trains_in_float32(monkeypatch):
+    auto = load_settings("demo", {"training_precision": "auto"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, precision in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, native=native:
+                            including_emulation or native)
+        assert training_precision(auto) == precision
+
+
 def test_length_grouped_order_is_a_fresh_permutation_each_epoch_of_alike_batches():
     lengths = np.random.default_rng(0).integers(3, 60, size=1003)
     orders = [list(order) for order in [GroupedByLength(lengths, 8, seed=5)] for _ in range(2)]

@@ -257,8 +257,8 @@ def contenders_table(contenders: Sequence[Contender], times: Mapping[int, Latenc
 
 
 def operators_table(path: Path, vocabulary: int, length: int, runs: int = 30) -> pd.DataFrame:
-    """Where the time of one row goes, by ONNX Runtime's own profile: operator (as fused when the graph is loaded), count
-    in the graph, ms (median over the runs of the operator's sum in one) and share, the longest first."""
+    """Where the time of one row goes, by ONNX Runtime's own profile: operator (as fused when the graph is loaded),
+    count in the graph, ms (median over the runs of the operator's sum in one) and share, the longest first."""
     options = session_options(THREADS)
     options.enable_profiling, options.profile_file_prefix = True, str(path.parent / "profile")
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
