@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from example_bundle import MAX_LENGTH, corpus_rows, python_probabilities, same_model_for, write_bundle
+from example_bundle import MAX_LENGTH, STEPS, corpus_rows, python_probabilities, write_bundle
 from playwright.sync_api import Browser, Page, sync_playwright
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from edgemin_utils.browser.comparison import Comparison, find_comparison
-from edgemin_utils.browser.demo import CACHE, read_manifest
+from edgemin_utils.browser.demo import CACHE
 from edgemin_utils.browser.packages import fetch_packages
 from edgemin_utils.browser.server import address_of, make_server, page_routes
+from edgemin_utils.bundle.classify import read_content
 from edgemin_utils.errors import PackagesError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -38,15 +39,14 @@ ODD_TEXTS = (
 def bundles(tmp_path_factory) -> dict[str, Path]:
     """Task -> its bundle: one takes single texts, one pairs."""
     folder = tmp_path_factory.mktemp("bundles")
-    bundle = write_bundle(folder / "sst2", folder / "model")
-    return {"sst2": bundle, "qqp": same_model_for("qqp", bundle, folder / "qqp")}
+    return {task: write_bundle(folder / task, folder / f"{task}-model", task) for task in TASKS}
 
 
 @pytest.fixture(scope="module")
 def comparison(bundles, tmp_path_factory) -> Comparison:
     """The bundle's model in FP32, exported from its folder."""
     bundle = bundles["sst2"]
-    found = find_comparison(bundle, {}, bundle.parent / "model", tmp_path_factory.mktemp("float32"))
+    found = find_comparison(bundle, {}, bundle.parent / "sst2-model", tmp_path_factory.mktemp("float32"))
     assert found.tokenizer is None  # the bundle's own
     return found
 
@@ -109,7 +109,7 @@ def test_the_page_answers_as_python_does(task, bundles, pages):
     wanted = python_probabilities(bundles[task], bundles[task] / "model.onnx", rows)
     answers = pages[task].evaluate("rows => edgemin.classify(rows)", rows)
     found = np.array([answer["probabilities"] for answer in answers])
-    labels = read_manifest(bundles[task])["labels"]
+    labels = read_content(bundles[task])["labels"]
     assert found.shape == (ROWS, 2) and np.abs(found - wanted).max() <= TOLERANCE
     assert [answer["label"] for answer in answers] == [labels[best] for best in wanted.argmax(1)]
     # Rows differ, so that an answer to another row, or the same for all, would be seen; some are cut and some not.
@@ -149,17 +149,22 @@ def test_latency_is_measured_without_being_asked_for(pages):
     assert measured["own-length"][0]["median"] > 0 and measured["tokenizing"]["runs"] == 100
 
 
-def test_what_the_bundle_says_of_itself_is_shown(pages):
+def test_what_the_bundle_says_of_itself_is_shown(bundles, pages):
+    content = read_content(bundles["qqp"])
+    measured, made = content["measured"]["accuracy"]["dev"], content["provenance"]
+    shares = {name: f"{100 * measured[name]:.1f} %" for name in ("bundle", "pytorch", "agreement")}
+    timed = next(row for row in content["measured"]["latency"] if row["model"] == "bundle")
+    median, iqr = (f"{timed[name]:.{2 if timed[name] < 10 else 1}f} ms" for name in ("median_ms", "iqr_ms"))
     facts = dict(zip(pages["qqp"].locator("#facts dt").all_inner_texts(),
                      (text.replace("\u00a0", " ") for text in pages["qqp"].locator("#facts dd").all_inner_texts()),
                      strict=True))
     assert facts["Task"] == f"qqp: not_duplicate, duplicate; texts are cut at {MAX_LENGTH} tokens"
-    assert facts["Accuracy when made"] == \
-        "81.3 % of 1,200 rows of dev (the PyTorch model 82.5 %; 97.5 % answered alike)"
-    assert facts["Latency when made"].startswith("1x32 2.50 ms (IQR 0.50 ms, 30 runs), outside a browser")
-    assert facts["Where it came from"] == \
-        "a-model; distill:minilmv2, then prune:gradient-heads-0.2; bundled by EdgeMIN 0.1.0"
-    assert facts["Same as where it was made"].startswith("yes: probabilities of 1 check texts differ by ")
+    assert facts["Accuracy when made"] == (f"{shares['bundle']} of 40 rows of dev (the PyTorch model "
+                                           f"{shares['pytorch']}; {shares['agreement']} answered alike)")
+    assert facts["Latency when made"].startswith(f"1x{MAX_LENGTH} {median} (IQR {iqr}, 3 runs), outside a browser")
+    assert facts["Where it came from"].startswith(
+        f"qqp-model; {', then '.join(STEPS)}; bundled by EdgeMIN {made['edgemin']}")
+    assert facts["Same as where it was made"].startswith("yes: probabilities of 3 check texts differ by ")
 
 
 def test_quartiles_are_numpys(pages):
@@ -203,7 +208,7 @@ def test_any_text_is_cut_into_the_tokens_of_the_tokenizers_library(kind, bundles
 
 def test_what_is_typed_is_answered_and_an_empty_box_is_not(bundles, pages):
     page = pages["sst2"]
-    (text,), labels = corpus_rows("sst2", 1)[0], read_manifest(bundles["sst2"])["labels"]
+    (text,), labels = corpus_rows("sst2", 1)[0], read_content(bundles["sst2"])["labels"]
     page.get_by_label("Sentence").fill("")
     page.locator("#state", has_text="Type a text").wait_for()
     assert page.locator("#bars li").count() == 0
@@ -233,7 +238,7 @@ def damage(folder: Path) -> None:
 
 
 def change_format(folder: Path) -> None:
-    (folder / "bundle.json").write_text(json.dumps(read_manifest(folder) | {"format_version": 2}))
+    (folder / "bundle.json").write_text(json.dumps(read_content(folder) | {"format_version": 2}))
 
 
 @pytest.mark.parametrize("fault, script, sentence", [
