@@ -33,6 +33,20 @@ for key, stage in run.plan.items():
 """
 
 
+# Files that take longest are begun first, so that no worker is left alone with one of them at the end.
+LONGEST_FIRST = ("test_demo_teachers.py", "test_notebooks.py", "test_stages.py", "test_study.py", "test_paper_sizes.py")
+# Their tests share nothing, so each may go to another worker.
+SHARE_NOTHING = ("test_demo_teachers.py",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups tests for `--dist loadgroup`: a file's tests, which share fixtures, go to one worker."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.name if item.path.name in SHARE_NOTHING else item.path.name))
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def write_notebook(path: Path, code: str, parameters: str = PARAMETERS) -> None:
     """A notebook of two cells: parameters and `code`."""
     cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]

@@ -204,7 +204,9 @@ def test_the_command_serves_until_it_is_stopped(bundle, tmp_path, monkeypatch):
     kept = tmp_path / ".browser" / lock[:12]
     kept.mkdir(parents=True)
     command = [sys.executable, "-m", "edgemin_utils", "demo", str(bundle), "--port"]
-    process = subprocess.Popen([*command, "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Started in the background, these tests would ignore the interrupt, and so would what they start.
+    process = subprocess.Popen([*command, "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         assert process.stdout.readline() == f"bundle: {bundle}; preparing its page\n"
         assert process.stdout.readline().startswith("There is no FP32 model to compare with")

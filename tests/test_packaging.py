@@ -150,8 +150,9 @@ def test_the_runner_and_the_settings_import_nothing_heavy():
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    # A make that runs these tests must not hand its own flags and targets down.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # A make that runs these tests must not hand its own flags, targets and arguments down.
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("MAKE", "MFLAGS")) and name != "ARGS"}
     return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, env=environment)
 
 
