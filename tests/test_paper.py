@@ -155,6 +155,7 @@ def study(tmp_path):
 
 def test_accuracy_is_read_beside_the_student_without_distillation(study, counted):
     row, = study_accuracy(study)
+    assert results.accuracy_record([study, study])["accuracy"] == [row]  # the first study of a task counts
     # The example's final model misses 8 of 40 rows, its teacher 4, the undistilled one alike 18.
     assert row["accuracy"] == pytest.approx(32 / 40) and row["kept"] == pytest.approx(32 / 36)
     assert row["undistilled_accuracy"] == pytest.approx(22 / 40) and row["undistilled_form"] == "compressed alike"
@@ -357,8 +358,18 @@ def test_counts_alone_are_a_record_too(models, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "numbers" / "tables" / "latency.csv").exists()
     assert command.main(["--publish", "--output-dir", str(tmp_path / "numbers")]) == 2
     assert "holds no full measurement" in capsys.readouterr().err
-    assert command.main(["--publish", "--output-dir", str(tmp_path / "absent")]) == 2
-    assert "run `make paper-numbers`" in capsys.readouterr().err
+    for option in ("--publish", "--keep-timing"):
+        assert command.main([option, "--output-dir", str(tmp_path / "absent")]) == 2
+        assert "run `make paper-numbers`" in capsys.readouterr().err
+
+
+def test_timing_is_kept_while_counts_and_studies_are_read_anew(models, record, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "build_models", lambda: models)
+    folder = results.write_record({**record, "honest_accuracy": ["old"]}, tmp_path / "numbers").parent
+    assert command.main(["--keep-timing", "--output-dir", str(folder), "--studies", str(tmp_path)]) == 0
+    kept = results.read_record(folder)
+    assert kept["timing"] == record["timing"] and kept["environment"] == record["environment"]
+    assert kept["honest_accuracy"] == [] and kept["counts"] == record["counts"]
 
 
 def test_publishing_fills_the_readmes_place_alone(record, tmp_path):

@@ -58,9 +58,16 @@ def count_record(models: PaperModels) -> dict[str, Any]:
 
 
 def accuracy_record(studies: Sequence[Path | StudyRecords]) -> dict[str, list[dict[str, Any]]]:
-    """What studies say of the paper's pipeline (accuracy) and of the honest recipe (honest_accuracy)."""
-    return {name: [row for study in studies for row in study_accuracy(study, recipe)]
-            for name, recipe in (("accuracy", "paper"), ("honest_accuracy", HONEST_RECIPE))}
+    """What studies say of the paper's pipeline (accuracy) and of the honest recipe (honest_accuracy); of several
+    studies the first that ran it on a task counts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, recipe in (("accuracy", "paper"), ("honest_accuracy", HONEST_RECIPE)):
+        rows: dict[str, dict[str, Any]] = {}
+        for study in studies:
+            for row in study_accuracy(study, recipe):
+                rows.setdefault(row["task"], row)
+        found[name] = list(rows.values())
+    return found
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> Path:
