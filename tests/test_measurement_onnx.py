@@ -66,6 +66,20 @@ def test_weights_and_parts_are_those_of_the_torch_model(exported, form):
     assert found["paper"] is None
 
 
+def test_parts_of_a_fused_graph_are_those_of_the_torch_model(exported):
+    """In a fused graph a product's bias sits in the sum with norm behind it."""
+    model = small_model(layers=2)
+    encoder_layers(model)[1].keep_neurons(range(40))
+    with torch.no_grad():
+        for weights in model.parameters():  # the exporter stores equal ones, as fresh biases are, once
+            weights += 0.01 * torch.randn_like(weights)
+    graph = onnx.load_from_string(quantize(model, "onnx-dynamic-int8-embeddings").graph)
+    assert any(node.op_type == "SkipLayerNormalization" for node in graph.graph.node)
+    found = onnx_graphs.parameters_of_graph(graph)
+    assert {part: found["parts"][part] for part in ("norms", "feed_forward", "attention", "head")} == {
+        part: count for part, count in weights_by_part(model).items() if part != "embeddings"}
+
+
 def test_bytes_are_one_a_weight_where_it_is_int8(exported):
     model, path, int8 = exported
     sizes = onnx_graphs.parameters_of_graph(onnx_graphs.read_graph(path))["part_bytes"]

@@ -278,4 +278,6 @@ def _telling_names(name: str, uses: Uses) -> Iterator[str]:
             yield "x.attention.x"
     for node, _ in list(_through(name, uses, (*_PRODUCTS, *_PASSING_ON), steps=4)):
         if node.op_type in ("Add", "BiasGelu", "FastGelu", "SkipLayerNormalization"):
-            yield from (other for other in node.input if other.endswith(".bias"))
+            # A sum with norm takes the norm's own bias before that of the product.
+            added = node.input[4:] if node.op_type == "SkipLayerNormalization" else node.input
+            yield from (other for other in added if other.endswith(".bias"))
