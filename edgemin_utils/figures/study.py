@@ -149,7 +149,7 @@ def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
         axes.grid(axis="x")
     every_axes[0].set_ylabel("effect")
     every_axes[0].invert_yaxis()
-    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(panels))
+    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(2, len(panels)))
     return figure
 
 
