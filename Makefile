@@ -32,7 +32,7 @@ report: $(INSTALLED) ## tables, figures and the HTML report again, from the reco
 
 # One thread a worker: two workers already fill two cores.
 test: $(INSTALLED) ## the whole test suite
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_teacher.ipynb $(ARGS)

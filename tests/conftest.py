@@ -35,14 +35,10 @@ for key, stage in run.plan.items():
 
 # Files that take longest are begun first, so that no worker is left alone with one of them at the end.
 LONGEST_FIRST = ("test_demo_teachers.py", "test_notebooks.py", "test_stages.py", "test_study.py", "test_paper_sizes.py")
-# Their tests share nothing, so each may go to another worker.
-SHARE_NOTHING = ("test_demo_teachers.py",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests for `--dist loadgroup`: a file's tests, which share fixtures, go to one worker."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.name if item.path.name in SHARE_NOTHING else item.path.name))
+    """Puts the longest files first; `--dist loadfile` hands out files whole, so that tests share their fixtures."""
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
