@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from edgemin_utils import tables
+from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
 from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records
-from edgemin_utils.report import report_folder, write_report
+from edgemin_utils.report import executed_analysis, html_report, report_folder, write_report
 
 # Of a record's folder; predictions are kept too, without their logits.
 KEPT_FILES = (RECORD_FILE, "latency.npz")
@@ -26,7 +27,8 @@ OWN_FOLDERS = {"data_dir": "DATA_DIR", "teacher": "TEACHER_DIR", "student": "STU
 
 
 def publish_study(study: Path, destination: Path) -> Path:
-    """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
+    """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew; of executed notebooks
+    those of one chain, and the report as one HTML file. Folders of one's own are not named in them.
 
     The destination's README.md says which commands made the study, on which machine, and how long each stage took.
 
@@ -43,8 +45,40 @@ def publish_study(study: Path, destination: Path) -> Path:
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
         shutil.copytree(report_folder(study) / name, destination / "report" / name)
+    notebooks = executed_notebooks(study)
+    for notebook in notebooks:
+        _copy_notebook(notebook, study, destination)
+    if executed_analysis(study) in notebooks:
+        html_report(destination)
     (destination / "README.md").write_text(_describe(study, records), encoding="utf-8")
     return destination
+
+
+def executed_notebooks(study: Path) -> list[Path]:
+    """The executed notebooks of the study's first chain that has them, and the executed analysis."""
+    of_chains = sorted({path.parent for path in Path(study).glob("*/seed-*/notebooks/*.ipynb")})
+    of_chain = sorted(of_chains[0].glob("*.ipynb")) if of_chains else []
+    return [*of_chain, *(path for path in [executed_analysis(study)] if path.is_file())]
+
+
+def _copy_notebook(notebook: Path, study: Path, destination: Path) -> None:
+    """Copies an executed notebook to its place under `destination`, with words in place of folders of one's own."""
+    text = notebook.read_text(encoding="utf-8")
+    for folder, words in sorted(_own_folders(study, destination).items(), key=lambda item: -len(item[0])):
+        text = text.replace(json.dumps(folder)[1:-1], words)
+    copy = destination / notebook.relative_to(study)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(text, encoding="utf-8")
+
+
+def _own_folders(study: Path, destination: Path) -> dict[str, str]:
+    """Absolute folder -> what stands for it in what is published."""
+    found = {str(Path(study).absolute()): f"outputs/{destination.name}", str(project_folder()): "."}
+    for path in Path(study).glob(f"*/seed-*/{CHAIN_FILE}"):
+        overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
+        found |= {str(overrides[name]): words for name, words in OWN_FOLDERS.items()
+                  if Path(str(overrides.get(name, ""))).is_absolute()}
+    return found
 
 
 def chain_command(folder: Path) -> str:
@@ -87,7 +121,8 @@ def _describe(study: Path, records: list[Record]) -> str:
         f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
         f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
         f"Python {environment['python']}; {versions}.",
-        "Records, predictions without logits, raw latencies, tables and figures; no weights. "
+        "Records, predictions without logits, raw latencies, tables and figures, executed notebooks of one chain; "
+        "no weights. "
         f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
         f"All stages together took {total}.",
         rows.to_markdown(index=False)]) + "\n"

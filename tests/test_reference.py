@@ -1,7 +1,10 @@
 
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
+from conftest import write_notebook
 from example_study import COST, TEACHER, write_chain
 
 from edgemin_utils.errors import StageError
@@ -36,6 +39,23 @@ def test_the_report_drawn_again_from_published_records_is_the_same(study, tmp_pa
     write_report(published)
     after = {path.relative_to(published): path.read_bytes() for path in (published / "report").rglob("*.*")}
     assert before == after and any(path.suffix == ".svg" for path in before)
+
+
+def test_executed_notebooks_of_one_chain_go_along_and_name_no_folder_of_ones_own(study, tmp_path):
+    own = tmp_path / "my rows"
+    write_json(study / "sst2" / "seed-0" / "chain.json", {"profile": "laptop", "overrides": {"data_dir": str(own)}})
+    code = f"output_dir = {str(study)!r}\noverrides = {{'data_dir': {str(own)!r}}}"
+    for folder in (study, study / "sst2" / "seed-0", study / "qqp" / "seed-0"):
+        write_notebook(folder / "notebooks" / "05_analysis.ipynb", code)
+    published = publish_study(study, tmp_path / "reference" / "laptop")
+    found = sorted(path.relative_to(published) for path in published.rglob("*.ipynb"))
+    assert found == [Path("notebooks/05_analysis.ipynb"), Path("qqp/seed-0/notebooks/05_analysis.ipynb")]
+    for path in (*published.rglob("*.ipynb"), published / "report" / "report.html"):
+        text = path.read_text()
+        assert str(tmp_path) not in text and "outputs/laptop" in text and "DATA_DIR" in text
+    before = (published / "report" / "report.html").read_bytes()
+    write_report(published)
+    assert (published / "report" / "report.html").read_bytes() == before
 
 
 def test_publishing_again_leaves_nothing_old(study, tmp_path):
