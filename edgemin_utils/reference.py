@@ -27,9 +27,10 @@ OWN_FOLDERS = {"data_dir": "DATA_DIR", "teacher": "TEACHER_DIR", "student": "STU
 
 
 def publish_study(study: Path, destination: Path) -> Path:
-    """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew; of executed notebooks
-    those of one chain, and the report as one HTML file. Folders of one's own are not named in them.
+    """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
 
+    Where notebooks were executed, those of one chain go along, and the report as one HTML file; folders of one's own
+    are not named in them.
     The destination's README.md says which commands made the study, on which machine, and how long each stage took.
 
     Raises:
