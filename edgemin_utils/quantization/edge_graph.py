@@ -234,9 +234,9 @@ def _check_small(graph: "onnx.ModelProto") -> None:
     know."""
     from onnx import TensorProto
 
-    scales = int4_tensors(graph)
+    small = int4_tensors(graph)  # their scales are matrices too
     left = [constant.name for constant in graph.graph.initializer if constant.data_type == TensorProto.FLOAT
-            and len(constant.dims) > 1 and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS and constant.name not in scales]
+            and len(constant.dims) > 1 and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS and constant.name not in small]
     if left:
         raise MethodRefused(f"ONNX Runtime left {len(left)} matrices in float32, such as {left[0]}; these versions of "
                             "torch and onnxruntime do not go together")

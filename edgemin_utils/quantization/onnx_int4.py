@@ -45,8 +45,8 @@ class OnnxInt4(OnnxScheme):
 
     embeddings: bool = False
     source = f"onnxruntime's MatMulNBitsQuantizer on the fused graph, round to nearest, blocks of {INT4_BLOCK}"
-    arithmetic = ("INT8 products in ONNX Runtime of INT4 weights, inputs quantized token by token in blocks (MatMulNBits, "
-                  f"accuracy level {_INT8_PRODUCTS})")
+    arithmetic = ("INT4 weights in INT8 products in ONNX Runtime, inputs quantized token by token in blocks "
+                  f"(MatMulNBits, accuracy level {_INT8_PRODUCTS})")
 
     def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
                   ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
@@ -58,8 +58,8 @@ class OnnxInt4(OnnxScheme):
 
 def quantize_to_int4(graph: "onnx.ModelProto", operators: Iterable[str],
                      excluded: Sequence[str] = ()) -> "onnx.ModelProto":
-    """The graph, which is changed, with 4-bit weights in the given operators, MatMul and Gather, but for the nodes named
-    in `excluded`."""
+    """The graph, which is changed, with 4-bit weights in the given operators, MatMul and Gather, but for the nodes
+    named in `excluded`."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     config = DefaultWeightOnlyQuantConfig(
@@ -126,8 +126,8 @@ def _int4_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, embeddings: bo
     names = int4_tensors(graph)
     found = sum(len(item.raw_data) for item in graph.graph.initializer if item.name in names)
     if found != wanted:
-        raise MethodRefused(f"ONNX Runtime stores {found:,} bytes in 4-bit operators where the layers that the scheme is "
-                            f"for take {wanted:,}; this version treats the graph otherwise")
+        raise MethodRefused(f"ONNX Runtime stores {found:,} bytes in 4-bit operators where the layers that the scheme "
+                            f"is for take {wanted:,}; this version treats the graph otherwise")
     return sizes
 
 
