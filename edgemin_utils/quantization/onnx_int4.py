@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -82,26 +81,22 @@ def separate_products(graph: "onnx.ModelProto") -> None:
 def separate_attention(graph: "onnx.ModelProto") -> None:
     """Writes every fused Attention as the product that gives query, key and value, their split, and a
     MultiHeadAttention that adds the bias, in place."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
-    columns = {constant.name: constant.dims[-1] for constant in graph.graph.initializer if constant.dims}
     nodes = []
     for node in graph.graph.node:
         if node.op_type != "Attention" or node.domain != FUSED_DOMAIN:
             nodes.append(node)
             continue
         states, weights, bias, mask = node.input[:4]
-        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        kept = {item.name: helper.get_attribute_value(item) for item in node.attribute
+                if item.name in _SHARED_ATTRIBUTES}
         name = node.name or node.output[0]
-        sizes = given.get("qkv_hidden_sizes") or [columns[weights] // 3] * 3
-        graph.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{name}_widths"))
         parts = [f"{name}_{part}" for part in ("query", "key", "value")]
         nodes += [helper.make_node("MatMul", [states, weights], [f"{name}_projected"], name=f"{name}_projection"),
-                  helper.make_node("Split", [f"{name}_projected", f"{name}_widths"], parts, name=f"{name}_split",
-                                   axis=-1),
+                  helper.make_node("Split", [f"{name}_projected"], parts, name=f"{name}_split", axis=-1, num_outputs=3),
                   helper.make_node("MultiHeadAttention", [*parts, bias, mask], list(node.output[:1]), name=name,
-                                   domain=FUSED_DOMAIN,
-                                   **{key: given[key] for key in _SHARED_ATTRIBUTES if key in given})]
+                                   domain=FUSED_DOMAIN, **kept)]
     set_nodes(graph, nodes)
 
 
