@@ -1,6 +1,11 @@
 """The 4-bit grid of ONNX Runtime's blocks, worked out with NumPy for the tests."""
 
+import copy
+
 import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 BLOCK = 64
 
@@ -25,3 +30,15 @@ def rounded(weights: np.ndarray) -> np.ndarray:
     integers, scales, zero_points = (values if number == 0 else np.repeat(values, BLOCK, 1)[:, :weights.shape[1]]
                                      for number, values in enumerate(grid_of_blocks(weights)))
     return ((integers - zero_points) * scales).astype(np.float32)
+
+
+def with_rounded_weights(model: PreTrainedModel, matrix_bits: int, embedding_bits: int) -> PreTrainedModel:
+    """The float model with linear layers and a word embedding that are on the grid where they are to have 4 bits."""
+    made = copy.deepcopy(model)
+    word = made.get_input_embeddings()
+    with torch.no_grad():
+        for module in made.modules():
+            bits = matrix_bits if isinstance(module, nn.Linear) else embedding_bits if module is word else 8
+            if bits == 4:
+                module.weight.copy_(torch.from_numpy(rounded(module.weight.numpy())))
+    return made

@@ -8,7 +8,7 @@ z = round(-low / s), where low and high are the block's range, widened to hold 0
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -111,19 +111,17 @@ def _int4_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, embeddings: bo
     Raises:
         MethodRefused: the graph does not hold as many 4-bit weights as the layers that were to be quantized.
     """
-    sizes, wanted = float_sizes(model), 0
     word = model.get_input_embeddings() if embeddings else None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or module is word:
-            size = _bytes_of(module)
-            sizes[f"{name}.weight"] = (module.weight.numel(), size)
-            wanted += size
+    taken = {f"{name}.weight": (module.weight.numel(), _bytes_of(module))
+             for name, module in cast(Iterable[tuple[str, Any]], model.named_modules())
+             if isinstance(module, nn.Linear) or module is word}
     names = int4_tensors(graph)
     found = sum(len(item.raw_data) for item in graph.graph.initializer if item.name in names)
+    wanted = sum(size for _, size in taken.values())
     if found != wanted:
         raise MethodRefused(f"ONNX Runtime stores {found:,} bytes in 4-bit operators where the layers that the scheme "
                             f"is for take {wanted:,}; this version treats the graph otherwise")
-    return sizes
+    return {**float_sizes(model), **taken}
 
 
 def _bytes_of(module: Any) -> int:
