@@ -29,11 +29,11 @@ from edgemin_utils.records import Run, write_json
 METHOD_VERSION = 1
 PROGRAM_FILE, README_FILE, BUNDLE_FOLDER = "classify.py", "README.md", "bundle"
 DEFAULT_MAX_DROP = 1.0
-# Tables of 4 bits are looked up by an operator that came with this onnxruntime; 8 bits ask for no newer one.
+# The operator that looks up tables of 4 bits came with this onnxruntime.
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "tokenizers": "0.20", "numpy": "1.26"}
 LENGTHS = (32, 128)
 _BLOCK = f"for {INT4_BLOCK} weights"
-_INT4_NOTE = ("; where a processor has no 4-bit kernels, and in a browser, the matrices are unpacked in every call and "
+_INT4_NOTE = ("; slower than with 8 bits, above all in a browser, where the matrices are unpacked in every call and "
               "answers differ a little")
 BUNDLE, PYTORCH = "bundle", "pytorch"
 # Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.

@@ -8,7 +8,7 @@ z = round(-low / s), where low and high are the block's range, widened to hold 0
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -112,9 +112,9 @@ def _int4_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, embeddings: bo
         MethodRefused: the graph does not hold as many 4-bit weights as the layers that were to be quantized.
     """
     word = model.get_input_embeddings() if embeddings else None
-    taken = {f"{name}.weight": (module.weight.numel(), _bytes_of(module))
-             for name, module in cast(Iterable[tuple[str, Any]], model.named_modules())
-             if isinstance(module, nn.Linear) or module is word}
+    matrices: dict[str, Any] = {name: module for name, module in model.named_modules()
+                                if isinstance(module, nn.Linear) or module is word}
+    taken = {f"{name}.weight": (module.weight.numel(), _bytes_of(module)) for name, module in matrices.items()}
     names = int4_tensors(graph)
     found = sum(len(item.raw_data) for item in graph.graph.initializer if item.name in names)
     wanted = sum(size for _, size in taken.values())
