@@ -188,7 +188,8 @@ def _bundle(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in
              ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "max_length")}
     source = open_source(options.model, options.task, {name: value for name, value in given.items() if value})
-    content = make_bundle(source, options.output, options.max_drop, PROTOCOLS["quick" if options.quick else "full"])
+    content = make_bundle(source, options.output, options.max_drop, PROTOCOLS["quick" if options.quick else "full"],
+                          options.matrix_bits, options.embedding_bits)
     print(describe_in_words(content))
     print(f"bundle: {options.output}")
     return 0

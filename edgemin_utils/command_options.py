@@ -162,6 +162,10 @@ def _add_bundle_options(parser: _Parser) -> None:
         "none)")
     add("--max-drop", type=_points, default=1.0, metavar="POINTS", help="a bundle that loses more percentage points of "
         "accuracy on a dev split is refused (default: 1.0)")
+    add("--matrix-bits", type=int, choices=(8, 4), default=8, help="bits of the linear layers' weights; 4 make a "
+        "smaller file and a slower model, much slower in a browser (default: 8)")
+    add("--embedding-bits", type=int, choices=(8, 4), default=8, help="bits of the word embedding; 4 make a smaller "
+        "file of the same speed (default: 8)")
     add("--quick", action="store_true", help="few runs for its latency: a look, marked as such (default: at least 100 "
         "runs and 10 s)")
     add("--task", metavar="TASK", help=f"task whose dev rows it is judged on, of {', '.join(TASKS)} (default: the "

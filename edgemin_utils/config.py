@@ -28,7 +28,7 @@ PRUNED_LAYERS = re.compile(r"(top|least)-[1-9]\d*|spaced-0\.\d*[1-9]|(0|[1-9]\d*
 EVERY_SCHEME = (
     "dynamic-int8", "dynamic-int8-embeddings", "onnx-float32", "onnx-dynamic-int8", "onnx-dynamic-int8-channels",
     "onnx-dynamic-int8-embeddings", "onnx-static-int8-minmax", "onnx-static-int8-percentile",
-    "onnx-static-int8-entropy", "weight-int4", "weight-int4-embeddings")
+    "onnx-static-int8-entropy", "weight-int4", "weight-int4-embeddings", "onnx-int4", "onnx-int4-embeddings")
 # Number formats of quantization-aware training: the names of quantization.FORMATS.
 EVERY_FORMAT = ("int8", "int4")
 

@@ -36,8 +36,10 @@ def quiet_torch_ao() -> Iterator[None]:
 @contextmanager
 def quiet_onnx() -> Iterator[None]:
     """Without the exporter's and the quantizers' advice: they warn of packages that are not needed here, print each
-    step, and recommend a pass that has been done."""
+    step, and recommend a pass that has been done. One of them sets logging up for the whole process when it is
+    imported; that is undone."""
     level = logging.root.manager.disable
+    root_level, root_handlers = logging.root.level, list(logging.root.handlers)
     logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -45,3 +47,5 @@ def quiet_onnx() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+        logging.root.setLevel(root_level)
+        logging.root.handlers[:] = root_handlers

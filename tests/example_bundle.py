@@ -47,13 +47,13 @@ def write_model(folder: Path, task: str) -> None:
     save_model(model, folder, tokenizer)
 
 
-def write_bundle(folder: Path, model: Path, task: str) -> Path:
-    """The bundle of `write_model`'s model, which goes to `model`. Its accuracy, by chance, on 40 rows is a number of
-    one decimal in percent."""
+def write_bundle(folder: Path, model: Path, task: str, bits: int = 8) -> Path:
+    """The bundle of `write_model`'s model, which goes to `model`, with weights of so many bits. Its accuracy with 8 of
+    them, by chance, on 40 rows is a number of one decimal in percent."""
     write_model(model, task)
     source = open_source(str(model), task, {"max_length": MAX_LENGTH, "dev_rows": 40})
     source = dataclasses.replace(source, provenance={**source.provenance, "steps": STEPS})
-    make_bundle(source, folder, max_drop=100.0, protocol=SHORT)
+    make_bundle(source, folder, 100.0, SHORT, matrix_bits=bits, embedding_bits=bits)
     return folder
 
 

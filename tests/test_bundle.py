@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from four_bit_grid import with_rounded_weights
 from small_models import sentences, small_model
 
 from edgemin_utils import cli
@@ -106,6 +107,12 @@ def pair(folder, source):
     return folder / "pair", chosen
 
 
+@pytest.fixture(scope="module")
+def four_bits(folder, source):
+    """The folder and bundle.json of a bundle of 4-bit weights alone."""
+    return folder / "four", make_bundle(source, folder / "four", 100, SHORT, matrix_bits=4, embedding_bits=4)
+
+
 @pytest.fixture
 def copy(made, tmp_path):
     """A bundle of a test's own to damage."""
@@ -177,6 +184,24 @@ def test_probabilities_are_those_of_the_model_but_for_rounding(made, pair, sourc
         assert np.abs(found - wanted).max() < 0.1 and np.abs(wanted - 0.5).max() > 0.2
         # In one batch, rows share the scale of their numbers, and each still gets its own answer.
         assert np.abs(bundle.probabilities(texts, batch_size=8) - wanted).max() < 0.1
+
+
+def test_four_bits_are_said_wherever_the_bundle_describes_itself(made, four_bits, source):
+    place, content = four_bits
+    described = content["models"]["model.onnx"]
+    assert (described["matrix_bits"], described["embedding_bits"]) == (4, 4)
+    assert described["what"].startswith("INT4, one scale and zero point for 64 weights; INT4 word embeddings")
+    eight = made[1]["models"]["model.onnx"]
+    assert (eight["matrix_bits"], eight["embedding_bits"]) == (8, 8) and "INT4" not in eight["what"]
+    for folder, what in ((place, described["what"]), (made[0], eight["what"])):
+        assert f"- in it: {what}\n" in (folder / "README.md").read_text()
+    assert content["measured"]["model_bytes"] < made[1]["measured"]["model_bytes"]
+    # Every row has scales of its own, so that an answer does not depend on the rows beside it.
+    bundle, texts = Bundle(place), [(text,) for text in source.dev["dev"]["sentence"][:8]]
+    alone = bundle.probabilities(texts)
+    np.testing.assert_allclose(bundle.probabilities(texts, batch_size=8), alone, atol=1e-4)
+    same = dataclasses.replace(source, model=with_rounded_weights(source.model, 4, 4))
+    assert np.abs(alone - np.array([in_torch(same, *text) for text in texts])).max() < 0.1
 
 
 def test_a_pair_is_told_apart_by_token_types(pair):
@@ -276,6 +301,12 @@ def test_the_chains_bundle_is_made_once(chain):
     (place / "model.onnx").write_bytes(b"damaged")
     assert bundle_chain(chain, max_drop=100)["files"]["model.onnx"] == content["files"]["model.onnx"]
     Bundle(place)
+    # One of other bits that was put there by hand is not the chain's; one that says nothing of its bits has 8.
+    described = content["models"]["model.onnx"]
+    for name, bits, current in (("matrix_bits", None, True), ("embedding_bits", 4, False)):
+        written = {**content, "models": {"model.onnx": {**described, name: bits}}}
+        (place / "bundle.json").write_text(json.dumps(written))
+        assert (bundle_chain(chain, max_drop=100) == written) == current
 
 
 # ---- the program: rows ------------------------------------------------------------------------------------------
@@ -488,15 +519,18 @@ def test_the_program_runs_in_an_empty_environment(made, tmp_path):
 def test_bundle_and_predict_on_the_console(folder, source, tmp_path, capsys):
     arguments = ["bundle", str(folder / "model"), "--output", str(tmp_path / "out"), "--task-file",
                  str(folder / "one.csv"), "--text-columns", "sentence", "--max-length", "20", "--quick"]
-    status = cli.main([*arguments, "--max-drop", "100"])
+    status = cli.main([*arguments, "--max-drop", "100", "--embedding-bits", "4"])
     shown = capsys.readouterr().out
     assert status == 0 and "# Text classifier: one" in shown and f"bundle: {tmp_path / 'out'}" in shown
+    assert "INT8, one scale an output; INT4 word embeddings" in shown
     assert cli.main(["predict", str(tmp_path / "out"), "a good film", "bad"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "label\t0\t1"
     assert lines[1:] == answers(Bundle(tmp_path / "out"), b"a good film\nbad\n")[0]
     assert cli.main([*arguments, "--max-drop", "many"]) == 2
     assert "'many' is not a number of points" in capsys.readouterr().err
+    assert cli.main([*arguments, "--matrix-bits", "2"]) == 2
+    assert "--matrix-bits: invalid choice: 2 (choose from 8, 4)" in capsys.readouterr().err
 
 
 def test_predict_takes_the_texts_of_a_pair_in_turns(pair, capsys):

@@ -158,6 +158,20 @@ def test_packed_four_bit_weights_are_unpacked_in_the_count():
     assert onnx_graphs.graph_macs(model, 1, 5) == {"fp32": 0, "int8": 5 * 16 * 8}
 
 
+def test_tables_of_four_bits_are_unpacked_in_the_count():
+    """Of 4-bit integers, and of bytes that each hold two."""
+    for kind, table in (("UINT4", helper.make_tensor("t", TensorProto.UINT4, (50, 32), bytes(50 * 16), raw=True)),
+                        ("UINT8", numpy_helper.from_array(np.zeros((50, 16), np.uint8), "t"))):
+        node = helper.make_node("GatherBlockQuantized", ["t", "input_ids", "scales"], ["out"], domain="com.microsoft",
+                                quantize_axis=1, block_size=32)
+        model = fused_graph(node, {"scales": np.ones((50, 1), np.float32)})
+        del model.graph.node[0]
+        model.graph.initializer.append(table)
+        weights = {weight.name: weight for weight in onnx_graphs.graph_weights(model)}
+        assert (weights["t"].elements, weights["t"].size, weights["t"].table) == (50 * 32, 50 * 16, True), kind
+        assert weights["scales"].elements == 0 and onnx_graphs.vocabulary_size(model) == 50
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x00 no model")

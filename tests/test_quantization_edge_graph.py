@@ -4,15 +4,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from four_bit_grid import with_rounded_weights
 from onnx import numpy_helper
 from small_models import small_batch, small_model
 
 from edgemin_utils.encoders import encoder_layers, input_names
-from edgemin_utils.measurement.onnx_graphs import graph_macs, graph_weights, vocabulary_size
+from edgemin_utils.errors import SettingError
+from edgemin_utils.measurement.onnx_graphs import graph_macs, graph_weights, parameters_of_graph, vocabulary_size
 from edgemin_utils.quantization import edge_graph
 from edgemin_utils.quantization.edge_graph import quantize_rows
 
 LONGEST = 24
+FOUR_BITS = ((8, 4), (4, 8), (4, 4))
 
 
 def unequal(family):
@@ -30,9 +33,11 @@ def unequal(family):
 
 @pytest.fixture(scope="module")
 def bert():
-    """A model of unequal layers, its graph for single texts and that for pairs."""
+    """A model of unequal layers, its graph for single texts, that for pairs, and (matrix bits, embedding bits) -> that
+    of other bits."""
     model = unequal("bert")
-    return model, edge_graph(model, LONGEST, pair=False), edge_graph(model, LONGEST, pair=True)
+    return (model, edge_graph(model, LONGEST, pair=False), edge_graph(model, LONGEST, pair=True),
+            {bits: edge_graph(model, LONGEST, False, *bits) for bits in FOUR_BITS})
 
 
 @pytest.fixture(params=["bert", "roberta"])
@@ -105,7 +110,7 @@ def test_every_matrix_is_int8_and_positions_that_no_input_reaches_are_gone(made)
 
 
 def test_a_pair_keeps_its_token_types(bert):
-    model, _, graph = bert
+    model, _, graph, _ = bert
     assert [item.name for item in graph.graph.input] == list(input_names(model))
     batch = small_batch(2, 10)
     batch["token_type_ids"] = (torch.arange(10) >= 5).long().repeat(2, 1)
@@ -132,3 +137,28 @@ def test_sums_and_norms_stand_apart(made):
     assert operators.count("BiasGelu") == 2
     floats = [numpy_helper.to_array(item) for item in graph.graph.initializer if item.data_type == 1]
     assert max(value.size for value in floats) < 60 * 48
+
+
+# ---- 4 bits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", FOUR_BITS, ids=str)
+def test_four_bits_change_the_weights_they_are_for_and_nothing_else(bert, bits):
+    model, eight, graph = bert[0], bert[1], bert[3][bits]
+    batch = small_batch(4, 12)
+    with torch.inference_mode():
+        wanted, unrounded = (one(batch["input_ids"], batch["attention_mask"]).logits.numpy()
+                             for one in (with_rounded_weights(model, *bits), model))
+    found = run(graph, batch)
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max() + 0.02 < np.abs(found - unrounded).max()
+    assert graph_macs(graph, 1, 10) == graph_macs(eight, 1, 10) and vocabulary_size(graph) == 60
+    assert parameters_of_graph(graph)["parts"] == parameters_of_graph(eight)["parts"]
+    assert [item.name for item in graph.graph.input] == [item.name for item in eight.graph.input]
+    sizes = {weight.shape: weight.size for weight in graph_weights(graph) if weight.table and weight.elements}
+    assert sizes == {(60, 48): 60 * 48 // (8 // bits[1]), (LONGEST, 48): LONGEST * 48}
+    assert len(graph.SerializeToString()) < len(eight.SerializeToString())
+
+
+def test_other_bits_are_refused(bert):
+    with pytest.raises(SettingError, match="embeddings of a bundle have 8 or 4 bits, and not 2"):
+        edge_graph(bert[0], LONGEST, False, embedding_bits=2)

@@ -50,6 +50,8 @@ LENGTHS, THREADS, LONGEST, WARM_UP = (32, 128), 1, 128, 10
 # Operators that take less of a row's time are not shown.
 SMALLEST_SHARE = 0.01
 BUNDLE = "edge bundle"
+# Forms of the bundle with fewer bits -> those of matrices and of the word embedding. The targets are not theirs.
+FOUR_BIT_BUNDLES: Mapping[str, tuple[int, int]] = {"edge bundle, INT4 embeddings": (8, 4), "edge bundle, INT4": (4, 4)}
 TEACHER, TEACHER_INT8, FINAL = ("teacher, PyTorch FP32", "teacher, ONNX Runtime dynamic INT8",
                                 "paper's final model, torch dynamic INT8")
 # Against -> (times smaller, times faster) that were asked for.
@@ -88,12 +90,16 @@ def compressed_student(student: PreTrainedModel) -> PreTrainedModel:
 # ---- contenders ---------------------------------------------------------------------------------------------------
 
 
-def bundle_contender(model: PreTrainedModel, folder: Path, longest: int = LONGEST) -> Contender:
-    """The model's graph as `edgemin bundle` writes it."""
-    path = folder / "bundle" / "model.onnx"
-    path.parent.mkdir()
-    path.write_bytes(quantization.edge_graph(model, longest, pair=False).SerializeToString())
-    return _onnx_contender(BUNDLE, path)
+def bundle_contenders(model: PreTrainedModel, folder: Path, longest: int = LONGEST) -> list[Contender]:
+    """The model's graph as `edgemin bundle` writes it, in `folder`/bundle, and its forms of fewer bits."""
+    made = []
+    for name, (matrix_bits, embedding_bits) in {BUNDLE: (8, 8), **FOUR_BIT_BUNDLES}.items():
+        path = (folder / "bundle" if name == BUNDLE else folder / name) / "model.onnx"
+        path.parent.mkdir()
+        graph = quantization.edge_graph(model, longest, False, matrix_bits, embedding_bits)
+        path.write_bytes(graph.SerializeToString())
+        made.append(_onnx_contender(name, path))
+    return made
 
 
 def torch_contender(name: str, model: PreTrainedModel, folder: Path, scheme: str = "") -> Contender:
@@ -293,7 +299,7 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(place)
         others, notes = same_student(student, folder, options.optional)
         contenders = [*contenders_to_beat(models.teacher, models.pruned, folder), *others,
-                      bundle_contender(student, folder)]
+                      *bundle_contenders(student, folder)]
         times, peaks = time_contenders(contenders, protocol), measure_peaks(THREADS)
         operators = {length: operators_table(folder / "bundle" / "model.onnx", STUDENT_VOCABULARY, length)
                      for length in LENGTHS}

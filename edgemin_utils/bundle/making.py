@@ -22,14 +22,19 @@ from edgemin_utils.evaluation import predictor
 from edgemin_utils.measurement.environment import describe_environment, int8_sentence
 from edgemin_utils.measurement.latency import PROTOCOLS, Protocol, fixed_inputs, measure_latency
 from edgemin_utils.measurement.parameters import stored_weights
+from edgemin_utils.quantization.onnx_int4 import INT4_BLOCK
 from edgemin_utils.records import Run, write_json
 
 # Raise it when a bundle is made differently, so that those made the old way count as stale.
 METHOD_VERSION = 1
 PROGRAM_FILE, README_FILE, BUNDLE_FOLDER = "classify.py", "README.md", "bundle"
 DEFAULT_MAX_DROP = 1.0
+# The operator that looks up tables of 4 bits came with this onnxruntime.
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "tokenizers": "0.20", "numpy": "1.26"}
 LENGTHS = (32, 128)
+_BLOCK = f"for {INT4_BLOCK} weights"
+_INT4_NOTE = ("; slower than with 8 bits, above all in a browser, where the matrices are unpacked in every call and "
+              "answers differ a little")
 BUNDLE, PYTORCH = "bundle", "pytorch"
 # Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
 CHECK_TEXTS = (("this is good", "this is not good"), ("a long and dull evening", "the evening was short"),
@@ -37,27 +42,32 @@ CHECK_TEXTS = (("this is good", "this is not good"), ("a long and dull evening",
 
 
 def make_bundle(source: BundleSource, output: str | os.PathLike, max_drop: float = DEFAULT_MAX_DROP,
-                protocol: Protocol = PROTOCOLS["quick"]) -> dict[str, Any]:
+                protocol: Protocol = PROTOCOLS["quick"], matrix_bits: int = 8,
+                embedding_bits: int = 8) -> dict[str, Any]:
     """Writes a bundle of a float model into `output`, anew, and gives the content of its bundle.json.
 
     Args:
         output: a folder that is not there, is empty, or holds a bundle, which is replaced when the new one is whole.
         max_drop: most percentage points of accuracy that the bundle may lose on any dev split.
         protocol: how long latency is measured.
+        matrix_bits, embedding_bits: as of `quantization.edge_graph`.
 
     Raises:
         MethodRefused: the bundle loses more, or the model cannot be exported; nothing is left behind.
+        SettingError: other bits than 8 or 4.
         StorageError: `output` holds something else, or cannot be written.
     """
     output = Path(output).expanduser().absolute()
     if output.exists() and not (output / BUNDLE_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise StorageError(f"{output} is there and holds no bundle; name another --output")
     with storage_errors(output), partial_folder(output) as partial:
-        graph = quantization.edge_graph(source.model, source.max_length, pair=len(source.task.text_columns) == 2)
+        graph = quantization.edge_graph(source.model, source.max_length, len(source.task.text_columns) == 2,
+                                        matrix_bits, embedding_bits)
         (partial / MODEL_FILE).write_bytes(graph.SerializeToString())
         (partial / TOKENIZER_FILE).write_text(tokenizer_rules(source.tokenizer, source.max_length), encoding="utf-8")
         (partial / PROGRAM_FILE).write_bytes(Path(classify.__file__).read_bytes())
-        content = _describe(source, [item.name for item in graph.graph.input])
+        content = _describe(source, [item.name for item in graph.graph.input],
+                            {"matrix_bits": matrix_bits, "embedding_bits": embedding_bits})
         # Read as it will be read: what is judged is what lies on disk.
         write_json(partial / BUNDLE_FILE, {**content, "files": _files(partial)})
         bundle = Bundle(partial)
@@ -73,7 +83,7 @@ def make_bundle(source: BundleSource, output: str | os.PathLike, max_drop: float
 
 
 def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]:
-    """The bundle of a chain's last float model, the one that the paper's path quantizes, in `bundle` beside the
+    """The INT8 bundle of a chain's last float model, the one that the paper's path quantizes, in `bundle` beside the
     chain's stages; made only if the one on disk is not of these settings.
 
     Returns:
@@ -84,7 +94,7 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
     try:
         content = Bundle(folder).content
         if all(content["provenance"].get(name) == value for name, value in wanted.items()) \
-                and content["measured"]["max_drop"] == max_drop:
+                and content["measured"]["max_drop"] == max_drop and not _has_four_bits(content):
             return content
     except classify.ClassifyError:
         pass
@@ -106,20 +116,33 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     return rules.to_str()
 
 
-def _describe(source: BundleSource, inputs: list[str]) -> dict[str, Any]:
+def _has_four_bits(content: Mapping[str, Any]) -> bool:
+    described = content["models"][MODEL_FILE]
+    return 4 in (described.get("matrix_bits"), described.get("embedding_bits"))
+
+
+def _describe(source: BundleSource, inputs: list[str], bits: Mapping[str, int]) -> dict[str, Any]:
     environment = describe_environment()
     versions = {**environment["packages"], "tokenizers": tokenizers.__version__, "python": environment["python"]}
     return {
         "format_version": FORMAT_VERSION, "task": source.task.name, "text_columns": list(source.task.text_columns),
         "labels": list(source.labels), "max_length": source.max_length, "inputs": inputs,
         "pad_token_id": int(source.model.config.pad_token_id or 0),
-        "models": {MODEL_FILE: {"what": "INT8, one scale an output; INT8 embeddings, one scale a row; fused attention; "
-                                        "for the CPU back ends of ONNX Runtime and of onnxruntime-web"}},
+        "models": {MODEL_FILE: {"what": what_is_stored(**bits), **bits}},
         "provenance": {
             **source.provenance, "edgemin": __version__, "method_version": METHOD_VERSION,
             "revision": environment["git_revision"], "versions": versions,
             "minimum_onnxruntime": MINIMUM_VERSIONS["onnxruntime"], "minimum_versions": MINIMUM_VERSIONS,
             "model": describe_model(source.model)}}
+
+
+def what_is_stored(matrix_bits: int, embedding_bits: int) -> str:
+    """One sentence on the model of a bundle."""
+    matrices = "INT8, one scale an output" if matrix_bits == 8 else f"INT4, one scale and zero point {_BLOCK}"
+    tables = "INT8 embeddings, one scale a row" if embedding_bits == 8 else \
+        f"INT4 word embeddings, one scale and zero point {_BLOCK}, and INT8 positions"
+    return (f"{matrices}; {tables}; fused attention; for the CPU back ends of ONNX Runtime and of onnxruntime-web"
+            + (_INT4_NOTE if matrix_bits == 4 else ""))
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -207,4 +230,5 @@ def describe_in_words(content: Mapping[str, Any]) -> str:
         "measured:", "", *accuracy, *latency,
         f"- model.onnx: {measured['model_bytes'] / 1e6:.2f} MB; the same weights in FP32 take "
         f"{measured['fp32_bytes'] / 1e6:.2f} MB",
+        f"- in it: {content['models'][MODEL_FILE]['what']}",
         f"- measured on {measured['processor']}; {content['provenance']['rows']}", ""])

@@ -40,7 +40,7 @@ _INTEGER_PRODUCTS = {"MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToF
 # Fused attention: with its projection (input, weights), or of given query, key and value.
 _PROJECTED_ATTENTION, _ATTENTION = ("Attention", "QAttention"), ("MultiHeadAttention", "Attention")
 _NORMS = ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization")
-_PASSING_ON = ("Cast", "Mul", "Add", "Identity", "DequantizeLinear", "Transpose", "Reshape")
+_PASSING_ON = ("Cast", "Mul", "Add", "Identity", "DequantizeLinear", "Transpose", "Reshape", "Split")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def graph_weights(model: onnx.ModelProto) -> list[GraphWeight]:
             continue
         precision = "int8" if scale or kind in _INTEGER else "fp32"
         size = int(np.ceil(count * {**_FLOAT, **_INTEGER}[kind]))
-        elements = 0 if scale else _unpacked(count, uses.get(name, ()))
+        elements = 0 if scale else _unpacked(tensor, count, uses.get(name, ()))
         found.append(GraphWeight(name, _part(name, uses), elements, size, precision, tuple(tensor.dims),
                                  any(node.op_type.startswith(("Gather", "EmbedLayer")) for node, _ in
                                      _through(name, uses, ("DequantizeLinear",)))))
@@ -237,12 +237,15 @@ def _is_scale(name: str, uses: Sequence[tuple[onnx.NodeProto, int]]) -> bool:
     return name.endswith(_SCALE_ENDINGS) or any(place in _SCALE_INPUTS.get(node.op_type, ()) for node, place in uses)
 
 
-def _unpacked(count: int, uses: Sequence[tuple[onnx.NodeProto, int]]) -> int:
-    """Weights in an initializer of `count` elements; MatMulNBits packs several into each."""
+def _unpacked(tensor: TensorProto, count: int, uses: Sequence[tuple[onnx.NodeProto, int]]) -> int:
+    """Weights in an initializer of `count` elements; MatMulNBits packs several into each, and so does
+    GatherBlockQuantized where its table is of bytes rather than of 4-bit integers."""
     for node, place in uses:
+        sizes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "MatMulNBits" and place == 1:
-            sizes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
             return sizes["K"] * sizes["N"]
+        if node.op_type == "GatherBlockQuantized" and place == 0 and tensor.data_type == TensorProto.UINT8:
+            return count * (8 // sizes.get("bits", 4))
     return count
 
 
@@ -281,3 +284,5 @@ def _telling_names(name: str, uses: Uses) -> Iterator[str]:
             # A sum with norm takes the norm's own bias before that of the product.
             added = node.input[4:] if node.op_type == "SkipLayerNormalization" else node.input
             yield from (other for other in added if other.endswith(".bias"))
+        if node.op_type in _ATTENTION:
+            yield "x.attention.x"

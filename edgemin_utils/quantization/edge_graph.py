@@ -7,10 +7,11 @@ Starts from the exported and fused graph. What is particular to it was found by 
 - A classifier looks at the first token alone, so everything behind the last attention is computed for that token.
 - Tables of embeddings are INT8 with one scale a row; positions that no input reaches are left out; where there is one
   text, its constant token type is part of the positions.
+- Matrices and word embeddings may have 4 bits instead (see `onnx_int4`): smaller, and matrices then slower.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,19 @@ import torch
 from torch import nn
 
 from edgemin_utils.encoders import longest_input
-from edgemin_utils.errors import MethodRefused
+from edgemin_utils.errors import MethodRefused, SettingError
 from edgemin_utils.library_messages import quiet_onnx
-from edgemin_utils.quantization.onnx_export import check_against, drop_unused, fuse
+from edgemin_utils.quantization.onnx_export import check_against, drop_unused, fuse, set_nodes
+from edgemin_utils.quantization.onnx_int4 import int4_tensors, quantize_to_int4, separate_products
 from edgemin_utils.quantization.onnx_model import open_session
-from edgemin_utils.quantization.onnx_schemes import exported, quantize_dynamically
+from edgemin_utils.quantization.onnx_schemes import exported, other_look_ups, quantize_dynamically
 
 if TYPE_CHECKING:
     import onnx
 
 TOKEN_TYPES = "token_type_ids"
+BITS = (8, 4)
+"""Bits that weights of a bundle may have, the default first."""
 # Stored in float32 at most: vectors such as biases, norms and scales, and the rows of token types.
 LARGEST_FLOAT_TABLE_ROWS = 2
 # Operators that treat every token by itself.
@@ -35,21 +39,28 @@ _TOKEN_BY_TOKEN = {"Add", "Sum", "MatMul", "Gemm", "LayerNormalization", "BiasGe
 _FIRST_TOKEN = "first_token"
 
 
-def edge_graph(model: nn.Module, longest: int, pair: bool) -> "onnx.ModelProto":
-    """The INT8 graph of a float classifier: input_ids, attention_mask and, only where a pair of texts needs them,
+def edge_graph(model: nn.Module, longest: int, pair: bool, matrix_bits: int = 8,
+               embedding_bits: int = 8) -> "onnx.ModelProto":
+    """The quantized graph of a float classifier: input_ids, attention_mask and, only where a pair of texts needs them,
     token_type_ids as int64 (batch, tokens); logits as float32 (batch, labels).
 
-    Linear layers have signed 8-bit weights, symmetric, one scale an output; their inputs are quantized in the call,
-    unsigned, with one scale for the whole batch. Word and position embeddings are signed 8 bit with one scale a row.
+    Linear layers of 8 bits have signed weights, symmetric, one scale an output; their inputs are quantized in the call,
+    unsigned, with one scale for the whole batch. Word and position embeddings of 8 bits are signed with one scale a
+    row. What has 4 bits is as in `onnx_int4`; positions keep 8.
 
     Args:
         model: a float model of any supported family, also one of unequal layers.
         longest: most tokens an input will have.
         pair: whether the model was trained on pairs, and so told apart by token types.
+        matrix_bits, embedding_bits: 8 or 4, of linear layers and of the word embedding.
 
     Raises:
         MethodRefused: the graph does not compute what the model computes, or keeps a matrix in float32.
+        SettingError: other numbers of bits.
     """
+    for what, bits in (("matrices", matrix_bits), ("embeddings", embedding_bits)):
+        if bits not in BITS:
+            raise SettingError(f"{what} of a bundle have 8 or 4 bits, and not {bits}")
     graph = fuse(exported(model), model)
     separate_norms(graph)
     if not pair:
@@ -57,12 +68,23 @@ def edge_graph(model: nn.Module, longest: int, pair: bool) -> "onnx.ModelProto":
     keep_positions(graph, min(longest, longest_input(model)), model)
     compute_first_token_alone(graph)
     check_against(model, functools.partial(_float_logits, graph))
-    with quiet_onnx():
-        graph = quantize_dynamically(graph, ["MatMul", "Attention"], per_channel=True)
-    for node in [node for node in graph.graph.node if node.op_type == "Gather" and _is_table(graph, node.input[0])]:
-        quantize_table(graph, node)
+    graph = _quantized(graph, model, matrix_bits, embedding_bits)
     drop_unused(graph)
     _check_small(graph)
+    return graph
+
+
+def _quantized(graph: "onnx.ModelProto", model: nn.Module, matrix_bits: int, embedding_bits: int) -> "onnx.ModelProto":
+    with quiet_onnx():
+        if matrix_bits == 8:
+            graph = quantize_dynamically(graph, ["MatMul", "Attention"], per_channel=True)
+        else:
+            separate_products(graph)
+            graph = quantize_to_int4(graph, ["MatMul"])
+        if embedding_bits == 4:
+            graph = quantize_to_int4(graph, ["Gather"], other_look_ups(graph, model))
+    for node in [node for node in graph.graph.node if node.op_type == "Gather" and _is_table(graph, node.input[0])]:
+        quantize_table(graph, node)
     return graph
 
 
@@ -91,7 +113,7 @@ def separate_norms(graph: "onnx.ModelProto") -> None:
         epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-12)
         nodes.append(helper.make_node("LayerNormalization", [f"{name}_sum", scale, shift], [node.output[0]],
                                       name=f"{name}_norm", axis=-1, epsilon=epsilon))
-    _set_nodes(graph, nodes)
+    set_nodes(graph, nodes)
 
 
 def fold_token_types(graph: "onnx.ModelProto") -> None:
@@ -106,7 +128,7 @@ def fold_token_types(graph: "onnx.ModelProto") -> None:
     other = next(name for name in added.input if name != looked_up.output[0])
     for node in nodes:
         node.input[:] = [other if name == added.output[0] else name for name in node.input]
-    _set_nodes(graph, [node for node in nodes if node not in (looked_up, added)])
+    set_nodes(graph, [node for node in nodes if node not in (looked_up, added)])
     types, positions = _constant(graph, looked_up.input[0]), _constant(graph, _position_table(graph))
     table = numpy_helper.to_array(positions) + numpy_helper.to_array(types)[:1]
     positions.CopyFrom(numpy_helper.from_array(table, positions.name))
@@ -161,7 +183,7 @@ def compute_first_token_alone(graph: "onnx.ModelProto") -> None:
     for node in nodes:
         ordered.append(node)
         ordered += [cuts[name] for name in node.output if name in cuts]
-    _set_nodes(graph, ordered)
+    set_nodes(graph, ordered)
 
 
 # ---- embeddings ---------------------------------------------------------------------------------------------------
@@ -187,7 +209,7 @@ def quantize_table(graph: "onnx.ModelProto", gather: Any) -> None:
             helper.make_node("Mul", [names["integers"], names["scale"]], [rows], name=f"{gather.name}_rows")]
     nodes = list(graph.graph.node)
     place = nodes.index(gather)
-    _set_nodes(graph, [*nodes[:place], *made, *nodes[place + 1:]])
+    set_nodes(graph, [*nodes[:place], *made, *nodes[place + 1:]])
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,8 +234,9 @@ def _check_small(graph: "onnx.ModelProto") -> None:
     know."""
     from onnx import TensorProto
 
+    small = int4_tensors(graph)  # their scales are matrices too
     left = [constant.name for constant in graph.graph.initializer if constant.data_type == TensorProto.FLOAT
-            and len(constant.dims) > 1 and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS]
+            and len(constant.dims) > 1 and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS and constant.name not in small]
     if left:
         raise MethodRefused(f"ONNX Runtime left {len(left)} matrices in float32, such as {left[0]}; these versions of "
                             "torch and onnxruntime do not go together")
@@ -236,9 +259,3 @@ def _picking_node(graph: "onnx.ModelProto") -> Any:
     """The operator that takes the first token of every row: the last look-up along the tokens."""
     return [node for node in graph.graph.node if node.op_type == "Gather"
             and any(item.name == "axis" and item.i == 1 for item in node.attribute)][-1]
-
-
-def _set_nodes(graph: "onnx.ModelProto", nodes: Sequence[Any]) -> None:
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.graph.node[:]
-    graph.graph.node.extend(copies)

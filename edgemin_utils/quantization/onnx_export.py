@@ -7,7 +7,7 @@ the optimizer looks for them; they compute the same.
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,3 +172,10 @@ def drop_unused(graph: "onnx.ModelProto") -> None:
     del graph.graph.initializer[:]
     graph.graph.initializer.extend(kept)
     del graph.graph.value_info[:]
+
+
+def set_nodes(graph: "onnx.ModelProto", nodes: Sequence[Any]) -> None:
+    """Replaces the graph's operators."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.graph.node[:]
+    graph.graph.node.extend(copies)

@@ -38,7 +38,7 @@ class OnnxScheme(Scheme):
 
     def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
         graph = fuse(exported(model), model, self.fuses_attention)
-        float_model = _classifier(graph, model, _float_sizes(model), self.fuses_attention)
+        float_model = _classifier(graph, model, float_sizes(model), self.fuses_attention)
         check_against(model, lambda inputs: float_model(**inputs).logits)
         with quiet_onnx():
             graph, sizes = self.transform(graph, model, rows)
@@ -47,7 +47,7 @@ class OnnxScheme(Scheme):
     def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
                   ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         """The graph as the scheme stores it, and name -> (weights, bytes) of every weight in it."""
-        return graph, _float_sizes(model)
+        return graph, float_sizes(model)
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
         cast(OnnxClassifier, quantized).save(folder)
@@ -88,7 +88,7 @@ class OnnxDynamic(OnnxScheme):
     def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
                   ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         operators = ["MatMul", "Attention"] + (["Gather"] if self.embeddings else [])
-        quantized = quantize_dynamically(graph, operators, self.per_channel, _other_gathers(graph, model))
+        quantized = quantize_dynamically(graph, operators, self.per_channel, other_look_ups(graph, model))
         return quantized, _int8_sizes(quantized, model, self.per_channel, self.embeddings)
 
 
@@ -186,7 +186,7 @@ def exported(model: PreTrainedModel) -> "onnx.ModelProto":
 def _classifier(graph: "onnx.ModelProto", model: nn.Module, sizes: Mapping[str, tuple[int, int]],
                 fuses_attention: bool) -> OnnxClassifier:
     operators = operator_counts(graph)
-    fused = operators.get("Attention", 0) + operators.get("QAttention", 0)
+    fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
     notes = {"sizes": sizes, "operators": operators, "fused_attention": fused,
              "fusion": _fusion_note(model, fused, fuses_attention)}
     return OnnxClassifier(with_notes(_copy(graph), notes), model.config, layer_shapes(model))
@@ -207,7 +207,7 @@ def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
     return f"attention is fused in {fused} of {len(layers)} layers"
 
 
-def _other_gathers(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str]:
+def other_look_ups(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str]:
     """Names of the look-ups that are not the word embedding's; position and token-type tables stay float32."""
     shapes = {constant.name: tuple(constant.dims) for constant in graph.graph.initializer}
     word = tuple(model.get_input_embeddings().weight.shape)
@@ -230,7 +230,8 @@ def _check_inputs_are_quantized(graph: "onnx.ModelProto") -> None:
         raise MethodRefused(f"ONNX Runtime left the inputs of {len(half)} layers in float32, such as {half[0]}")
 
 
-def _float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+def float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name -> (weights, bytes) of a model in float32."""
     return {name: (parameter.numel(), 4 * parameter.numel()) for name, parameter in model.named_parameters()}
 
 
@@ -241,7 +242,7 @@ def _int8_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: b
     Raises:
         MethodRefused: the graph does not hold as many INT8 weights as the layers that were to be quantized.
     """
-    sizes = _float_sizes(model)
+    sizes = float_sizes(model)
     matrices = {f"{name}.weight": module for name, module in model.named_modules()
                 if isinstance(module, nn.Linear) or (embeddings and module is model.get_input_embeddings())}
     for name, module in matrices.items():

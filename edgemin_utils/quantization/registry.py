@@ -15,6 +15,7 @@ from edgemin_utils.checkpoints import load_model as load_float_model
 from edgemin_utils.config import nearest
 from edgemin_utils.encoders import layer_shapes, structure_of
 from edgemin_utils.errors import EdgeMINError, MethodRefused, ModelError, SettingError
+from edgemin_utils.quantization.onnx_int4 import OnnxInt4
 from edgemin_utils.quantization.onnx_schemes import OnnxDynamic, OnnxFloat, OnnxStatic
 from edgemin_utils.quantization.scheme import Scheme
 from edgemin_utils.quantization.torch_dynamic import TorchDynamic
@@ -35,6 +36,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "onnx-static-int8-entropy": OnnxStatic("Entropy"),
     "weight-int4": WeightInt4(embeddings=False),
     "weight-int4-embeddings": WeightInt4(embeddings=True),
+    "onnx-int4": OnnxInt4(),
+    "onnx-int4-embeddings": OnnxInt4(embeddings=True),
 }
 
 
