@@ -181,8 +181,8 @@ class Settings:
                                             "tokens", ("pruning",))
     pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
                                    ("pruning",))
-    recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student, or of what was cut "
-                                           "from the teacher, use the teacher's soft targets", stages=("pruning", "tuning"))
+    recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student, or of a compressed "
+                                           "teacher, use the teacher's soft targets", stages=("pruning", "tuning"))
     # What is the same for all cuts of a chain.
     vocabulary_text: str | None = _setting(None, "text file whose tokens a vocabulary cut keeps; none: the train rows",
                                            stages=("pruning",))
