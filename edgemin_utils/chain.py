@@ -42,7 +42,7 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     # of a deep cut; the vocabulary goes after it, because relations compare token by token.
     "honest": ("distill", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill",
                "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings"),
-    # A small bundle that keeps the teacher's accuracy: no layer goes, and it recovers with its own soft targets.
+    # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
     "edge": (COMPRESSED_TEACHER, "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-12000",
              "quantize:onnx-dynamic-int8-embeddings"),
 }

@@ -107,7 +107,7 @@ def test_the_compressed_teacher_has_its_rows_and_leaves_those_of_the_students_al
     assert frame.loc[pruned, "compared_with"] == "Teacher"
     # Five and seven of the first rows are wrong where the teacher has four wrong: one and three discordant rows.
     orders = tables.orders_table(folder).set_index("method")
-    assert list(orders.index) == ["distill, prune, quantize", "teacher, prune, quantize", "teacher, quantize"]
+    assert list(orders.index) == ["distill, prune, quantize", "teacher, quantize", "teacher, prune, quantize"]
     rows = orders.loc[["teacher, prune, quantize", "teacher, quantize"]]
     assert rows["difference"].tolist() == pytest.approx([-100 * 3 / ROWS, -100 * 1 / ROWS])
     assert rows["kept"].tolist() == pytest.approx([100 * 33 / 36, 100 * 35 / 36])

@@ -7,7 +7,7 @@ import torch
 from edgemin_utils import stages
 from edgemin_utils.bundle.sources import open_source
 from edgemin_utils.chain import TEACHER, distillation_key
-from edgemin_utils.cost import measure_chain
+from edgemin_utils.cost import measure_chain, representatives
 from edgemin_utils.errors import DataError
 from edgemin_utils.evaluation import load_stage_model, read_predictions, tokenized_task
 from edgemin_utils.measurement.parameters import framework_parameters
@@ -211,6 +211,9 @@ def test_the_teacher_itself_is_cut_recovers_with_its_own_soft_targets_and_is_qua
                                       read_predictions(record.folder, "dev")["prediction"])
     assert small.results["size_before"] == results["size"] and whole.results["size_before"] == teacher["size"]
     assert small.results["size"]["model_bytes"] < whole.results["size"]["model_bytes"]
+    # The cut one is timed by itself.
+    assert representatives({one.key: one for one in (records[TEACHER], pruned, small)}) == {
+        key: key for key in (TEACHER, pruned.key, small.key)}
     source = open_source(str(pruned.folder))
     assert source.provenance["steps"] == ["teacher", f"prune:{cut}"] and len(source.tokenizer) == 300
 

@@ -15,6 +15,7 @@ from example_study import (
     WRONG,
     add_model,
     write_chain,
+    write_compressed_teachers,
 )
 
 from edgemin_utils import cli, tables
