@@ -164,5 +164,17 @@ def test_methods_are_drawn_with_intervals_and_cost_and_refused_ones_say_so(study
     assert "training (s)" in cost.get_xlabel() and [text.get_text() for text in accuracy.texts] == ["refused"]
 
 
+def test_the_names_of_long_recipes_leave_room_for_what_is_drawn(study):
+    frame = tables.orders_table(study)
+    steps = "teacher, prune (gradient-neurons-0.25-multiple-32-vocabulary-most-12000), quantize (onnx-dynamic-int8)"
+    figure = figures.method_comparison(frame.assign(method=[steps, *frame["method"][1:]]))
+    figure.draw_without_rendering()
+    label = figure.axes[0].get_yticklabels()[0]
+    assert "".join(label.get_text().split()) == "".join(steps.split()) and "\n" in label.get_text()
+    assert all(axes.get_window_extent().width > 0.2 * figure.bbox.width for axes in figure.axes)
+    heights = [one.get_window_extent() for one in figure.axes[0].get_yticklabels()]
+    assert not heights[0].overlaps(heights[1])
+
+
 def test_nothing_to_compare_is_a_note(study):
     assert "no methods" in figures.method_comparison(tables.cuts_table(study).iloc[:0]).texts[0].get_text()
