@@ -2,9 +2,10 @@
 
 A chain is a tree of models. It starts with the teacher and its students; a *step* turns one model into the next:
 `distill`, `prune`, `quantize`, `quantize-aware` (training with fake quantization) or `fine-tune`. A *recipe* is an
-order of steps, such as the paper's `distill, prune, quantize`. A stage is named by its key, `<kind>/<variant>`; the
-variant tells its way, as in `quantization/minilmv2+gradient-heads-0.2+dynamic-int8`. Recipes that begin alike share
-the stages of their common beginning.
+order of steps, such as the paper's `distill, prune, quantize`; one that begins with the word `teacher` compresses the
+fine-tuned teacher itself. A stage is named by its key, `<kind>/<variant>`; the variant tells its way, as in
+`quantization/minilmv2+gradient-heads-0.2+dynamic-int8`. Recipes that begin alike share the stages of their common
+beginning.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ ANALYSIS_NOTEBOOK = NOTEBOOKS["measurement"]
 
 TEACHER = "teacher/fine-tuned"
 LATENCY = "measurement/cost"
+# The word that a recipe without a student begins with; it stands where other models name the student they come from.
+COMPRESSED_TEACHER = "teacher"
 
 RECIPES: Mapping[str, tuple[str, ...]] = {
     "paper": ("distill", "prune", "quantize"),
@@ -39,6 +42,9 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     # of a deep cut; the vocabulary goes after it, because relations compare token by token.
     "honest": ("distill", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill",
                "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings"),
+    # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
+    "edge": (COMPRESSED_TEACHER, "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-12000",
+             "quantize:onnx-dynamic-int8-embeddings"),
 }
 # Step -> the kind of stage that it makes.
 STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tuning", "fine-tune": "tuning",
@@ -60,9 +66,10 @@ class Stage:
         source: key of the stage whose model it starts from; students start from the teacher or beside it.
         teacher: key of the stage whose model it learns from; "" if it learns from labels alone.
         needs: keys of further stages that must be there.
-        student: the student it belongs to ("" for the teacher), e.g. "minilmv2" or "none".
+        student: the student it belongs to, e.g. "minilmv2" or "none"; "" for the teacher, "teacher" for what a recipe
+            makes of the teacher itself.
         steps: the steps that lead from the untrained student to this model, spelled out, as in
-            ("distill:minilmv2", "prune:gradient-heads-0.2").
+            ("distill:minilmv2", "prune:gradient-heads-0.2"), or from the teacher, as in ("teacher", "prune:...").
         changes: settings that this stage uses in place of the chain's.
         keeps_model: whether the folder holds a model (a scan does not).
         optional: whether a method that does not fit is a result (of a comparison) rather than an error.
@@ -112,6 +119,12 @@ class Stage:
     def quantized(self) -> bool:
         """Whether a step on the way to its model was quantization."""
         return self._took("quantize")
+
+    @property
+    def taught(self) -> bool:
+        """Whether its model answers as the teacher does, so that training on learns from the teacher's soft targets: a
+        distilled student's does, and what was cut from the teacher itself."""
+        return self.distilled or self.student == COMPRESSED_TEACHER
 
     @property
     def fake_quantization(self) -> str:
@@ -223,10 +236,10 @@ def recipes(settings: Settings) -> dict[str, tuple[str, ...]]:
     An entry is a recipe's name or an order of steps joined by "+"; entries that are all single steps are one order.
 
     Raises:
-        SettingError: neither a known recipe nor an order of known steps.
+        SettingError: neither a known recipe nor an order of known steps, or `teacher` does not stand before them.
     """
     entries = list(settings.recipe)
-    if entries and all(_is_step(entry) for entry in entries):
+    if entries and all(_is_step(entry) and "+" not in entry for entry in entries):
         entries = ["+".join(entries)]
     return {entry: RECIPES[entry] if entry in RECIPES else _read_order(entry) for entry in entries}
 
@@ -240,14 +253,19 @@ def recipe_ends(settings: Settings) -> dict[str, str]:
 
 
 def _is_step(text: str) -> bool:
-    return text.split(":", 1)[0] in STEPS
+    return text == COMPRESSED_TEACHER or text.split(":", 1)[0] in STEPS
 
 
 def _read_order(text: str) -> tuple[str, ...]:
     steps = tuple(text.split("+"))
     unknown = [step for step in steps if not _is_step(step)]
     if unknown:
-        raise SettingError(f"unknown recipe or step {unknown[0]!r}; {nearest(unknown[0], (*RECIPES, *STEPS))}")
+        known = nearest(unknown[0].split(":", 1)[0], (*RECIPES, COMPRESSED_TEACHER, *STEPS))
+        raise SettingError(f"unknown recipe or step {unknown[0]!r}; {known}")
+    if COMPRESSED_TEACHER in steps[1:] or steps == (COMPRESSED_TEACHER,):
+        raise SettingError(f"recipe {text!r}: `teacher` is no step, it says that the steps behind it compress the "
+                           "fine-tuned teacher; write it first and steps after it, as in "
+                           "teacher+quantize:onnx-dynamic-int8")
     return steps
 
 
@@ -282,9 +300,12 @@ class _Plan:
         return changes, self.student(student.assistant, optional).key if student.assistant else TEACHER
 
     def recipe(self, steps: Sequence[str]) -> Stage:
-        """The last stage of a recipe. One that does not begin with distillation begins with the plain student."""
+        """The last stage of a recipe. One that begins neither with distillation nor with the teacher begins with the
+        plain student."""
         first, rest = steps[0], steps[1:]
-        if first.split(":", 1)[0] == "distill":
+        if first == COMPRESSED_TEACHER:
+            stage = dataclasses.replace(self.stages[TEACHER], student=COMPRESSED_TEACHER, steps=(COMPRESSED_TEACHER,))
+        elif first.split(":", 1)[0] == "distill":
             stage = self.student(_what(first) or self.settings.objective, optional=True)
         else:
             stage, rest = self.student("none"), steps
@@ -303,13 +324,17 @@ class _Plan:
             raise SettingError(f"step {text!r} cannot follow quantization: weights that are stored as integers are "
                                "neither trained nor cut; put `quantize` last")
         what, changes, stage = getattr(self, f"_{name.replace('-', '_')}")(source, what)
+        way = source.student if source.key == TEACHER else source.variant
         return self.add(dataclasses.replace(
-            stage, key=f"{STEPS[name]}/{source.variant}+{_suffix(name, what)}", source=source.key,
+            stage, key=f"{STEPS[name]}/{way}+{_suffix(name, what)}", source=source.key,
             student=source.student, changes=changes, optional=optional, steps=(*source.steps, f"{name}:{what}")))
 
     # Each returns what the step does, spelled out; the settings that it changes; and what else its stage has.
 
     def _distill(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        if source.key == TEACHER:
+            raise SettingError("step 'distill' cannot follow `teacher`: nothing has been cut that could learn from it; "
+                               "put `prune` between them, or leave `teacher` out to distil a student")
         name = what or self.settings.objective
         student = _read_student(name)
         changes, teacher = self._lesson(student, optional=True)
@@ -318,7 +343,7 @@ class _Plan:
     def _prune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         name = cut_name(dataclasses.replace(self.settings, **read_cut(what)) if what else self.settings)
         changes = read_cut(name)  # the settings of a cut that do not matter to this one have their defaults in it
-        learns = source.distilled and changes["recovery_distillation"]
+        learns = source.taught and changes["recovery_distillation"]
         ignores = (*_SCAN, *(() if learns else _SOFT_TARGETS[:2]),
                    *(() if changes["prune_vocabulary"] else ("vocabulary_text",)),
                    *(() if changes["vocabulary_limit"] else ("vocabulary_limit",)))
@@ -339,7 +364,7 @@ class _Plan:
         return number_format, {**changes, "quantize_aware_format": number_format}, stage
 
     def _fine_tune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
-        learns = source.distilled and self.settings.recovery_distillation
+        learns = source.taught and self.settings.recovery_distillation
         ignores = () if learns else _SOFT_TARGETS[:2]
         return what or "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 

@@ -181,8 +181,8 @@ class Settings:
                                             "tokens", ("pruning",))
     pruning_rounds: int = _setting(1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds",
                                    ("pruning",))
-    recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student use the teacher's soft "
-                                           "targets", stages=("pruning", "tuning"))
+    recovery_distillation: bool = _setting(True, "recovery and tuning of a distilled student, or of a compressed "
+                                           "teacher, use the teacher's soft targets", stages=("pruning", "tuning"))
     # What is the same for all cuts of a chain.
     vocabulary_text: str | None = _setting(None, "text file whose tokens a vocabulary cut keeps; none: the train rows",
                                            stages=("pruning",))
@@ -213,8 +213,9 @@ class Settings:
     sensitivity_rows: int = _setting(256, "hold-out rows on which layers are quantized one at a time", "rows",
                                      ("quantization",))
     recipe: list[str] = _setting(
-        [], "further recipes: names (paper, proposal, honest), or orders of the steps distill, prune, "
-        "quantize-aware, fine-tune and quantize: one as a list, several each joined by +")
+        [], "further recipes: names (paper, proposal, honest, edge), or orders of the steps distill, prune, "
+        "quantize-aware, fine-tune and quantize, behind `teacher` where they compress the teacher itself: one as a "
+        "list, several each joined by +")
     factorial: bool = _setting(True, "also prune and quantize what the chain's main path leaves out, so that all "
                                "eight of distilled x pruned x quantized exist")
 

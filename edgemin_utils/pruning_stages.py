@@ -92,7 +92,8 @@ def _scan_units(run: Run, key: str) -> dict[str, Any]:
 
 
 def prune_student(run: Run, key: str) -> Record:
-    """Stage `pruning/<source>+<cut>`: tokens, layers, heads and neurons cut out for real, with recovery fine-tuning.
+    """Stage `pruning/<source>+<cut>`: tokens, layers, heads and neurons of a student, or of the teacher itself, cut out
+    for real, with recovery fine-tuning.
 
     Results: as a student's, and cut (its settings), criterion ("" where nothing is ranked), scope, ratio (of heads),
     importance (of heads, in the first round; none where no head is cut), layer_importance, removed_heads (numbers a

@@ -40,7 +40,7 @@ class Part:
 
 # 10 % of SST-2's train rows, as many of MNLI's and QQP's as the paper's 10 % can be had of in small folders.
 _ROWS = {"sst2": 6735, "mnli": 6400, "qqp": 6400}
-_RECIPES = ["paper", "proposal", "honest"]
+_RECIPES = ["paper", "proposal", "honest", "edge"]
 _CUTS = ["gradient-heads-0.4", "gradient-neurons-0.5-multiple-32", "vocabulary"]
 _SST2_CUTS = ["magnitude-heads-0.2", "gradient-l2-heads-0.2", "taylor-heads-0.2", "random-heads-0.2", *_CUTS[:1],
               "gradient-neurons-0.25-multiple-32", *_CUTS[1:2], "layers-top-1", *_CUTS[2:]]

@@ -208,6 +208,18 @@ def add_model(study: Path, like: str, key: str, steps: list[str], wrong: int, ta
         "identity": {"upstream": {}}, **changes}))
 
 
+def write_compressed_teachers(study: Path) -> tuple[str, str, str]:
+    """Records of recipes that compress the teacher itself, of one cut and of none; their keys, the float one first."""
+    cut, scheme = "prune:gradient-neurons-0.25", "quantize:onnx-dynamic-int8"
+    pruned, ends = "pruning/teacher+gradient-neurons-0.25", "quantization/teacher+"
+    keys = pruned, f"{ends}gradient-neurons-0.25+onnx-dynamic-int8", f"{ends}onnx-dynamic-int8"
+    common = {"student": "teacher", "distilled": False}
+    add_model(study, PRUNED, keys[0], ["teacher", cut], 6, source=TEACHER, **common)
+    add_model(study, PRUNED_INT8, keys[1], ["teacher", cut, scheme], 7, source=pruned, **common)
+    add_model(study, DISTILLED_INT8, keys[2], ["teacher", scheme], 5, source=TEACHER, **common)
+    return keys
+
+
 def write_record(study: Path, task: str, seed: int, key: str, results, upstream: dict[str, str],
                  fingerprint: str) -> None:
     folder = study / task / f"seed-{seed}" / key

@@ -23,7 +23,7 @@ def plan(**overrides):
 
 
 def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
-    for overrides in ({}, {"recipe": "paper,proposal,honest"}, {"recipe": "prune,distill,quantize-aware,quantize"},
+    for overrides in ({}, {"recipe": "paper,proposal,honest,edge"}, {"recipe": "prune,distill,quantize-aware,quantize"},
                       {"compared_objectives": "all", "compared_cuts": "magnitude-heads-0.5"}):
         seen = {}
         for key, stage in plan(**overrides).items():
@@ -69,6 +69,35 @@ def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabu
     assert stages[stages[key].source].settings(settings)["vocabulary_limit"] == 11000
 
 
+def test_the_edge_recipe_cuts_the_teacher_itself_which_recovers_with_its_own_soft_targets():
+    settings = load_settings("demo", {"recipe": "edge"})
+    stages, key = plan_chain(settings), recipe_ends(settings)["edge"]
+    cut = "gradient-neurons-0.25-multiple-32-vocabulary-most-12000"
+    pruned, last = stages[f"pruning/teacher+{cut}"], stages[key]
+    assert pruned.source == pruned.teacher == TEACHER and pruned.upstream == (TEACHER,)
+    assert "temperature" in pruned.settings(settings) and pruned.notebook == "03_pruning"
+    assert last.source == pruned.key and key == f"quantization/teacher+{cut}+{last.changes['quantization_scheme']}"
+    assert last.steps[:2] == ("teacher", f"prune:{cut}") and last.student == "teacher"
+    assert last.pruned and last.quantized and last.optional and not last.distilled
+    # Nothing else is made for it, and what a chain makes without it is made as before but for the costs.
+    before = plan()
+    assert stages.keys() - before.keys() == {pruned.key, key}
+    assert all(stages[name] == stage for name, stage in before.items() if name != LATENCY)
+
+
+def test_what_is_made_of_the_teacher_trains_as_a_distilled_student_does():
+    order = "teacher+quantize-aware:int4+prune:layers-top-1+distill:logits+fine-tune+quantize"
+    stages = plan(recipe=f"{order},teacher+quantize:onnx-dynamic-int8,teacher+prune:layers-top-1-without-distillation")
+    made = [stage for stage in stages.values() if stage.student == "teacher"]
+    assert [stage.key for stage in made[:2]] == ["tuning/teacher+int4-aware", "pruning/teacher+int4-aware+layers-top-1"]
+    assert {stage.teacher for stage in made if stage.kind in ("tuning", "pruning", "distillation")
+            and "without" not in stage.key} == {TEACHER}
+    assert stages["quantization/teacher+onnx-dynamic-int8"].source == TEACHER
+    assert stages["pruning/teacher+layers-top-1-without-distillation"].teacher == ""
+    alone = plan(recipe="teacher+fine-tune,teacher+quantize", recovery_distillation=False)
+    assert alone["tuning/teacher+fine-tuned"].teacher == ""
+
+
 def test_an_order_may_prune_before_it_distils():
     stages = plan(recipe="prune,distill,quantize")
     distilled = stages["distillation/none+gradient-heads-0.2+minilmv2"]
@@ -81,6 +110,9 @@ def test_orders_come_as_one_list_or_joined_by_plus():
     several = load_settings("demo", {"recipe": "proposal,prune+distill+quantize:dynamic-int8"})
     assert list(recipes(one).values()) == [("distill", "quantize")]
     assert recipes(several)["prune+distill+quantize:dynamic-int8"] == ("prune", "distill", "quantize:dynamic-int8")
+    told = load_settings("demo", {"recipe": "prune:layers-top-1+quantize,prune:vocabulary+quantize"})
+    assert list(recipes(told)) == ["prune:layers-top-1+quantize", "prune:vocabulary+quantize"]
+    assert list(recipes(load_settings("demo", {"recipe": "teacher,quantize"})).values()) == [("teacher", "quantize")]
 
 
 def test_every_scheme_is_set_beside_the_main_one_and_may_refuse():
@@ -118,6 +150,11 @@ def test_a_step_of_an_unknown_scheme_or_format_names_the_nearest(order, message)
 @pytest.mark.parametrize("recipe, message", [
     ("propsal", "did you mean 'proposal'"), ("distill+prun", "did you mean 'prune'"),
     ("distill,quantize,prune", "cannot follow quantization"),
+    ("teacher", "write it first and steps after it, as in teacher\\+quantize"), ("teacher,paper", "is no step"),
+    ("prune,teacher,quantize", "write it first"), ("teacher+teacher+prune", "write it first"),
+    ("teacher:fine-tuned+prune", "unknown recipe or step 'teacher:fine-tuned'; did you mean 'teacher'"),
+    ("teacher+distill+quantize", "nothing has been cut that could learn from it"),
+    ("teacher,quantize:dynamic-int8,prune", "cannot follow quantization"),
 ])
 def test_a_recipe_that_cannot_be_is_refused(recipe, message):
     with pytest.raises(SettingError, match=message):

@@ -3,12 +3,25 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
-from example_study import DISTILLED, NONE, PRUNED, PRUNED_INT8, ROWS, TEACHER, WRONG, add_model, write_chain
+from example_study import (
+    DISTILLED,
+    NONE,
+    PRUNED,
+    PRUNED_INT8,
+    ROWS,
+    TEACHER,
+    WRONG,
+    add_model,
+    write_chain,
+    write_compressed_teachers,
+)
 from scipy import stats
 
 from edgemin_utils import figures, tables
 from edgemin_utils.statistics import holm_correction
+from edgemin_utils.tables.variants import orders_of_steps
 
 CUT = "gradient-heads-0.25"
 
@@ -77,6 +90,38 @@ def test_orders_hold_the_papers_and_every_recipes_last_model(study):
     assert frame.loc["prune, distill, quantize", "difference"] == pytest.approx(100 * (WRONG[TEACHER] - 5) / ROWS)
 
 
+def test_the_compressed_teacher_has_its_rows_and_leaves_those_of_the_students_alone(tmp_path):
+    folder, cut = write_chain(tmp_path), "gradient-neurons-0.25"
+    before = [make(folder) for make in (tables.main_results, tables.factorial_table, tables.factorial_effects)]
+    said = [sentence for sentence in tables.findings(folder) if "not timed" not in sentence]
+    pruned, *ends = write_compressed_teachers(folder)
+    after = [make(folder) for make in (tables.main_results, tables.factorial_table, tables.factorial_effects)]
+    for one, other in zip(before, after, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    assert [sentence for sentence in tables.findings(folder) if "not timed" not in sentence] == said
+    assert list(tables.cuts_table(folder)["method"]) == [CUT] and len(tables.schemes_table(folder)) == 2
+    frame = tables.summarize(folder).set_index("key")
+    assert list(frame.loc[[pruned, *ends], "model"]) == [
+        f"Teacher + pruned ({cut})", f"Teacher + pruned ({cut}) + onnx-dynamic-int8", "Teacher + onnx-dynamic-int8"]
+    assert not frame.loc[[pruned, *ends], ["distilled", "main"]].any(axis=None)
+    assert frame.loc[pruned, "compared_with"] == "Teacher"
+    # Five and seven of the first rows are wrong where the teacher has four wrong: one and three discordant rows.
+    orders = tables.orders_table(folder).set_index("method")
+    assert list(orders.index) == ["distill, prune, quantize", "teacher, quantize", "teacher, prune, quantize"]
+    rows = orders.loc[["teacher, prune, quantize", "teacher, quantize"]]
+    assert rows["difference"].tolist() == pytest.approx([-100 * 3 / ROWS, -100 * 1 / ROWS])
+    assert rows["kept"].tolist() == pytest.approx([100 * 33 / 36, 100 * 35 / 36])
+    assert rows["steps_taken"].iloc[0] == f"teacher, prune:{cut}, quantize:onnx-dynamic-int8"
+
+
+def test_orders_of_equal_steps_say_what_sets_them_apart():
+    orders = ("teacher prune:vocabulary quantize:dynamic-int8", "teacher prune:layers-top-1 quantize:dynamic-int8",
+              "prune:vocabulary quantize:dynamic-int8", "teacher quantize:dynamic-int8")
+    assert orders_of_steps([{"steps": order.split()} for order in orders]) == [
+        "teacher, prune (vocabulary), quantize", "teacher, prune (layers-top-1), quantize", "prune, quantize",
+        "teacher, quantize"]
+
+
 def test_a_study_that_compares_nothing_has_only_the_objectives_table(tmp_path):
     names = [table.name for table in tables.comparison_tables(write_chain(tmp_path))]
     assert names == ["objectives"]
@@ -117,6 +162,18 @@ def test_methods_are_drawn_with_intervals_and_cost_and_refused_ones_say_so(study
     assert {round(value, 6) for value in frame["accuracy"].dropna()} <= drawn
     assert [bar.get_width() for bar in cost.patches] == pytest.approx(frame["training_seconds"].fillna(0).tolist())
     assert "training (s)" in cost.get_xlabel() and [text.get_text() for text in accuracy.texts] == ["refused"]
+
+
+def test_the_names_of_long_recipes_leave_room_for_what_is_drawn(study):
+    frame = tables.orders_table(study)
+    steps = "teacher, prune (gradient-neurons-0.25-multiple-32-vocabulary-most-12000), quantize (onnx-dynamic-int8)"
+    figure = figures.method_comparison(frame.assign(method=[steps, *frame["method"][1:]]))
+    figure.draw_without_rendering()
+    label = figure.axes[0].get_yticklabels()[0]
+    assert "".join(label.get_text().split()) == "".join(steps.split()) and "\n" in label.get_text()
+    assert all(axes.get_window_extent().width > 0.2 * figure.bbox.width for axes in figure.axes)
+    heights = [one.get_window_extent() for one in figure.axes[0].get_yticklabels()]
+    assert not heights[0].overlaps(heights[1])
 
 
 def test_nothing_to_compare_is_a_note(study):

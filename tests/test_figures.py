@@ -101,8 +101,9 @@ def many_models(count=30) -> pd.DataFrame:
         "task": "sst2", "split": "dev", "synthetic": True, "key": [str(number) for number in range(count)],
         "model": [f"Distilled + pruned (gradient-heads-0.{number}) + INT8" for number in range(count)],
         "kind": [list(KIND_STYLES)[number % len(KIND_STYLES)] for number in range(count)],
-        "distilled": generator.random(count) < 0.7, "accuracy": accuracy, "accuracy_low": accuracy - 1,
-        "accuracy_high": accuracy + 1, "megabytes": megabytes, "input": "1x128",
+        "distilled": generator.random(count) < 0.7, "student": ["minilmv2", "none", "teacher"] * (count // 3),
+        "accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1,
+        "megabytes": megabytes, "input": "1x128",
         "milliseconds": [*[np.nan] * 3, *megabytes[3:] / 3 * np.exp(generator.normal(0, 0.3, count - 3))]})
     return frame.assign(on_front=on_front(frame))
 
@@ -273,7 +274,9 @@ def test_every_kind_has_a_colour_and_a_shape_of_its_own(drawn):
     for part in ("color", "marker"):
         assert len({style[part] for style in KIND_STYLES.values()}) == len(KIND_STYLES)
     texts = [text.get_text() for text, _ in texts_of(drawn["pareto"])]
-    assert "3 of 30 models not timed" in texts and {*KIND_STYLES, "not distilled"} <= set(texts)
+    assert "3 of 30 models not timed" in texts and {*KIND_STYLES, "not distilled", "compressed teacher"} <= set(texts)
+    without = figures.pareto_picture(many_models().query("student != 'teacher'"))
+    assert "compressed teacher" not in [text.get_text() for text, _ in texts_of(without)]
 
 
 def test_a_front_without_latencies_still_has_its_sizes(tmp_path):

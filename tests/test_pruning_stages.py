@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from edgemin_utils import stages
+from edgemin_utils.bundle.sources import open_source
 from edgemin_utils.chain import TEACHER, distillation_key
-from edgemin_utils.cost import measure_chain
+from edgemin_utils.cost import measure_chain, representatives
 from edgemin_utils.errors import DataError
 from edgemin_utils.evaluation import load_stage_model, read_predictions, tokenized_task
 from edgemin_utils.measurement.parameters import framework_parameters
@@ -183,6 +184,38 @@ def test_later_stages_work_on_a_cut_vocabulary_and_every_model_is_timed_on_its_o
     for size, tokenizer in texts.items():
         ids = tokenizer(row, truncation=True, max_length=48)["input_ids"]
         assert any(batch.tolist() == [ids] for batch in timed[size])
+
+
+def test_the_teacher_itself_is_cut_recovers_with_its_own_soft_targets_and_is_quantized(chain):
+    """A recipe without a student: cut, recovery, quantization, what lies on disk, and what a bundle is made from."""
+    made, records = chain
+    cut = "gradient-neurons-0.5-multiple-16-vocabulary-most-300"
+    run = tiny_run(made.study, recipe=f"teacher+prune:{cut}+quantize:dynamic-int8-embeddings,"
+                                      "teacher+quantize:dynamic-int8", compared_cuts=[])
+    keys = [key for key, stage in run.plan.items() if stage.student == "teacher"]
+    pruned, small, whole = (stages.run_stage(run, key) for key in keys)
+    teacher, results = records[TEACHER].results, pruned.results
+    assert run.state(TEACHER).status == "done" and results["metrics_before"] == teacher["metrics"]
+    assert "soft targets" in results["training"]["history"][0]
+    assert results["model"]["intermediate_sizes"] == [32, 32] and results["model"]["vocabulary_size"] == 300
+    gone = teacher["size"]["stored_weights"] - results["size"]["stored_weights"]
+    # Of each of two layers 16 neurons with their biases; of the vocabulary all but 300 rows.
+    assert results["parameters_removed"] == gone == 2 * 16 * (2 * 24 + 1) + (
+        teacher["model"]["vocabulary_size"] - 300) * 24
+    assert pruned.content["student"] == "teacher" and pruned.content["distilled"] is False
+    # The weights on disk are another model's than the teacher's, and each reloads to the answers that it gave.
+    for record in (pruned, small, whole):
+        tokenizer, model = load_stage_model(run, record.key)
+        rows = tokenized_task(run, tokenizer, [model])
+        np.testing.assert_array_equal(predict(model, rows.dev["dev"], tokenizer, 1).argmax(1),
+                                      read_predictions(record.folder, "dev")["prediction"])
+    assert small.results["size_before"] == results["size"] and whole.results["size_before"] == teacher["size"]
+    assert small.results["size"]["model_bytes"] < whole.results["size"]["model_bytes"]
+    # The cut one is timed by itself.
+    assert representatives({one.key: one for one in (records[TEACHER], pruned, small)}) == {
+        key: key for key in (TEACHER, pruned.key, small.key)}
+    source = open_source(str(pruned.folder))
+    assert source.provenance["steps"] == ["teacher", f"prune:{cut}"] and len(source.tokenizer) == 300
 
 
 def test_a_text_of_ones_own_decides_which_tokens_stay(tmp_path, chain):

@@ -15,6 +15,7 @@ from example_study import (
     WRONG,
     add_model,
     write_chain,
+    write_compressed_teachers,
 )
 
 from edgemin_utils import cli, tables
@@ -114,6 +115,16 @@ def test_a_quantized_models_bundle_is_built_from_its_float_stage(records):
     models = records.of_task("sst2")[0].models
     assert {key: bundle_stage(models[key]) for key in (TEACHER, PRUNED, TUNED, DISTILLED_INT8, PRUNED_INT8)} == {
         TEACHER: TEACHER, PRUNED: PRUNED, TUNED: TUNED, DISTILLED_INT8: DISTILLED, PRUNED_INT8: PRUNED}
+
+
+def test_a_bundle_of_the_compressed_teacher_is_built_from_its_float_stage(tmp_path):
+    folder = write_chain(tmp_path)
+    pruned, small, whole = write_compressed_teachers(folder)
+    rows = tables.candidates(folder).set_index("key")
+    assert list(rows.loc[[small, whole], "bundle_from"]) == [f"sst2/seed-0/{pruned}", f"sst2/seed-0/{TEACHER}"]
+    assert list(rows.loc[[pruned, small, TEACHER], "kind"]) == ["pruned", "quantized", "teacher"]
+    assert list(rows.loc[[pruned, small, TEACHER], "student"]) == ["teacher", "teacher", ""]
+    assert shlex.split(bundle_command(folder, rows.loc[small]))[-1] == f"bundles/sst2-{pruned.split('/')[1]}"
 
 
 def test_the_command_names_a_folder_of_records(study, rows):

@@ -1,5 +1,7 @@
 """Methods side by side: accuracy with its interval, and what each method costs, for any of `tables.comparisons`."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,8 @@ from edgemin_utils.figures.style import (
     three_digits,
 )
 
+# Characters in a line of a method's name; a recipe that spells out its steps is long.
+LABEL_WIDTH = 40
 # Column of a comparison's table -> what its bars are called. The first that a table has is drawn.
 COSTS = {"training_seconds": "training (s)", "weights_removed": "weights removed (%)", "megabytes": "file (MB)",
          "parameters": "stored weights"}
@@ -37,7 +41,9 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
     cost = next((name for name in COSTS if name in measured and measured[name].notna().any()), None)
     panels = list(dict.fromkeys(measured["panel"]))
     height = 0.8 / max(1, len(panels))
-    figure = new_figure((0.14 + 0.16 * max(1, len(panels))) * len(methods) + 1.1)
+    labels = [textwrap.fill(method, LABEL_WIDTH) for method in methods]
+    lines = max(label.count("\n") + 1 for label in labels)
+    figure = new_figure(max(0.14 + 0.16 * max(1, len(panels)), 0.1 + 0.14 * lines) * len(methods) + 1.1)
     every_axes = figure.subplots(1, 2 if cost else 1, sharey=True, squeeze=False)[0]
     for number, panel in enumerate(panels):
         for row in measured[measured["panel"] == panel].to_dict("records"):
@@ -51,7 +57,7 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
         if method not in set(measured["method"]):
             every_axes[0].text(0.02, place, "refused", transform=every_axes[0].get_yaxis_transform(), va="center",
                                fontsize=8, color=GREY)
-    every_axes[0].set(xlabel="accuracy (%)", yticks=range(len(methods)), yticklabels=methods)
+    every_axes[0].set(xlabel="accuracy (%)", yticks=range(len(methods)), yticklabels=labels)
     every_axes[0].grid(axis="x")
     every_axes[0].set_ylim(len(methods) - 0.4, -0.6)
     if cost:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from edgemin_utils.chain import COMPRESSED_TEACHER
 from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, note_figure, styled
 from edgemin_utils.tables.layout import task_label
 from edgemin_utils.tables.recommended import best_first, on_front
@@ -57,7 +58,8 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     untimed = int(frame["milliseconds"].isna().sum())
     if untimed:
         panels[0].set_title(f"{untimed} of {len(frame)} models not timed", color=GREY)
-    figure.legend(handles=_kind_handles(kinds, frame), loc="outside upper center", ncols=len(kinds) + 2,
+    handles = _kind_handles(kinds, frame)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if len(handles) < 8 else 4,
                   title=f"{task_label(first['task'], first['split'])}{synthetic}", title_fontsize=10.5,
                   handletextpad=0.4, columnspacing=1.3)
     figure.legend(handles=_front_handles(front, numbers), loc="outside lower center", ncols=across,
@@ -109,11 +111,10 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     for row in rows.to_dict("records"):
-        style = KIND_STYLES[row["kind"]]
+        style = _style(row)
         ends = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
         axes.errorbar(row[column], row["accuracy"], yerr=None if np.isnan(ends).any() else np.maximum(ends, 0),
-                      linestyle="none", elinewidth=0.6, alpha=1.0 if row["on_front"] else 0.6,
-                      markerfacecolor=style["color"] if _is_filled(row) else "white", **style)
+                      linestyle="none", elinewidth=0.6, alpha=1.0 if row["on_front"] else 0.6, **style)
     corners, heights = step_front(rows, column)
     axes.step(corners, heights, where="post", color=GREY, linewidth=1.2, zorder=1)
     low, high = rows[column].min(), rows[column].max()
@@ -142,7 +143,16 @@ def _drawn_boxes(axes: Axes, rows: pd.DataFrame, column: str) -> list[Bbox]:
 
 def _is_filled(row: dict) -> bool:
     """Whether its marker is filled: hollow ones stand for students that were never distilled, and their kin."""
-    return row["kind"] == "teacher" or bool(row["distilled"])
+    return row["kind"] == "teacher" or row["student"] == COMPRESSED_TEACHER or bool(row["distilled"])
+
+
+def _style(row: dict) -> dict[str, Any]:
+    """Colour, marker, filling and edge of a model; the compressed forms of the teacher itself have the teacher's
+    colour around them."""
+    style = KIND_STYLES[row["kind"]]
+    return {**style, "markerfacecolor": style["color"] if _is_filled(row) else "white",
+            "markeredgecolor": KIND_STYLES["teacher"]["color"] if row["student"] == COMPRESSED_TEACHER
+            else style["color"], "markeredgewidth": 1.4 if row["student"] == COMPRESSED_TEACHER else 1.0}
 
 
 def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox],
@@ -165,11 +175,12 @@ def _kind_handles(kinds: list[str], frame: pd.DataFrame) -> list[Line2D]:
     if not all(_is_filled(row) for row in frame.to_dict("records")):
         handles.append(Line2D([], [], linestyle="none", marker="o", color=GREY, markerfacecolor="white",
                               label="not distilled"))
+    if (frame["student"] == COMPRESSED_TEACHER).any():
+        handles.append(Line2D([], [], linestyle="none", marker="o", color="#BBBBBB", label="compressed teacher",
+                              markeredgecolor=KIND_STYLES["teacher"]["color"], markeredgewidth=1.4))
     return [*handles, Line2D([], [], color=GREY, linewidth=1.2, label="panel's front")]
 
 
 def _front_handles(front: pd.DataFrame, numbers: dict[str, str]) -> list[Line2D]:
-    return [Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}",
-                   **KIND_STYLES[row["kind"]] | {"markerfacecolor": KIND_STYLES[row["kind"]]["color"]
-                                                 if _is_filled(row) else "white"})
+    return [Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}", **_style(row))
             for row in front.to_dict("records")]

@@ -25,7 +25,7 @@ from edgemin_utils.tables.variants import (
     kinds_since_student,
     main_student,
     objective_name,
-    order_of_steps,
+    orders_of_steps,
     source_key,
     what_of,
 )
@@ -94,7 +94,7 @@ def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
         return content["quantized"] and (on_paper_path or recipe)
 
     table = _compared(records, chosen, lambda chain, key: TEACHER)
-    table["method"] = [order_of_steps(content) for content in table["content"]]
+    table["method"] = orders_of_steps(table["content"])
     table["steps_taken"] = [", ".join(content["steps"]) for content in table.pop("content")]
     return table[_present(table, [*_ROW, *_ACCURACY, "kept", *_DIFFERENCE, "p_holm", "parameters",
                                   "megabytes", *columns_of(table, "macs")[-1:], *_latency(table), "refused",

@@ -30,10 +30,11 @@ def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.
         input_name: whose one-thread latency counts, e.g. "1x128" or "dev rows"; without it the longest fixed one.
 
     Returns:
-        task, split, synthetic, key, model, kind (see `KINDS`), distilled, seeds, accuracy (%, mean over seeds, with
-        accuracy_low and accuracy_high), kept, megabytes (10^6 bytes), input, milliseconds (median; blank where it was
-        not timed), milliseconds_noisy, on_front (within the task), bundle_from (folder of the stage that a bundle is
-        built from, relative to the study; of the first seed), folder.
+        task, split, synthetic, key, model, kind (see `KINDS`), student (that it comes from, see `chain.Stage`),
+        distilled, seeds, accuracy (%, mean over seeds, with accuracy_low and accuracy_high), kept, megabytes (10^6
+        bytes), input, milliseconds (median; blank where it was not timed), milliseconds_noisy, on_front (within the
+        task), bundle_from (folder of the stage that a bundle is built from, relative to the study; of the first seed),
+        folder.
     """
     records = as_records(study)
     frame = summarize(records)
@@ -48,8 +49,8 @@ def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.
     frame["on_front"] = False
     for _, rows in frame.groupby("task", sort=False):
         frame.loc[rows.index, "on_front"] = on_front(rows)
-    return frame[["task", "split", "synthetic", "key", "model", "kind", "distilled", "seeds", "accuracy",
-                  "accuracy_low", "accuracy_high", "kept", "megabytes", "input", "milliseconds",
+    return frame[["task", "split", "synthetic", "key", "model", "kind", "student", "distilled", "seeds",
+                  "accuracy", "accuracy_low", "accuracy_high", "kept", "megabytes", "input", "milliseconds",
                   "milliseconds_noisy", "on_front", "bundle_from", "folder"]]
 
 

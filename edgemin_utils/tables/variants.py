@@ -1,10 +1,10 @@
 """Which records belong to a study's tables, what each model is called there, and in which order the rows stand."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.chain import COMPRESSED_TEACHER, LATENCY, TEACHER
 from edgemin_utils.objectives import UNDISTILLED
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
@@ -146,7 +146,7 @@ def main_student(chains: Iterable[Chain]) -> str | None:
     chains = list(chains)
     scanned = sorted({scan.content["student"] for chain in chains for scan in (chain.scans or {}).values()})
     distilled = sorted({record.content["student"] for chain in chains for record in chain.models.values()
-                        if record.content["distilled"]})
+                        if record.content["distilled"] and record.content["student"] != COMPRESSED_TEACHER})
     return next(iter(scanned or distilled), None)
 
 
@@ -191,28 +191,47 @@ def what_of(content: Mapping, step: str) -> str:
 
 
 def steps_since_student(content: Mapping) -> list[str]:
-    """The steps after a student came out of its distillation, or of training without, e.g. ["prune:...", ...]."""
+    """The steps after a student came out of its distillation, or of training without, or those that compress the
+    teacher itself, e.g. ["prune:...", ...]."""
     return list(content["steps"]) if content["student"] in UNDISTILLED else list(content["steps"])[1:]
 
 
 def kinds_since_student(content: Mapping) -> list[str]:
     """`steps_since_student` without what each did, e.g. ["prune", "quantize"]."""
-    return [text.split(":", 1)[0] for text in steps_since_student(content)]
+    return list(_kinds(steps_since_student(content)))
 
 
-def order_of_steps(content: Mapping) -> str:
-    """The steps that led to a model, e.g. "distill, prune, quantize"."""
-    return ", ".join(text.split(":", 1)[0] for text in content["steps"])
+def orders_of_steps(contents: Sequence[Mapping]) -> list[str]:
+    """The steps that led to each model, e.g. "distill, prune, quantize". Where several took steps of the same kinds,
+    what sets them apart is spelled out, e.g. "teacher, prune (vocabulary), quantize"."""
+    by_order: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for content in contents:
+        by_order.setdefault(_kinds(content["steps"]), set()).add(tuple(content["steps"]))
+    names = []
+    for content in contents:
+        alike = by_order[_kinds(content["steps"])]
+        differs = [len(set(steps)) > 1 for steps in zip(*alike, strict=True)]
+        parts = [text.split(":", 1) for text in content["steps"]]
+        names.append(", ".join(f"{part[0]} ({part[1]})" if apart else part[0]
+                               for part, apart in zip(parts, differs, strict=True)))
+    return names
+
+
+def _kinds(steps: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text.split(":", 1)[0] for text in steps)
 
 
 def _name(content: Mapping, students: set[str], cuts: set[str]) -> str:
-    """Base name and the steps since, e.g. "Distilled + pruned + INT8"."""
+    """Base name and the steps since, e.g. "Distilled + pruned + INT8", or "Teacher + pruned (...)" of the teacher's own
+    compressed form."""
     student = content["student"]
     if not student:
         return "Teacher"
     steps = steps_since_student(content)
     if student in UNDISTILLED:
         name = ("Undistilled" if student == "none" else STUDENT_NAMES[student]) if steps else STUDENT_NAMES[student]
+    elif student == COMPRESSED_TEACHER:
+        name = "Teacher"
     else:
         name = f"Distilled ({objective_name(student)})" if not steps or students != {student} else "Distilled"
     return " + ".join([name, *(_step_name(step, cuts) for step in steps)])
