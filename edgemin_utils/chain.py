@@ -43,8 +43,8 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "honest": ("distill", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill",
                "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings"),
     # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
-    "edge": (COMPRESSED_TEACHER, "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-12000",
-             "quantize:onnx-dynamic-int8-embeddings"),
+    "edge": (COMPRESSED_TEACHER, "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-16000",
+             "quantize:onnx-int4-embeddings"),
 }
 # Step -> the kind of stage that it makes.
 STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tuning", "fine-tune": "tuning",

@@ -117,10 +117,19 @@ def choose(rows: pd.DataFrame, budget: Budget) -> Choice:
 
 
 def bundle_command(study: Path, row: Mapping[str, Any]) -> str:
-    """The command that builds a candidate's bundle, see `tables.recommended.bundle_stage`."""
-    folder = Path(row["bundle_from"])
+    """The command that builds a candidate's bundle, see `tables.recommended.bundle_stage`; with 4 bits where the
+    candidate's scheme has them."""
+    folder, bits = Path(row["bundle_from"]), _four_bit_options(row["key"])
     return shlex.join(["edgemin", "bundle", str(study / folder), "--output",
-                       f"{BUNDLES}/{folder.parts[0]}-{folder.parts[-1]}"])
+                       f"{BUNDLES}/{folder.parts[0]}-{folder.parts[-1]}{'-int4' if bits else ''}", *bits])
+
+
+def _four_bit_options(key: str) -> list[str]:
+    """Of a stage's key: the options of `edgemin bundle` that store what its scheme stores in 4 bits."""
+    scheme = key.rsplit("+", 1)[-1]
+    if "int4" not in scheme:
+        return []
+    return ["--matrix-bits", "4", *(["--embedding-bits", "4"] if scheme.endswith("-embeddings") else [])]
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,13 @@ def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabu
 def test_the_edge_recipe_cuts_the_teacher_itself_which_recovers_with_its_own_soft_targets():
     settings = load_settings("demo", {"recipe": "edge"})
     stages, key = plan_chain(settings), recipe_ends(settings)["edge"]
-    cut = "gradient-neurons-0.25-multiple-32-vocabulary-most-12000"
+    cut = "gradient-neurons-0.25-multiple-32-vocabulary-most-16000"
     pruned, last = stages[f"pruning/teacher+{cut}"], stages[key]
     assert pruned.source == pruned.teacher == TEACHER and pruned.upstream == (TEACHER,)
     assert "temperature" in pruned.settings(settings) and pruned.notebook == "03_pruning"
     assert last.source == pruned.key and key == f"quantization/teacher+{cut}+{last.changes['quantization_scheme']}"
     assert last.steps[:2] == ("teacher", f"prune:{cut}") and last.student == "teacher"
+    assert last.changes["quantization_scheme"] == "onnx-int4-embeddings"
     assert last.pruned and last.quantized and last.optional and not last.distilled
     # Nothing else is made for it, and what a chain makes without it is made as before but for the costs.
     before = plan()

@@ -120,7 +120,7 @@ def test_a_quantized_models_bundle_is_built_from_its_float_stage(records):
 def test_a_bundle_of_the_compressed_teacher_is_built_from_its_float_stage(tmp_path):
     folder = write_chain(tmp_path)
     pruned, small, whole = write_compressed_teachers(folder)
-    rows = tables.candidates(folder).set_index("key")
+    rows = tables.candidates(folder).set_index("key", drop=False)
     assert list(rows.loc[[small, whole], "bundle_from"]) == [f"sst2/seed-0/{pruned}", f"sst2/seed-0/{TEACHER}"]
     assert list(rows.loc[[pruned, small, TEACHER], "kind"]) == ["pruned", "quantized", "teacher"]
     assert list(rows.loc[[pruned, small, TEACHER], "student"]) == ["teacher", "teacher", ""]
@@ -131,7 +131,16 @@ def test_the_command_names_a_folder_of_records(study, rows):
     words = shlex.split(bundle_command(study, rows.loc[PRUNED_INT8]))
     assert words[:2] == ["edgemin", "bundle"] and words[3] == "--output"
     assert words[2] == str(study / "sst2" / "seed-0" / PRUNED)
-    assert words[4] == f"bundles/sst2-{PRUNED.split('/')[1]}"
+    assert words[4] == f"bundles/sst2-{PRUNED.split('/')[1]}" and len(words) == 5
+
+
+@pytest.mark.parametrize("scheme, options", [
+    ("onnx-int4", ["--matrix-bits", "4"]), ("onnx-dynamic-int8-embeddings", []),
+    ("onnx-int4-embeddings", ["--matrix-bits", "4", "--embedding-bits", "4"])])
+def test_the_command_stores_in_four_bits_what_the_scheme_does(study, rows, scheme, options):
+    row = {**rows.loc[PRUNED_INT8], "key": f"quantization/minilmv2+gradient-heads-0.2+{scheme}"}
+    words = shlex.split(bundle_command(study, row))
+    assert words[5:] == options and words[4].endswith("-int4") == bool(options)
 
 
 # ---- the choice --------------------------------------------------------------------------------------------------
