@@ -55,8 +55,9 @@ reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): ma
 	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
 	$(BIN)/python -m edgemin_utils.paper --publish
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 hooks: $(INSTALLED) ## pre-commit's checks before every commit in this clone

@@ -63,11 +63,14 @@ def storage_errors(folder: Path) -> Iterator[None]:
         number = getattr(error, "errno", None)
         full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
         if full:
-            raise StorageError(f"the disk that holds {folder.parent} is full; finished stages are kept. Free some "
-                               "space or choose another --output-dir, then run the same command again") from error
+            raise StorageError(
+                f"the disk that holds {folder.parent} is full; finished stages are kept. Free some "
+                "space or choose another --output-dir, then run the same command again"
+            ) from error
         if isinstance(error, OSError) and number in (errno.EACCES, errno.EROFS) and error.filename:
-            raise StorageError(f"{error.filename} cannot be written ({error.strerror}); choose another "
-                               "--output-dir") from error
+            raise StorageError(
+                f"{error.filename} cannot be written ({error.strerror}); choose another --output-dir"
+            ) from error
         raise
 
 
@@ -85,5 +88,7 @@ def check_storage(folder: Path, gigabytes: float) -> None:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); choose another --output-dir") from error
     if free < gigabytes:
-        raise StorageError(f"{folder} has {free:.2g} GB free and this study may take {gigabytes:.2g} GB; free some "
-                           "space or choose another --output-dir")
+        raise StorageError(
+            f"{folder} has {free:.2g} GB free and this study may take {gigabytes:.2g} GB; free some "
+            "space or choose another --output-dir"
+        )

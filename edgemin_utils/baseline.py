@@ -9,11 +9,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from edgemin_utils.errors import DataError
 
-TEXT_COLUMNS = {
-    "sst2": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "qqp": ("question1", "question2"),
-}
+TEXT_COLUMNS = {"sst2": ("sentence",), "mnli": ("premise", "hypothesis"), "qqp": ("question1", "question2")}
 
 
 def grams(text: str) -> list[str]:
@@ -61,14 +57,10 @@ def rows_of(frame: pd.DataFrame, task: str) -> list[tuple[str, ...]]:
         DataError: the task is unknown or a column is missing.
     """
     if task not in TEXT_COLUMNS:
-        raise DataError(
-            f"no bag-of-words baseline for task {task!r}: choose one of {', '.join(TEXT_COLUMNS)}"
-        )
+        raise DataError(f"no bag-of-words baseline for task {task!r}: choose one of {', '.join(TEXT_COLUMNS)}")
     missing = [column for column in TEXT_COLUMNS[task] if column not in frame.columns]
     if missing:
-        raise DataError(
-            f"task {task!r} needs the column {missing[0]!r}; the frame has {', '.join(frame.columns)}"
-        )
+        raise DataError(f"task {task!r} needs the column {missing[0]!r}; the frame has {', '.join(frame.columns)}")
     return list(zip(*(frame[column].astype(str) for column in TEXT_COLUMNS[task]), strict=True))
 
 
@@ -88,8 +80,6 @@ def bag_of_words_accuracy(splits: dict[str, pd.DataFrame], task: str) -> float:
     """
     dev = next((splits[name] for name in ("dev", "dev_matched") if name in splits), None)
     if dev is None or "train" not in splits:
-        raise DataError(
-            f"the baseline needs a train and a dev split; there are: {', '.join(splits) or 'none'}"
-        )
+        raise DataError(f"the baseline needs a train and a dev split; there are: {', '.join(splits) or 'none'}")
     classifier = bag_of_words_classifier().fit(rows_of(splits["train"], task), splits["train"]["label"])
     return float(classifier.score(rows_of(dev, task), dev["label"]))

@@ -40,15 +40,29 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "proposal": ("distill", "quantize-aware", "prune", "fine-tune", "quantize"),
     # What makes the paper's claims of size and speed true (see `paper.honest`). The second distillation is the recovery
     # of a deep cut; the vocabulary goes after it, because relations compare token by token.
-    "honest": ("distill", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill",
-               "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings"),
+    "honest": (
+        "distill",
+        "prune:layers-spaced-0.5",
+        "prune:gradient-neurons-0.5-multiple-32",
+        "distill",
+        "prune:vocabulary-most-11000",
+        "quantize:onnx-dynamic-int8-embeddings",
+    ),
     # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
-    "edge": (COMPRESSED_TEACHER, "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-16000",
-             "quantize:onnx-int4-embeddings"),
+    "edge": (
+        COMPRESSED_TEACHER,
+        "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-16000",
+        "quantize:onnx-int4-embeddings",
+    ),
 }
 # Step -> the kind of stage that it makes.
-STEPS = {"distill": "distillation", "prune": "pruning", "quantize-aware": "tuning", "fine-tune": "tuning",
-         "quantize": "quantization"}
+STEPS = {
+    "distill": "distillation",
+    "prune": "pruning",
+    "quantize-aware": "tuning",
+    "fine-tune": "tuning",
+    "quantize": "quantization",
+}
 
 _SOFT_TARGETS = ("temperature", "soft_target_weight", "recovery_distillation")
 _SCAN = ("scan_criteria", "scan_rows", "random_draws")
@@ -134,8 +148,11 @@ class Stage:
 
     def settings(self, settings: Settings) -> dict:
         """Name -> value of the settings that change what this stage computes."""
-        return {name: value for name, value in settings_of_stage(self.apply(settings), self.kind).items()
-                if name not in self.ignores}
+        return {
+            name: value
+            for name, value in settings_of_stage(self.apply(settings), self.kind).items()
+            if name not in self.ignores
+        }
 
     def apply(self, settings: Settings) -> Settings:
         """The chain's settings with this stage's changes."""
@@ -170,8 +187,9 @@ def quantization_key(settings: Settings, source: str) -> str:
 
 def students(settings: Settings) -> tuple[str, ...]:
     """The students of a chain, the main one first, then those that it is compared with."""
-    compared = [name for item in settings.compared_objectives
-                for name in (EVERY_OBJECTIVE if item == "all" else (item,))]
+    compared = [
+        name for item in settings.compared_objectives for name in (EVERY_OBJECTIVE if item == "all" else (item,))
+    ]
     return tuple(dict.fromkeys((settings.objective, *compared)))
 
 
@@ -182,8 +200,11 @@ def sensitivity_key(settings: Settings) -> str:
 
 def schemes(settings: Settings) -> tuple[str, ...]:
     """The schemes that are set beside the main one."""
-    return tuple(dict.fromkeys(name for item in settings.compared_schemes
-                               for name in (EVERY_SCHEME if item == "all" else (item,))))
+    return tuple(
+        dict.fromkeys(
+            name for item in settings.compared_schemes for name in (EVERY_SCHEME if item == "all" else (item,))
+        )
+    )
 
 
 def main_path(settings: Settings) -> tuple[str, ...]:
@@ -207,8 +228,16 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
     for name in students(settings):
         plan.student(name, optional=name not in UNDISTILLED)  # what every comparison stands on is no option
     for units in SCANNED_UNITS:
-        plan.add(Stage(scan_key(main.student, units), source=main.key, student=main.student, steps=main.steps,
-                       keeps_model=False, ignores=_AFTER_A_SCAN))
+        plan.add(
+            Stage(
+                scan_key(main.student, units),
+                source=main.key,
+                student=main.student,
+                steps=main.steps,
+                keeps_model=False,
+                ignores=_AFTER_A_SCAN,
+            )
+        )
     pruned = plan.step(main, "prune")
     plan.step(pruned, "quantize")
     if settings.factorial:
@@ -219,8 +248,16 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
             plan.step(plain, "quantize")
     for cut in settings.compared_cuts:
         plan.step(main, f"prune:{cut}", optional=True)
-    plan.add(Stage(sensitivity_key(settings), source=pruned.key, student=pruned.student, steps=pruned.steps,
-                   keeps_model=False, ignores=("quantization_scheme", "calibration_rows")))
+    plan.add(
+        Stage(
+            sensitivity_key(settings),
+            source=pruned.key,
+            student=pruned.student,
+            steps=pruned.steps,
+            keeps_model=False,
+            ignores=("quantization_scheme", "calibration_rows"),
+        )
+    )
     for scheme in schemes(settings):
         plan.step(pruned, f"quantize:{scheme}", optional=True)
     for steps in recipes(settings).values():
@@ -248,8 +285,10 @@ def recipe_ends(settings: Settings) -> dict[str, str]:
     """Name -> key of the last model of the paper's pipeline and of every recipe that `settings.recipe` asks for."""
     plan = _Plan(settings)
     plan.add(Stage(TEACHER))
-    return {"paper": main_path(settings)[-1],
-            **{name: plan.recipe(steps).key for name, steps in recipes(settings).items()}}
+    return {
+        "paper": main_path(settings)[-1],
+        **{name: plan.recipe(steps).key for name, steps in recipes(settings).items()},
+    }
 
 
 def _is_step(text: str) -> bool:
@@ -263,9 +302,11 @@ def _read_order(text: str) -> tuple[str, ...]:
         known = nearest(unknown[0].split(":", 1)[0], (*RECIPES, COMPRESSED_TEACHER, *STEPS))
         raise SettingError(f"unknown recipe or step {unknown[0]!r}; {known}")
     if COMPRESSED_TEACHER in steps[1:] or steps == (COMPRESSED_TEACHER,):
-        raise SettingError(f"recipe {text!r}: `teacher` is no step, it says that the steps behind it compress the "
-                           "fine-tuned teacher; write it first and steps after it, as in "
-                           "teacher+quantize:onnx-dynamic-int8")
+        raise SettingError(
+            f"recipe {text!r}: `teacher` is no step, it says that the steps behind it compress the "
+            "fine-tuned teacher; write it first and steps after it, as in "
+            "teacher+quantize:onnx-dynamic-int8"
+        )
     return steps
 
 
@@ -284,17 +325,29 @@ class _Plan:
     def student(self, name: str, optional: bool = False) -> Stage:
         student = _read_student(name)
         changes, teacher = self._lesson(student, optional)
-        return self.add(Stage(
-            distillation_key(name), source=TEACHER, teacher=teacher, student=name, changes=changes, optional=optional,
-            steps=(f"distill:{name}",) if student.distilled else (), ignores=student.ignores))
+        return self.add(
+            Stage(
+                distillation_key(name),
+                source=TEACHER,
+                teacher=teacher,
+                student=name,
+                changes=changes,
+                optional=optional,
+                steps=(f"distill:{name}",) if student.distilled else (),
+                ignores=student.ignores,
+            )
+        )
 
     def _lesson(self, student: StudentName, optional: bool) -> tuple[dict[str, Any], str]:
         """The settings that a student uses in place of the chain's, and the stage that teaches it."""
         changes = dict(student.changes)
         if student.is_assistant:
             settings = self.settings
-            changes |= {"student": settings.assistant or settings.student, "student_layers": settings.assistant_layers,
-                        "student_from_layers": settings.assistant_from_layers}
+            changes |= {
+                "student": settings.assistant or settings.student,
+                "student_layers": settings.assistant_layers,
+                "student_from_layers": settings.assistant_from_layers,
+            }
         if not student.distilled:
             return changes, ""
         return changes, self.student(student.assistant, optional).key if student.assistant else TEACHER
@@ -321,20 +374,32 @@ class _Plan:
         if name not in STEPS:
             raise SettingError(f"unknown step {name!r}; {nearest(name, STEPS)}")
         if source.quantized:
-            raise SettingError(f"step {text!r} cannot follow quantization: weights that are stored as integers are "
-                               "neither trained nor cut; put `quantize` last")
+            raise SettingError(
+                f"step {text!r} cannot follow quantization: weights that are stored as integers are "
+                "neither trained nor cut; put `quantize` last"
+            )
         what, changes, stage = getattr(self, f"_{name.replace('-', '_')}")(source, what)
         way = source.student if source.key == TEACHER else source.variant
-        return self.add(dataclasses.replace(
-            stage, key=f"{STEPS[name]}/{way}+{_suffix(name, what)}", source=source.key,
-            student=source.student, changes=changes, optional=optional, steps=(*source.steps, f"{name}:{what}")))
+        return self.add(
+            dataclasses.replace(
+                stage,
+                key=f"{STEPS[name]}/{way}+{_suffix(name, what)}",
+                source=source.key,
+                student=source.student,
+                changes=changes,
+                optional=optional,
+                steps=(*source.steps, f"{name}:{what}"),
+            )
+        )
 
     # Each returns what the step does, spelled out; the settings that it changes; and what else its stage has.
 
     def _distill(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         if source.key == TEACHER:
-            raise SettingError("step 'distill' cannot follow `teacher`: nothing has been cut that could learn from it; "
-                               "put `prune` between them, or leave `teacher` out to distil a student")
+            raise SettingError(
+                "step 'distill' cannot follow `teacher`: nothing has been cut that could learn from it; "
+                "put `prune` between them, or leave `teacher` out to distil a student"
+            )
         name = what or self.settings.objective
         student = _read_student(name)
         changes, teacher = self._lesson(student, optional=True)
@@ -344,9 +409,12 @@ class _Plan:
         name = cut_name(dataclasses.replace(self.settings, **read_cut(what)) if what else self.settings)
         changes = read_cut(name)  # the settings of a cut that do not matter to this one have their defaults in it
         learns = source.taught and changes["recovery_distillation"]
-        ignores = (*_SCAN, *(() if learns else _SOFT_TARGETS[:2]),
-                   *(() if changes["prune_vocabulary"] else ("vocabulary_text",)),
-                   *(() if changes["vocabulary_limit"] else ("vocabulary_limit",)))
+        ignores = (
+            *_SCAN,
+            *(() if learns else _SOFT_TARGETS[:2]),
+            *(() if changes["prune_vocabulary"] else ("vocabulary_text",)),
+            *(() if changes["vocabulary_limit"] else ("vocabulary_limit",)),
+        )
         return name, changes, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 
     def _quantize(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:

@@ -34,7 +34,6 @@ PRUNED_WEIGHTS_FILE = "pruned_model.safetensors"
 PRUNED_MODEL_TYPE = "pruned by EdgeMIN: load this folder with edgemin_utils.checkpoints.load_model(folder)"
 
 
-
 def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Writes a model, and its tokenizer, as a folder that `load_model` reads.
 
@@ -56,8 +55,12 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokeni
         tokenizer.save_pretrained(folder)
 
 
-def load_model(name_or_folder: str | Path, labels: Sequence[str] | None = None,
-               attention_implementation: str = "sdpa", dropout: float | None = None) -> PreTrainedModel:
+def load_model(
+    name_or_folder: str | Path,
+    labels: Sequence[str] | None = None,
+    attention_implementation: str = "sdpa",
+    dropout: float | None = None,
+) -> PreTrainedModel:
     """A classifier from a hub id, a transformers folder or a folder of `save_model`, in evaluation mode.
 
     Args:
@@ -84,8 +87,13 @@ def load_model(name_or_folder: str | Path, labels: Sequence[str] | None = None,
         set_dropout(config, dropout)
     with _load_errors(name_or_folder), quiet_transformers():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            str(folder) if folder.is_dir() else str(name_or_folder), config=config, dtype=torch.float32,
-            attn_implementation=attention_implementation, ignore_mismatched_sizes=True, output_loading_info=True)
+            str(folder) if folder.is_dir() else str(name_or_folder),
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention_implementation,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     _check_loaded(name_or_folder, config, report, new_head=labels is not None)
     return model.eval()
 
@@ -97,16 +105,19 @@ def _check_loaded(name: str | Path, config: PretrainedConfig, report: Mapping[st
     if new_head:
         absent = {key for key in absent if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")}
     if absent:
-        raise ModelError(f"the weights of {name} do not fit its config: {len(absent)} of them are missing or of "
-                         f"another shape, such as {min(absent)}")
+        raise ModelError(
+            f"the weights of {name} do not fit its config: {len(absent)} of them are missing or of "
+            f"another shape, such as {min(absent)}"
+        )
 
 
 def load_config(name_or_folder: str | Path) -> PretrainedConfig:
     """The config of a hub id or folder; raises ModelError as `load_model` does."""
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"folder {folder} holds no config.json, so it is not a model; give the folder that "
-                         "save_pretrained wrote")
+        raise ModelError(
+            f"folder {folder} holds no config.json, so it is not a model; give the folder that save_pretrained wrote"
+        )
     if not folder.is_dir() and (folder.is_absolute() or str(name_or_folder).startswith((".", "~"))):
         raise ModelError(f"there is no model folder {folder}; check the path")
     with _load_errors(name_or_folder):
@@ -155,7 +166,8 @@ def _load_errors(name: str | Path) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise ModelError(
-            f"the weights of {name} are truncated or damaged ({error}); fetch or make them anew") from error
+            f"the weights of {name} are truncated or damaged ({error}); fetch or make them anew"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         text = str(error)
         if "does not recognize" in text or "model type" in text.lower():
@@ -165,4 +177,5 @@ def _load_errors(name: str | Path) -> Iterator[None]:
             raise ModelError(f"{name} cannot be loaded as a model: {reason}") from error
         raise ModelError(
             f"model {name!r} cannot be had: either the hub cannot be reached from here or it knows no such id. Check "
-            "the spelling, or give a folder that holds config.json, model.safetensors and the tokenizer") from error
+            "the spelling, or give a folder that holds config.json, model.safetensors and the tokenizer"
+        ) from error

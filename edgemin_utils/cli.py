@@ -44,21 +44,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("\nedgemin: stopped; finished stages are kept, and the same command takes the study up where it is",
-              file=sys.stderr)
+        print(
+            "\nedgemin: stopped; finished stages are kept, and the same command takes the study up where it is",
+            file=sys.stderr,
+        )
         return 130
 
 
 def _run(options: argparse.Namespace) -> int:
     if launched_processes() > 1:
-        raise SettingError(f"`run` is for one process, and {launched_processes()} were launched; launch `train`, which "
-                           "several can share, then `run` without a launcher")
+        raise SettingError(
+            f"`run` is for one process, and {launched_processes()} were launched; launch `train`, which "
+            "several can share, then `run` without a launcher"
+        )
     # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, started = Console(), time.monotonic()
     try:
-        result = run_study(options.profile or "demo", options.tasks or (), options.seeds or (0,),
-                           read_overrides(options), options.output_dir, options.jobs, console, options.cluster)
+        result = run_study(
+            options.profile or "demo",
+            options.tasks or (),
+            options.seeds or (0,),
+            read_overrides(options),
+            options.output_dir,
+            options.jobs,
+            console,
+            options.cluster,
+        )
         analysis = next(item for item in result.notebooks if item.chain == ANALYSIS)
         if analysis.status == "executed" or (analysis.status == "skipped" and not (result.study / REPORT).is_file()):
             _write_report(result.study)
@@ -67,19 +79,30 @@ def _run(options: argparse.Namespace) -> int:
     if analysis.status in ("executed", "skipped"):
         _print_main_table(result.study)
         print(f"report: {result.study / REPORT}")
-    counts = ", ".join(f"{result.count(status)} {status}" for status in ("skipped", "failed", "not run")
-                       if result.count(status))
-    print(f"{result.count('executed')} notebooks executed{', ' + counts if counts else ''} "
-          f"in {duration(time.monotonic() - started)}")
+    counts = ", ".join(
+        f"{result.count(status)} {status}" for status in ("skipped", "failed", "not run") if result.count(status)
+    )
+    print(
+        f"{result.count('executed')} notebooks executed{', ' + counts if counts else ''} "
+        f"in {duration(time.monotonic() - started)}"
+    )
     for failure in result.failures:
-        print(f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
-              f"({failure.executed})", file=sys.stderr)
+        print(
+            f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
+            f"({failure.executed})",
+            file=sys.stderr,
+        )
     return 0 if result.complete else 1
 
 
 def _train(options: argparse.Namespace) -> int:
-    runs = plan_study(options.profile or "demo", options.tasks or (), options.seeds or (0,), read_overrides(options),
-                      options.output_dir)
+    runs = plan_study(
+        options.profile or "demo",
+        options.tasks or (),
+        options.seeds or (0,),
+        read_overrides(options),
+        options.output_dir,
+    )
     with joined_processes():
         # From here on torch is needed, and only here.
         from edgemin_utils.stages import train_teacher_and_students
@@ -99,8 +122,9 @@ def _status(options: argparse.Namespace) -> int:
     profile = options.profile or last.get("profile", "demo")
     if last and last["profile"] == profile and not overrides:
         overrides = last["overrides"]
-    runs = plan_study(profile, options.tasks or last.get("tasks", ()), options.seeds or last.get("seeds", (0,)),
-                      overrides, study)
+    runs = plan_study(
+        profile, options.tasks or last.get("tasks", ()), options.seeds or last.get("seeds", (0,)), overrides, study
+    )
     rows = study_status(runs)
     _console().print(_status_table(rows))
     done = sum(row.status == "done" for row in rows)
@@ -116,8 +140,14 @@ def _status_table(rows: Sequence[StageStatus]) -> Table:
         table.add_column(title, overflow="fold")
     for row in rows:
         took = "" if row.wall_seconds is None else duration(row.wall_seconds)
-        table.add_row(row.task, str(row.seed), row.key, f"[{STATUS_COLORS[row.status]}]{row.status}[/]", took,
-                      row.reason.replace("[", r"\["))
+        table.add_row(
+            row.task,
+            str(row.seed),
+            row.key,
+            f"[{STATUS_COLORS[row.status]}]{row.status}[/]",
+            took,
+            row.reason.replace("[", r"\["),
+        )
     return table
 
 
@@ -162,10 +192,20 @@ def _measure(options: argparse.Namespace) -> int:
         raise StorageError(f"{options.json} cannot be written: its folder is not there")
     texts, source = read_texts(options.texts, options.task, options.data_dir, options.rows)
     models = open_models([options.model, *options.against])
-    sheet = measure_models(models, SheetOptions(
-        "quick" if options.quick else "full", tuple(options.threads), tuple(options.lengths), texts, source,
-        tuple(options.batches), not options.no_compile, not options.no_memory),
-        lambda text: print(f"measuring: {text}", file=sys.stderr))
+    sheet = measure_models(
+        models,
+        SheetOptions(
+            "quick" if options.quick else "full",
+            tuple(options.threads),
+            tuple(options.lengths),
+            texts,
+            source,
+            tuple(options.batches),
+            not options.no_compile,
+            not options.no_memory,
+        ),
+        lambda text: print(f"measuring: {text}", file=sys.stderr),
+    )
     print(sheet_text(sheet))
     if options.json:
         write_json(Path(options.json), sheet)
@@ -185,11 +225,19 @@ def _bundle(options: argparse.Namespace) -> int:
     from edgemin_utils.bundle.sources import open_source
     from edgemin_utils.measurement.latency import PROTOCOLS
 
-    given = {name: getattr(options, name) for name in
-             ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "max_length")}
+    given = {
+        name: getattr(options, name)
+        for name in ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "max_length")
+    }
     source = open_source(options.model, options.task, {name: value for name, value in given.items() if value})
-    content = make_bundle(source, options.output, options.max_drop, PROTOCOLS["quick" if options.quick else "full"],
-                          options.matrix_bits, options.embedding_bits)
+    content = make_bundle(
+        source,
+        options.output,
+        options.max_drop,
+        PROTOCOLS["quick" if options.quick else "full"],
+        options.matrix_bits,
+        options.embedding_bits,
+    )
     print(describe_in_words(content))
     print(f"bundle: {options.output}")
     return 0
@@ -204,9 +252,11 @@ def _predict(options: argparse.Namespace) -> int:
         raise ModelError(str(error)) from error
     columns = bundle.text_columns
     if len(options.texts) % len(columns):
-        raise SettingError(f"a row of this bundle has {len(columns)} texts ({', '.join(columns)}), and "
-                           f"{len(options.texts)} were given; give them in turns")
-    rows = list(zip(*(options.texts[place::len(columns)] for place in range(len(columns))), strict=True))
+        raise SettingError(
+            f"a row of this bundle has {len(columns)} texts ({', '.join(columns)}), and "
+            f"{len(options.texts)} were given; give them in turns"
+        )
+    rows = list(zip(*(options.texts[place :: len(columns)] for place in range(len(columns))), strict=True))
     print(header_line(bundle.labels) + answer_lines(bundle, rows), end="")
     return 0
 
@@ -254,5 +304,15 @@ def _print_main_table(study: Path) -> None:
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "train": _train, "status": _status, "report": _report, "recommend": _recommend, "publish": _publish,
-    "measure": _measure, "bundle": _bundle, "predict": _predict, "demo": _demo, "settings": _settings}
+    "run": _run,
+    "train": _train,
+    "status": _status,
+    "report": _report,
+    "recommend": _recommend,
+    "publish": _publish,
+    "measure": _measure,
+    "bundle": _bundle,
+    "predict": _predict,
+    "demo": _demo,
+    "settings": _settings,
+}

@@ -32,20 +32,30 @@ def open_cluster(address: str, jobs: int) -> Iterator[Any]:
     try:
         import distributed
     except ImportError:
-        raise SettingError("--cluster needs Dask, which is not installed; run pip install 'distributed>=2024.8', or "
-                           "leave --cluster out to run chains on this machine") from None
+        raise SettingError(
+            "--cluster needs Dask, which is not installed; run pip install 'distributed>=2024.8', or "
+            "leave --cluster out to run chains on this machine"
+        ) from None
     with contextlib.ExitStack() as stack:
         if address == LOCAL:
             threads = stack.enter_context(threads_per_chain(jobs))
-            address = stack.enter_context(distributed.LocalCluster(
-                n_workers=jobs, threads_per_worker=1, dashboard_address=None, preload=[_DEAF_TO_CTRL_C],
-                env=dict.fromkeys(THREAD_VARIABLES, str(threads))))
+            address = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    preload=[_DEAF_TO_CTRL_C],
+                    env=dict.fromkeys(THREAD_VARIABLES, str(threads)),
+                )
+            )
         try:
             client = stack.enter_context(distributed.Client(address, timeout=_SECONDS_TO_ANSWER, set_as_default=False))
             client.wait_for_workers(1, timeout=_SECONDS_TO_ANSWER)
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
-            raise SettingError(f"no Dask scheduler with workers answers at {address} ({error}); start them with "
-                               "`dask scheduler` and `dask worker ADDRESS --nthreads 1`") from error
+            raise SettingError(
+                f"no Dask scheduler with workers answers at {address} ({error}); start them with "
+                "`dask scheduler` and `dask worker ADDRESS --nthreads 1`"
+            ) from error
         yield client
 
 
@@ -56,8 +66,12 @@ def check_workers(client: Any, paths: Iterable[str]) -> None:
         StorageError: one does not.
     """
     found = client.run(missing_paths, list(paths), on_error="return")
-    refuse_missing({f"worker {address}": [f"edgemin_utils ({answer})"] if isinstance(answer, Exception) else answer
-                    for address, answer in found.items()})
+    refuse_missing(
+        {
+            f"worker {address}": [f"edgemin_utils ({answer})"] if isinstance(answer, Exception) else answer
+            for address, answer in found.items()
+        }
+    )
 
 
 def run_on_workers(client: Any, function: Callable[..., Any], calls: Iterable[tuple]) -> Iterator[Any]:

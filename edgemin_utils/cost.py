@@ -58,8 +58,10 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     latency, ratios, raw = [], [], {}
     threads = dict.fromkeys(resolve_threads(number) for number in settings.latency_threads)
     peaks = {number: measure_peaks(number) for number in threads}
-    works = {key: _works(run, key, model, {name: of_model[key] for name, of_model in inputs.items()})
-             for key, (_, model) in loaded.items()}
+    works = {
+        key: _works(run, key, model, {name: of_model[key] for name, of_model in inputs.items()})
+        for key, (_, model) in loaded.items()
+    }
     with tqdm(total=len(inputs) * len(threads), desc="Latency", unit="setting", leave=False) as progress:
         for number in threads:
             for name, of_model in inputs.items():
@@ -73,32 +75,43 @@ def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     times = {f"{name} | {key}": result.of(key) for name, result in raw.items() for key in result.names}
     np.savez_compressed(folder / "latency.npz", allow_pickle=False, **times)
     memory = _memory(run, timed_as)
-    return {"protocol": settings.latency_protocol, "latency": latency, "speed_ups": ratios, "memory": memory,
-            "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])], "timed_as": timed_as,
-            "int8_note": int8_sentence(describe_environment()),
-            "peaks": {str(number): found.as_record() for number, found in peaks.items()}}
+    return {
+        "protocol": settings.latency_protocol,
+        "latency": latency,
+        "speed_ups": ratios,
+        "memory": memory,
+        "tokenizer": [_time_tokenizer(run, loaded[TEACHER][0])],
+        "timed_as": timed_as,
+        "int8_note": int8_sentence(describe_environment()),
+        "peaks": {str(number): found.as_record() for number, found in peaks.items()},
+    }
 
 
 def representatives(records: Mapping[str, Record]) -> dict[str, str]:
     """Key -> the first key whose model has the same shapes and scheme, and so the same cost."""
     first: dict[str, str] = {}
-    return {key: first.setdefault(f"{record.results['model']} {record.results.get('scheme', 'float32')}", key)
-            for key, record in records.items()}
+    return {
+        key: first.setdefault(f"{record.results['model']} {record.results.get('scheme', 'float32')}", key)
+        for key, record in records.items()
+    }
 
 
 def _inputs(run: Run, loaded: Mapping[str, tuple[Any, PreTrainedModel]]) -> dict[str, dict[str, list[Batch]]]:
     """Name -> model's key -> batches of one row: fixed inputs from the model's own vocabulary, and dev rows at their
     own lengths through its own tokenizer. Every model gets the same rows in the same order."""
-    inputs: dict[str, dict[str, list[Batch]]] = {f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)]
-                              for key, (_, model) in loaded.items()} for length in run.settings.latency_lengths}
+    inputs: dict[str, dict[str, list[Batch]]] = {
+        f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)] for key, (_, model) in loaded.items()}
+        for length in run.settings.latency_lengths
+    }
     models, data = [model for _, model in loaded.values()], load_task_data(run.settings, run.task, run.seed)
     inputs["dev rows"] = {}
     for key, (tokenizer, _) in loaded.items():
         rows = next(iter(tokenized_task(run, tokenizer, models, data).dev.values()))
         make = batch_maker(rows, tokenizer)
         batches = (make([place]) for place in range(min(DEV_ROWS_TIMED, len(rows))))
-        inputs["dev rows"][key] = [{name: value for name, value in batch.items() if name != "labels"}
-                                   for batch in batches]
+        inputs["dev rows"][key] = [
+            {name: value for name, value in batch.items() if name != "labels"} for batch in batches
+        ]
     return inputs
 
 
@@ -122,41 +135,60 @@ def _works(run: Run, key: str, model: Any, inputs: Mapping[str, list[Any]]) -> d
     return {name: [work(batch) for batch in batch_list] for name, batch_list in inputs.items()}
 
 
-def _latency_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str,
-                  works: Mapping[str, Mapping[str, list[Work]]], peaks: Peaks) -> list[dict[str, Any]]:
+def _latency_rows(
+    result: LatencyResult,
+    timed_as: Mapping[str, str],
+    name: str,
+    works: Mapping[str, Mapping[str, list[Work]]],
+    peaks: Peaks,
+) -> list[dict[str, Any]]:
     summary = result.summary()
     rows = {key: with_bound({"input": name, **numbers}, works[key][name], peaks) for key, numbers in summary.items()}
     return [{"key": key, "timed_as": shown, **rows[shown]} for key, shown in timed_as.items()]
 
 
-def _speed_up_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str,
-                   samples: int) -> list[dict[str, Any]]:
+def _speed_up_rows(result: LatencyResult, timed_as: Mapping[str, str], name: str, samples: int) -> list[dict[str, Any]]:
     """Every model against the teacher and against the first uncompressed student."""
     students = [key for key in timed_as if key.startswith("distillation/")]
     rows = []
     for baseline in (TEACHER, *students[:1]):
         ratios = speed_ups(result, timed_as[baseline], samples)
-        rows += [{"key": key, "baseline_key": baseline, "input": name, "threads": result.threads,
-                  "ratio": ratios[shown].value, "low": ratios[shown].low, "high": ratios[shown].high}
-                 for key, shown in timed_as.items()]
+        rows += [
+            {
+                "key": key,
+                "baseline_key": baseline,
+                "input": name,
+                "threads": result.threads,
+                "ratio": ratios[shown].value,
+                "low": ratios[shown].low,
+                "high": ratios[shown].high,
+            }
+            for key, shown in timed_as.items()
+        ]
     return rows
 
 
 def _memory(run: Run, timed_as: Mapping[str, str]) -> list[dict[str, Any]]:
     measured = {}
     for key in tqdm(dict.fromkeys(timed_as.values()), desc="Memory", unit="model", leave=False):
-        measured[key] = peak_memory(run.stage_folder(key), loader="edgemin_utils.quantization:load_model",
-                                    runs=run.settings.memory_runs)
-    return [{"key": key, "timed_as": shown, **{name: value for name, value in measured[shown].items()}}
-            for key, shown in timed_as.items()]
+        measured[key] = peak_memory(
+            run.stage_folder(key), loader="edgemin_utils.quantization:load_model", runs=run.settings.memory_runs
+        )
+    return [
+        {"key": key, "timed_as": shown, **{name: value for name, value in measured[shown].items()}}
+        for key, shown in timed_as.items()
+    ]
 
 
 def _time_tokenizer(run: Run, tokenizer: Any) -> dict[str, Any]:
     """Time to tokenize one dev row, which the model-only latencies leave out."""
     data = load_task_data(run.settings, run.task, run.seed)
     split = next(iter(data.dev.values()))
-    texts = [tuple(row[column] for column in data.task.text_columns)
-             for row in split.select(range(min(DEV_ROWS_TIMED, len(split))))]
-    result = measure_latency({"tokenizer": lambda row: tokenizer(*row, truncation=True, return_tensors="pt")}, texts, 1,
-                             PROTOCOLS["quick"])
+    texts = [
+        tuple(row[column] for column in data.task.text_columns)
+        for row in split.select(range(min(DEV_ROWS_TIMED, len(split))))
+    ]
+    result = measure_latency(
+        {"tokenizer": lambda row: tokenizer(*row, truncation=True, return_tensors="pt")}, texts, 1, PROTOCOLS["quick"]
+    )
     return {"input": "dev rows", **summarise(result.of("tokenizer"))}

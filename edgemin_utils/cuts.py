@@ -33,7 +33,8 @@ _CUT = re.compile(
     rf"(?:-layers-(?P<layers>(?:{PRUNED_LAYERS.pattern})))?"
     rf"(?P<vocabulary>-vocabulary(?:-seen-(?P<seen>{_COUNT}))?(?:-most-(?P<most>{_COUNT}))?)?"
     rf"(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
-    rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?")
+    rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?"
+)
 
 
 def cut_name(settings: Settings) -> str:
@@ -51,8 +52,11 @@ def cut_name(settings: Settings) -> str:
         parts += ["neurons", _decimal(neurons), *_unless(1, "multiple", settings.kept_neurons_multiple)]
     parts += ["layers", layers] if layers else []
     if settings.prune_vocabulary:
-        parts += ["vocabulary", *_unless(1, "seen", settings.vocabulary_occurrences),
-                  *_unless(None, "most", settings.vocabulary_limit)]
+        parts += [
+            "vocabulary",
+            *_unless(1, "seen", settings.vocabulary_occurrences),
+            *_unless(None, "most", settings.vocabulary_limit),
+        ]
     parts += ["global"] if settings.pruning_scope == "global" and (heads or neurons) else []
     parts += _unless(1, "rounds", settings.pruning_rounds)
     parts += _unless(1, "draw", settings.pruning_draw if ranks and settings.pruning_criterion == "random" else 1)
@@ -71,25 +75,34 @@ def read_cut(name: str) -> Mapping[str, Any]:
     cuts = match and (match["heads"] or match["neurons"] or match["layers"] or match["vocabulary"])
     ranks = match and (match["heads"] or match["neurons"] or (match["layers"] or "").startswith("least"))
     if match is None or not cuts or (ranks and criterion is None):
-        raise SettingError(f"{name!r} names no cut; write it like gradient-heads-0.2, "
-                           "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
-                           f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "
-                           "vocabulary, global, rounds, draw, without-distillation")
+        raise SettingError(
+            f"{name!r} names no cut; write it like gradient-heads-0.2, "
+            "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
+            f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "
+            "vocabulary, global, rounds, draw, without-distillation"
+        )
     if criterion is not None and criterion not in PRUNING_CRITERIA:
-        raise SettingError(f"cut {name!r}: unknown pruning criterion {criterion!r}; "
-                           f"{nearest(criterion, PRUNING_CRITERIA)}")
+        raise SettingError(
+            f"cut {name!r}: unknown pruning criterion {criterion!r}; {nearest(criterion, PRUNING_CRITERIA)}"
+        )
     ratios = {"head_prune_ratio": float(match["heads"] or 0), "feed_forward_prune_ratio": float(match["neurons"] or 0)}
     for setting, ratio in ratios.items():
         if ratio >= 1:
             raise SettingError(f"cut {name!r}: {setting} is {ratio:g}; it must be under 1 (1 would leave nothing)")
     return {
-        **ratios, "pruning_criterion": criterion or PRUNING_CRITERIA[0], "pruning_draw": int(match["draw"] or 1),
+        **ratios,
+        "pruning_criterion": criterion or PRUNING_CRITERIA[0],
+        "pruning_draw": int(match["draw"] or 1),
         "kept_heads_multiple": int(match["heads_multiple"] or 1),
-        "kept_neurons_multiple": int(match["neurons_multiple"] or 1), "pruned_layers": match["layers"],
-        "prune_vocabulary": bool(match["vocabulary"]), "vocabulary_occurrences": int(match["seen"] or 1),
+        "kept_neurons_multiple": int(match["neurons_multiple"] or 1),
+        "pruned_layers": match["layers"],
+        "prune_vocabulary": bool(match["vocabulary"]),
+        "vocabulary_occurrences": int(match["seen"] or 1),
         "vocabulary_limit": int(match["most"]) if match["most"] else None,
-        "pruning_scope": "global" if match["everywhere"] else "layer", "pruning_rounds": int(match["rounds"] or 1),
-        "recovery_distillation": not match["labels"]}
+        "pruning_scope": "global" if match["everywhere"] else "layer",
+        "pruning_rounds": int(match["rounds"] or 1),
+        "recovery_distillation": not match["labels"],
+    }
 
 
 CUT_SETTINGS = tuple(read_cut("vocabulary"))

@@ -97,13 +97,20 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
         for label, count in used["label"].value_counts().sort_index().items():
             if count == 1:
                 notes.append(f"holdout: no row with label {task.labels[label]!r} (train has one, which it keeps)")
-    texts = _transfer_texts(settings, task, left_over.iloc[wanted * spare:], [train, holdout, *dev.values()], notes) \
-        if transfer else train.iloc[:0]
+    texts = (
+        _transfer_texts(settings, task, left_over.iloc[wanted * spare :], [train, holdout, *dev.values()], notes)
+        if transfer
+        else train.iloc[:0]
+    )
     dev = {split: _draw_dev(frame, settings.dev_rows, split, notes) for split, frame in dev.items()}
     return TaskData(
-        task=task, train=_to_dataset(train, task), holdout=_to_dataset(holdout, task),
+        task=task,
+        train=_to_dataset(train, task),
+        holdout=_to_dataset(holdout, task),
         dev={split: _to_dataset(frame, task) for split, frame in dev.items()},
-        source=source.description, notes=tuple(notes), fingerprint=_fingerprint(settings, task),
+        source=source.description,
+        notes=tuple(notes),
+        fingerprint=_fingerprint(settings, task),
         transfer=_to_dataset(texts, task),
     )
 
@@ -126,8 +133,10 @@ def task_statistics(data: TaskData) -> dict[str, dict[str, Any]]:
 
     Plain numbers and text only, so that it can go into a record; quantiles are None for an empty hold-out.
     """
-    return {split: _split_statistics(data.task, rows)
-            for split, rows in {"train": data.train, "holdout": data.holdout, **data.dev}.items()}
+    return {
+        split: _split_statistics(data.task, rows)
+        for split, rows in {"train": data.train, "holdout": data.holdout, **data.dev}.items()
+    }
 
 
 def split_by_label(frame: "pandas.DataFrame", fraction: float) -> "tuple[pandas.DataFrame, pandas.DataFrame]":
@@ -150,8 +159,9 @@ def _fingerprint(settings: Settings, task: Task) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _train_and_dev(task: Task, source: SourceRows, notes: list[str]) \
-        -> "tuple[pandas.DataFrame, dict[str, pandas.DataFrame]]":
+def _train_and_dev(
+    task: Task, source: SourceRows, notes: list[str]
+) -> "tuple[pandas.DataFrame, dict[str, pandas.DataFrame]]":
     """The source's splits; a file without dev rows gives up `DEV_SHARE` of them, the same for every chain."""
     import numpy
 
@@ -162,22 +172,27 @@ def _train_and_dev(task: Task, source: SourceRows, notes: list[str]) \
     order = numpy.random.default_rng(DEV_SEED).permutation(len(frame))
     train, share = split_by_label(frame.iloc[order], DEV_SHARE)
     if share.empty:
-        raise DataError(f"{source.description}: every label has a single row, so none can be kept as dev rows; add "
-                        "rows or give a dev file")
+        raise DataError(
+            f"{source.description}: every label has a single row, so none can be kept as dev rows; add "
+            "rows or give a dev file"
+        )
     notes.append(f"{task.main_dev_split}: {len(share):,} of {len(frame):,} rows held out, no dev file was given")
     return train.sort_values("row"), {task.main_dev_split: share.sort_values("row")}
 
 
-def _transfer_texts(settings: Settings, task: Task, unused: "pandas.DataFrame", labelled: "list[pandas.DataFrame]",
-                    notes: list[str]) -> "pandas.DataFrame":
+def _transfer_texts(
+    settings: Settings, task: Task, unused: "pandas.DataFrame", labelled: "list[pandas.DataFrame]", notes: list[str]
+) -> "pandas.DataFrame":
     """`transfer_rows` of the unused train rows and the texts of `transfer_file`, without labels and without the texts
     that the labelled rows of any split hold."""
     import pandas
 
     if settings.transfer_rows and unused.empty:
-        raise DataError(f"transfer_rows is {settings.transfer_rows}, but every train row of {task.title} is in use; "
-                        "lower train_fraction or train_rows, or give texts with transfer_file")
-    frames = [unused.iloc[:settings.transfer_rows]]
+        raise DataError(
+            f"transfer_rows is {settings.transfer_rows}, but every train row of {task.title} is in use; "
+            "lower train_fraction or train_rows, or give texts with transfer_file"
+        )
+    frames = [unused.iloc[: settings.transfer_rows]]
     if settings.transfer_file:
         frames.append(read_texts(Path(settings.transfer_file).expanduser(), task))
     texts = pandas.concat(frames, ignore_index=True).assign(label=NO_LABEL)
@@ -201,8 +216,10 @@ def _rows_used(settings: Settings, available: int) -> int:
 def _check_used(task: Task, used: "pandas.DataFrame", available: int, notes: list[str]) -> None:
     labels = set(used["label"])
     if len(labels) < 2:
-        raise DataError(f"{task.title}: the {len(used)} train rows drawn out of {available:,} hold fewer than two "
-                        "labels; raise train_fraction or train_rows")
+        raise DataError(
+            f"{task.title}: the {len(used)} train rows drawn out of {available:,} hold fewer than two "
+            "labels; raise train_fraction or train_rows"
+        )
     if len(used) < available:
         notes.append(f"train: {len(used):,} of {available:,} rows used")
     for label, name in enumerate(task.labels):
@@ -223,18 +240,27 @@ def _draw_dev(frame: "pandas.DataFrame", most: int | None, split: str, notes: li
 def _repeated_texts(task: Task, train: "pandas.DataFrame", dev: "dict[str, pandas.DataFrame]") -> list[str]:
     columns = list(task.text_columns)
     known = set(train[columns].itertuples(index=False, name=None))
-    counts = {split: sum(texts in known for texts in frame[columns].itertuples(index=False, name=None))
-              for split, frame in dev.items()}
-    return [f"{split}: {count:,} of {len(dev[split]):,} rows have the text of a train row, which flatters the "
-            "numbers" for split, count in counts.items() if count]
+    counts = {
+        split: sum(texts in known for texts in frame[columns].itertuples(index=False, name=None))
+        for split, frame in dev.items()
+    }
+    return [
+        f"{split}: {count:,} of {len(dev[split]):,} rows have the text of a train row, which flatters the numbers"
+        for split, count in counts.items()
+        if count
+    ]
 
 
 def _to_dataset(frame: "pandas.DataFrame", task: Task) -> "datasets.Dataset":
     import datasets
 
-    features = datasets.Features({
-        **{column: datasets.Value("string") for column in task.text_columns},
-        "label": datasets.ClassLabel(names=list(task.labels)), "row": datasets.Value("int64")})
+    features = datasets.Features(
+        {
+            **{column: datasets.Value("string") for column in task.text_columns},
+            "label": datasets.ClassLabel(names=list(task.labels)),
+            "row": datasets.Value("int64"),
+        }
+    )
     return datasets.Dataset.from_dict({name: frame[name].tolist() for name in features}, features=features)
 
 
@@ -244,6 +270,8 @@ def _split_statistics(task: Task, rows: "datasets.Dataset") -> dict[str, Any]:
     return {
         "rows": len(frame),
         "labels": {name: int((frame["label"] == index).sum()) for index, name in enumerate(task.labels)},
-        "words": {name: float(words.quantile(share)) if len(frame) else None
-                  for name, share in (("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("longest", 1.0))},
+        "words": {
+            name: float(words.quantile(share)) if len(frame) else None
+            for name, share in (("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("longest", 1.0))
+        },
     }

@@ -35,11 +35,17 @@ def captured_states(model: PreTrainedModel, names: Sequence[str]) -> Iterator[di
         for name in names:
             module, takes_input, pick = _state_place(model, name)
             if takes_input:
-                handles.append(module.register_forward_pre_hook(
-                    lambda _module, inputs, name=name, pick=pick: states.__setitem__(name, pick(inputs))))
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda _module, inputs, name=name, pick=pick: states.__setitem__(name, pick(inputs))
+                    )
+                )
             else:
-                handles.append(module.register_forward_hook(
-                    lambda _module, _inputs, output, name=name, pick=pick: states.__setitem__(name, pick(output))))
+                handles.append(
+                    module.register_forward_hook(
+                        lambda _module, _inputs, output, name=name, pick=pick: states.__setitem__(name, pick(output))
+                    )
+                )
         yield states
     finally:
         for handle in handles:

@@ -41,21 +41,44 @@ class Family:
     sizes: Mapping[str, str]
 
 
-_BERT_SIZES = {"layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
-               "intermediate_size": "intermediate_size"}
-_DISTILBERT_SIZES = {"layers": "n_layers", "hidden_size": "dim", "heads": "n_heads",
-                     "intermediate_size": "hidden_dim"}
+_BERT_SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+}
+_DISTILBERT_SIZES = {"layers": "n_layers", "hidden_size": "dim", "heads": "n_heads", "intermediate_size": "hidden_dim"}
 
 
 def _bert_like(config_class: type[PretrainedConfig], encoder: str) -> Family:
-    return Family(config_class, encoder, "encoder.layer", "attention.self.query", "attention.self.key",
-                  "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense", _BERT_SIZES)
+    return Family(
+        config_class,
+        encoder,
+        "encoder.layer",
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+        _BERT_SIZES,
+    )
 
 
 FAMILIES: dict[str, Family] = {
     "bert": _bert_like(BertConfig, "bert"),
-    "distilbert": Family(DistilBertConfig, "distilbert", "transformer.layer", "attention.q_lin", "attention.k_lin",
-                         "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2", _DISTILBERT_SIZES),
+    "distilbert": Family(
+        DistilBertConfig,
+        "distilbert",
+        "transformer.layer",
+        "attention.q_lin",
+        "attention.k_lin",
+        "attention.v_lin",
+        "attention.out_lin",
+        "ffn.lin1",
+        "ffn.lin2",
+        _DISTILBERT_SIZES,
+    ),
     "roberta": _bert_like(RobertaConfig, "roberta"),
     "electra": _bert_like(ElectraConfig, "electra"),
 }
@@ -201,8 +224,11 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
     layers = encoder_layers(structure_of(model))
     return {
-        "family": model.config.model_type, "layers": len(layers), "hidden_size": model.config.hidden_size,
-        "vocabulary_size": model.config.vocab_size, "heads": [layer.num_heads for layer in layers],
+        "family": model.config.model_type,
+        "layers": len(layers),
+        "hidden_size": model.config.hidden_size,
+        "vocabulary_size": model.config.vocab_size,
+        "heads": [layer.num_heads for layer in layers],
         "intermediate_sizes": [layer.intermediate_size for layer in layers],
     }
 
@@ -221,9 +247,18 @@ def structure_of(model: PreTrainedModel) -> PreTrainedModel:
 # ---- making models ---------------------------------------------------------------------------------------------
 
 
-def scratch_model(family: str, layers: int, hidden_size: int, heads: int, intermediate_size: int,
-                  vocabulary_size: int, labels: Sequence[str], max_length: int, pad_token_id: int = 0,
-                  dropout: float = 0.1) -> PreTrainedModel:
+def scratch_model(
+    family: str,
+    layers: int,
+    hidden_size: int,
+    heads: int,
+    intermediate_size: int,
+    vocabulary_size: int,
+    labels: Sequence[str],
+    max_length: int,
+    pad_token_id: int = 0,
+    dropout: float = 0.1,
+) -> PreTrainedModel:
     """A classifier with random weights (drawn from torch's global generator).
 
     Raises:
@@ -238,8 +273,11 @@ def scratch_model(family: str, layers: int, hidden_size: int, heads: int, interm
     # RoBERTa counts positions from pad_token_id + 1.
     positions = max_length + pad_token_id + 1 if family == "roberta" else max_length
     config = paths.config_class(
-        vocab_size=vocabulary_size, max_position_embeddings=positions, pad_token_id=pad_token_id,
-        **{paths.sizes[name]: value for name, value in sizes.items()})
+        vocab_size=vocabulary_size,
+        max_position_embeddings=positions,
+        pad_token_id=pad_token_id,
+        **{paths.sizes[name]: value for name, value in sizes.items()},
+    )
     if family == "electra":
         config.embedding_size = hidden_size
     set_labels(config, labels)
@@ -269,8 +307,15 @@ def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrai
 
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:
     """Sets every dropout probability of a supported family's config."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout",
-                 "seq_classif_dropout", "classifier_dropout", "summary_last_dropout"):
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "attention_dropout",
+        "seq_classif_dropout",
+        "classifier_dropout",
+        "summary_last_dropout",
+    ):
         if hasattr(config, name):
             setattr(config, name, dropout)
 
@@ -290,19 +335,24 @@ def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
 def has_equal_shapes(model: PreTrainedModel) -> bool:
     """Whether every layer still has the heads and feed-forward size that the config names."""
     intermediate = getattr(model.config, family_of(model.config).sizes["intermediate_size"])
-    return all(layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
-               for layer in encoder_layers(model))
+    return all(
+        layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
+        for layer in encoder_layers(model)
+    )
 
 
 def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
     """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
     layers = encoder_layers(model)
-    return {"heads": [layer.num_heads for layer in layers],
-            "intermediate_sizes": [layer.intermediate_size for layer in layers]}
+    return {
+        "heads": [layer.num_heads for layer in layers],
+        "intermediate_sizes": [layer.intermediate_size for layer in layers],
+    }
 
 
-def model_from_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-                      attention_implementation: str = "sdpa") -> PreTrainedModel:
+def model_from_shapes(
+    config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str = "sdpa"
+) -> PreTrainedModel:
     """A model of `config` with random weights whose layers have the given heads and feed-forward sizes.
 
     Raises:
@@ -318,8 +368,9 @@ def model_from_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[in
     return model
 
 
-def empty_model(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-                attention_implementation: str = "sdpa") -> PreTrainedModel:
+def empty_model(
+    config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str = "sdpa"
+) -> PreTrainedModel:
     """As `model_from_shapes`, with parameters that have shapes but no memory (torch's meta device), for weights that
     are read from a file: no random ones are drawn first. Buffers, which no file holds, have their values.
 

@@ -58,27 +58,43 @@ class TokenizedTask:
         """The `data` entry of a record."""
         task = self.data.task
         return {
-            "title": task.title, "text_columns": task.text_columns, "labels": task.labels, "source": self.data.source,
-            "notes": self.data.notes, "train_rows": len(self.train), "holdout_rows": len(self.holdout),
-            "dev_rows": {split: len(rows) for split, rows in self.dev.items()}, "truncated_rows": self.truncated,
+            "title": task.title,
+            "text_columns": task.text_columns,
+            "labels": task.labels,
+            "source": self.data.source,
+            "notes": self.data.notes,
+            "train_rows": len(self.train),
+            "holdout_rows": len(self.holdout),
+            "dev_rows": {split: len(rows) for split, rows in self.dev.items()},
+            "truncated_rows": self.truncated,
             "transfer_rows": len(self.transfer),
-            "fingerprint": self.data.fingerprint}
+            "fingerprint": self.data.fingerprint,
+        }
 
 
-def tokenized_task(run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequence[nn.Module],
-                   data: TaskData | None = None) -> TokenizedTask:
+def tokenized_task(
+    run: Run, tokenizer: PreTrainedTokenizerBase, models: Sequence[nn.Module], data: TaskData | None = None
+) -> TokenizedTask:
     """The chain's rows tokenized for `models`, cut to the shortest of their longest inputs."""
     data = data or load_task_data(run.settings, run.task, run.seed)
-    if any("token_type_ids" in input_names(model) for model in models) \
-            and "token_type_ids" not in tokenizer.model_input_names:
+    if (
+        any("token_type_ids" in input_names(model) for model in models)
+        and "token_type_ids" not in tokenizer.model_input_names
+    ):
         # A DistilBERT tokenizer leaves them out; a BERT student of a DistilBERT teacher needs them.
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
     limit = min(run.settings.max_length, *(longest_input(model) for model in models))
     splits = {"train": data.train, "holdout": data.holdout, "transfer": data.transfer, **data.dev}
     tokenized = {name: tokenize(rows, tokenizer, data.task, limit) for name, rows in splits.items()}
-    return TokenizedTask(data, tokenizer, tokenized["train"][0], tokenized["holdout"][0],
-                         {name: tokenized[name][0] for name in data.dev},
-                         {name: cut for name, (_, cut) in tokenized.items()}, tokenized["transfer"][0])
+    return TokenizedTask(
+        data,
+        tokenizer,
+        tokenized["train"][0],
+        tokenized["holdout"][0],
+        {name: tokenized[name][0] for name in data.dev},
+        {name: cut for name, (_, cut) in tokenized.items()},
+        tokenized["transfer"][0],
+    )
 
 
 def predictor(model: PreTrainedModel) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
@@ -98,26 +114,37 @@ def load_stage_tokenizer(run: Run, key: str) -> PreTrainedTokenizerBase:
     return load_tokenizer(str(run.read(key).folder))
 
 
-def describe_trained(model: nn.Module, folder: Path, rows: TokenizedTask, batch_size: int,
-                     log: TrainingLog | None) -> dict[str, Any]:
+def describe_trained(
+    model: nn.Module, folder: Path, rows: TokenizedTask, batch_size: int, log: TrainingLog | None
+) -> dict[str, Any]:
     """The entries that every stage with a model shares; writes `predictions-<split>.csv` into `folder`."""
     started = time.perf_counter()
     metrics, confusion = evaluate(model, rows, batch_size, folder)
     results = {
-        "data": rows.describe(), "metrics": metrics, "confusion": confusion, "model": describe_model(model),
-        "size": {"framework_parameters": framework_parameters(model), "stored_weights": stored_weights(model),
-                 "parts": weights_by_part(model), "bytes_per_part": bytes_by_part(model),
-                 "fp32_bytes": 4 * stored_weights(model), **saved_bytes(folder)},
+        "data": rows.describe(),
+        "metrics": metrics,
+        "confusion": confusion,
+        "model": describe_model(model),
+        "size": {
+            "framework_parameters": framework_parameters(model),
+            "stored_weights": stored_weights(model),
+            "parts": weights_by_part(model),
+            "bytes_per_part": bytes_by_part(model),
+            "fp32_bytes": 4 * stored_weights(model),
+            **saved_bytes(folder),
+        },
         "operations": {f"1x{length}": count_operations(model, 1, length) for length in OPERATION_LENGTHS},
-        "seconds_by_part": {"evaluation": time.perf_counter() - started}}
+        "seconds_by_part": {"evaluation": time.perf_counter() - started},
+    }
     if log is not None:
         results["training"] = log.as_dict()
         results["seconds_by_part"] |= {phase["name"]: phase["seconds"] for phase in log.phases}
     return results
 
 
-def evaluate(model: nn.Module, rows: TokenizedTask, batch_size: int,
-              folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate(
+    model: nn.Module, rows: TokenizedTask, batch_size: int, folder: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics with 95 % intervals and the confusion matrix of every dev split."""
     count = len(rows.data.task.labels)
     metrics, confusion = {}, {}
@@ -125,8 +152,12 @@ def evaluate(model: nn.Module, rows: TokenizedTask, batch_size: int,
         logits = predict(model, tokenized, rows.tokenizer, batch_size)
         labels, predictions = np.asarray(tokenized["labels"]), logits.argmax(axis=1)
         interval = accuracy_interval(int((predictions == labels).sum()), len(labels))
-        metrics[split] = {**classification_metrics(predictions, labels, count), "rows": len(labels),
-                          "accuracy_low": interval.low, "accuracy_high": interval.high}
+        metrics[split] = {
+            **classification_metrics(predictions, labels, count),
+            "rows": len(labels),
+            "accuracy_low": interval.low,
+            "accuracy_high": interval.high,
+        }
         confusion[split] = confusion_matrix(predictions, labels, count)
         if folder is not None:
             write_predictions(folder, split, tokenized["row"], labels, logits)

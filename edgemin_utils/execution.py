@@ -68,8 +68,10 @@ def notebooks_folder() -> Path:
     for project in (project_folder(), beside_package):
         if (project / "notebooks" / FIRST_NOTEBOOK).is_file():
             return project / "notebooks"
-    raise SettingError(f"no notebooks/{FIRST_NOTEBOOK} in {Path.cwd()} or its parents. The notebooks are not part of "
-                       "the installed package: clone the project and run the command inside it")
+    raise SettingError(
+        f"no notebooks/{FIRST_NOTEBOOK} in {Path.cwd()} or its parents. The notebooks are not part of "
+        "the installed package: clone the project and run the command inside it"
+    )
 
 
 def source_digest(notebook: Path) -> str:
@@ -135,8 +137,13 @@ def execute_notebook(notebook: Path, executed: Path, parameters: Mapping[str, An
     try:
         # papermill's own `cwd` changes the directory of the whole process, which chains side by side share.
         papermill.execute_notebook(
-            notebook, executed, dict(parameters), kernel_name=KERNEL, progress_bar=False,
-            resources={"metadata": {"path": str(notebook.parent)}}, extra_arguments=QUIET_KERNEL,
+            notebook,
+            executed,
+            dict(parameters),
+            kernel_name=KERNEL,
+            progress_bar=False,
+            resources={"metadata": {"path": str(notebook.parent)}},
+            extra_arguments=QUIET_KERNEL,
         )
     except papermill.PapermillExecutionError as error:
         return _cell_failure(notebook, executed, error)

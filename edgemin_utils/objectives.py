@@ -38,38 +38,67 @@ class ObjectiveEntry:
 
 OBJECTIVES: Mapping[str, ObjectiveEntry] = {
     "none": ObjectiveEntry("labels:NoDistillation", "cross-entropy with the labels", "nothing"),
-    "none-pretrained": ObjectiveEntry("labels:NoDistillation", "cross-entropy with the labels",
-                                      "a pretrained checkpoint"),
+    "none-pretrained": ObjectiveEntry(
+        "labels:NoDistillation", "cross-entropy with the labels", "a pretrained checkpoint"
+    ),
     "logits": ObjectiveEntry("soft_targets:SoftTargets", "Hinton et al. 2015", "the same labels", ANSWERS),
-    "distilbert": ObjectiveEntry("distilbert:LastHiddenStates", "DistilBERT, Sanh et al. 2019",
-                                 "one vocabulary; a learned projection where hidden sizes differ",
-                                 (*ANSWERS, *WEIGHT)),
-    "pkd": ObjectiveEntry("pkd:PatientSkip", "PKD-Skip, Sun et al. 2019",
-                          "two student layers or more; a learned projection where hidden sizes differ",
-                          (*ANSWERS, *WEIGHT)),
-    "pkd-last": ObjectiveEntry("pkd:PatientLast", "PKD-Last, Sun et al. 2019",
-                               "two student layers or more, at most the teacher's; a learned projection where hidden "
-                               "sizes differ", (*ANSWERS, *WEIGHT)),
-    "tinybert": ObjectiveEntry("tinybert:AllLayers", "TinyBERT, Jiao et al. 2020",
-                               "one vocabulary; equal head counts; learned projections where hidden sizes differ",
-                               (*ANSWERS, *FIRST_PHASE)),
-    "minilm": ObjectiveEntry("relations:AttentionAndValues", "MiniLM, Wang et al. 2020",
-                             "one vocabulary; equal head counts in the last layer", (*ANSWERS, *FIRST_PHASE)),
-    "minilmv2": ObjectiveEntry("relations:Relations", "MiniLMv2, Wang et al. 2021",
-                               "one vocabulary; relation heads that divide both hidden sizes",
-                               (*ANSWERS, *FIRST_PHASE, *RELATIONS)),
-    "mlkd": ObjectiveEntry("mlkd:MultiLevel", "MLKD-BERT, Zhang et al. 2024",
-                           "one vocabulary; any head counts; learned projections where hidden sizes differ",
-                           (*ANSWERS, *FIRST_PHASE)),
-    "shd": ObjectiveEntry("shd:SqueezedHeads", "Squeezing-Heads Distillation, Bing et al. 2025",
-                          "one vocabulary; any head counts", (*ANSWERS, *WEIGHT)),
+    "distilbert": ObjectiveEntry(
+        "distilbert:LastHiddenStates",
+        "DistilBERT, Sanh et al. 2019",
+        "one vocabulary; a learned projection where hidden sizes differ",
+        (*ANSWERS, *WEIGHT),
+    ),
+    "pkd": ObjectiveEntry(
+        "pkd:PatientSkip",
+        "PKD-Skip, Sun et al. 2019",
+        "two student layers or more; a learned projection where hidden sizes differ",
+        (*ANSWERS, *WEIGHT),
+    ),
+    "pkd-last": ObjectiveEntry(
+        "pkd:PatientLast",
+        "PKD-Last, Sun et al. 2019",
+        "two student layers or more, at most the teacher's; a learned projection where hidden sizes differ",
+        (*ANSWERS, *WEIGHT),
+    ),
+    "tinybert": ObjectiveEntry(
+        "tinybert:AllLayers",
+        "TinyBERT, Jiao et al. 2020",
+        "one vocabulary; equal head counts; learned projections where hidden sizes differ",
+        (*ANSWERS, *FIRST_PHASE),
+    ),
+    "minilm": ObjectiveEntry(
+        "relations:AttentionAndValues",
+        "MiniLM, Wang et al. 2020",
+        "one vocabulary; equal head counts in the last layer",
+        (*ANSWERS, *FIRST_PHASE),
+    ),
+    "minilmv2": ObjectiveEntry(
+        "relations:Relations",
+        "MiniLMv2, Wang et al. 2021",
+        "one vocabulary; relation heads that divide both hidden sizes",
+        (*ANSWERS, *FIRST_PHASE, *RELATIONS),
+    ),
+    "mlkd": ObjectiveEntry(
+        "mlkd:MultiLevel",
+        "MLKD-BERT, Zhang et al. 2024",
+        "one vocabulary; any head counts; learned projections where hidden sizes differ",
+        (*ANSWERS, *FIRST_PHASE),
+    ),
+    "shd": ObjectiveEntry(
+        "shd:SqueezedHeads",
+        "Squeezing-Heads Distillation, Bing et al. 2025",
+        "one vocabulary; any head counts",
+        (*ANSWERS, *WEIGHT),
+    ),
 }
 UNDISTILLED = ("none", "none-pretrained")
 # What `compared_objectives = all` stands for: every objective that any teacher can be compared under.
 EVERY_OBJECTIVE = tuple(name for name in OBJECTIVES if name != "none-pretrained")
 
-_STUDENT = re.compile(rf"(?P<objective>{'|'.join(OBJECTIVES)})(-layer-(?P<layer>\d+))?(-transfer-(?P<rows>\d+))?"
-                      r"(?P<role>-assistant|-by-assistant)?")
+_STUDENT = re.compile(
+    rf"(?P<objective>{'|'.join(OBJECTIVES)})(-layer-(?P<layer>\d+))?(-transfer-(?P<rows>\d+))?"
+    r"(?P<role>-assistant|-by-assistant)?"
+)
 
 
 @dataclass(frozen=True)
@@ -114,5 +143,9 @@ def read_student(name: str) -> StudentName | None:
             changes[setting] = int(value)
     if match["role"] and objective in UNDISTILLED:
         return None
-    return StudentName(objective, changes, match["role"] == "-assistant",
-                       f"{objective}-assistant" if match["role"] == "-by-assistant" else "")
+    return StudentName(
+        objective,
+        changes,
+        match["role"] == "-assistant",
+        f"{objective}-assistant" if match["role"] == "-by-assistant" else "",
+    )

@@ -16,9 +16,13 @@ from nbconvert.exporters import HTMLExporter
 from edgemin_utils.errors import StageError
 
 # nbconvert's own page loads RequireJS, MathJax, Mermaid and the widget manager from the network; none is needed here.
-_TEMPLATE = "".join(["{%- extends 'index.html.j2' -%}"] + [
-    f"{{% block {name} %}}{{% endblock {name} %}}"
-    for name in ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")])
+_TEMPLATE = "".join(
+    ["{%- extends 'index.html.j2' -%}"]
+    + [
+        f"{{% block {name} %}}{{% endblock {name} %}}"
+        for name in ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
+    ]
+)
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _FORMULA = re.compile(r"(?<!\\)\$\$(?P<display>.+?)\$\$|(?<![\\$])\$(?P<inline>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL)
 _REMOTE_PICTURE = re.compile(r"!\[(?P<text>[^\]]*)\]\(https?://[^)\s]+\)")
@@ -35,16 +39,21 @@ def notebook_page(path: Path, title: str) -> str:
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise StageError(f"{path} is no executed notebook ({error}); execute the analysis first: run "
-                         "`edgemin run`, or notebooks/05_analysis.ipynb") from None
+        raise StageError(
+            f"{path} is no executed notebook ({error}); execute the analysis first: run "
+            "`edgemin run`, or notebooks/05_analysis.ipynb"
+        ) from None
     notebook.metadata.pop("widgets", None)
     notebook.metadata["title"] = title
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = formulas_as_pictures(_REMOTE_PICTURE.sub(lambda found: found["text"], cell.source))
         elif cell.cell_type == "code":
-            cell.outputs = [_self_contained(output) for output in cell.outputs
-                            if _WIDGET not in output.get("data", {}) and output.get("name") != "stderr"]
+            cell.outputs = [
+                _self_contained(output)
+                for output in cell.outputs
+                if _WIDGET not in output.get("data", {}) and output.get("name") != "stderr"
+            ]
     exporter = HTMLExporter(exclude_anchor_links=True, embed_images=True)
     exporter.raw_template = _TEMPLATE
     return exporter.from_notebook_node(notebook)[0]
@@ -102,8 +111,10 @@ def _self_contained(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     picture = output.get("metadata", {}).get("image/png", {})
     if "image/png" in data and picture.get("alt"):
         width = f' width="{picture["width"]}"' if "width" in picture else ""
-        data["text/html"] = (f'<img alt="{html.escape(picture["alt"])}"{width} '
-                             f'src="data:image/png;base64,{"".join(data.pop("image/png").split())}"/>')
+        data["text/html"] = (
+            f'<img alt="{html.escape(picture["alt"])}"{width} '
+            f'src="data:image/png;base64,{"".join(data.pop("image/png").split())}"/>'
+        )
     if "text/latex" in data and "text/html" not in data:
         data["text/html"] = formulas_as_pictures(data.pop("text/latex"))
     return output

@@ -73,7 +73,8 @@ def refuse_missing(missing: Mapping[str, Sequence[str]]) -> None:
         raise StorageError(
             f"{place} does not see {seen} ({len(lacking)} of {len(missing)} lack something). The study's folder, the "
             "project and the folders of data and checkpoints must lie on storage that all machines share, under the "
-            "same paths")
+            "same paths"
+        )
 
 
 def refuse_unshared(study: Path, settings: Settings) -> None:

@@ -18,8 +18,9 @@ from edgemin_utils.records import RECORD_FILE
 REFRESH_SECONDS = 1.0
 
 
-def estimate_seconds_left(stages_left: Sequence[str], finished: Mapping[str, Sequence[float]],
-                          running_for: float = 0.0) -> float | None:
+def estimate_seconds_left(
+    stages_left: Sequence[str], finished: Mapping[str, Sequence[float]], running_for: float = 0.0
+) -> float | None:
     """Seconds that `stages_left` will take, going by stages that are finished, or None when nothing is.
 
     A stage is expected to take as long as the same stage did in other chains; failing that, as long as stages of
@@ -139,8 +140,9 @@ class StudyProgress:
         with self._lock:
             line = self.lines[name]
             line.state, line.ended = state, time.monotonic()
-        worked = f" after {duration(line.elapsed(line.ended))}" if line.started else \
-            ", as before" if state == "done" else ""
+        worked = (
+            f" after {duration(line.elapsed(line.ended))}" if line.started else ", as before" if state == "done" else ""
+        )
         self._event(f"{name}: {state}{worked}")
 
     def say(self, text: str) -> None:
@@ -182,9 +184,12 @@ class StudyProgress:
                 left = line.stages_left
                 stage = left[0] if line.state == "running" and left else ""
                 table.add_row(
-                    line.name, line.notebook if line.state == "running" else line.state, stage,
+                    line.name,
+                    line.notebook if line.state == "running" else line.state,
+                    stage,
                     f"{len(line.seconds)}/{len(line.wanted)}",
-                    duration(line.elapsed(now)) if line.started else "", self.left(line),
+                    duration(line.elapsed(now)) if line.started else "",
+                    self.left(line),
                 )
         return table
 

@@ -38,13 +38,15 @@ from edgemin_utils.tuning import under_fake_quantization
 SCAN_POINTS = {"heads": 40, "neurons": 20, "layers": 40}
 
 
-def importance_of(run: Run, settings: Settings, model: nn.Module, rows: TokenizedTask, criterion: str, units: str,
-                  draw: int = 1) -> Importance:
+def importance_of(
+    run: Run, settings: Settings, model: nn.Module, rows: TokenizedTask, criterion: str, units: str, draw: int = 1
+) -> Importance:
     """Importance of a model's units by a criterion, on the first `importance_rows` train rows; `draw` matters to
     random draws alone, which differ from seed to seed and from draw to draw."""
     chosen = rows.train.select(range(min(settings.importance_rows, len(rows.train))))
-    return find_criterion(criterion)(model, chosen, rows.tokenizer, label_loss, settings.evaluation_batch_size, units,
-                                     1000 * run.seed + draw)
+    return find_criterion(criterion)(
+        model, chosen, rows.tokenizer, label_loss, settings.evaluation_batch_size, units, 1000 * run.seed + draw
+    )
 
 
 # ---- scans -----------------------------------------------------------------------------------------------------
@@ -79,13 +81,21 @@ def _scan_units(run: Run, key: str) -> dict[str, Any]:
         orders["top"] = [(number, 0) for number in range(len(encoder_layers(model)) - 1, 0, -1)]
     for draw in range(1, settings.random_draws + 1):
         orders[f"random-{draw}"] = ranked(importance_of(run, settings, model, rows, "random", units, draw))
-    curves = {name: accuracy_as_units_go(model, held_out, tokenizer, order, settings.evaluation_batch_size, units,
-                                         SCAN_POINTS[units])
-              for name, order in orders.items()}
-    return {"units": units, "importance": {} if units == "neurons" else importance, "curves": curves,
-            "rows": len(held_out), "split": split,
-            "total": sum(unit_count(layer, units) for layer in encoder_layers(model)),
-            "importance_rows": min(settings.importance_rows, len(rows.train))}
+    curves = {
+        name: accuracy_as_units_go(
+            model, held_out, tokenizer, order, settings.evaluation_batch_size, units, SCAN_POINTS[units]
+        )
+        for name, order in orders.items()
+    }
+    return {
+        "units": units,
+        "importance": {} if units == "neurons" else importance,
+        "curves": curves,
+        "rows": len(held_out),
+        "split": split,
+        "total": sum(unit_count(layer, units) for layer in encoder_layers(model)),
+        "importance_rows": min(settings.importance_rows, len(rows.train)),
+    }
 
 
 # ---- cuts ------------------------------------------------------------------------------------------------------
@@ -126,29 +136,43 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         phase = Phase(name, settings.recovery_epochs / settings.pruning_rounds, settings.recovery_learning_rate, loss)
         with fake_quantization(cut.model, stage.fake_quantization):
             train_phases(cut.model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout, log)
-        rounds.append({"parameters_removed": cut.parameters_removed, "model": describe_model(cut.model),
-                       "metrics_after_cut": after_cut})
+        rounds.append(
+            {
+                "parameters_removed": cut.parameters_removed,
+                "model": describe_model(cut.model),
+                "metrics_after_cut": after_cut,
+            }
+        )
         if number < settings.pruning_rounds:
             rounds[-1]["metrics_after_recovery"], _ = evaluate(cut.model, rows, settings.evaluation_batch_size, None)
     save_model(cut.model, folder, tokenizer)
     results = describe_trained(cut.model, folder, rows, settings.evaluation_batch_size, log)
     rounds[-1]["metrics_after_recovery"] = results["metrics"]
-    return {**results, **under_fake_quantization(cut.model, stage, rows, settings),
-            **_describe_cut(stage.changes, settings), **cut.describe(), "vocabulary": vocabulary,
-            "importance": importance.get("heads", []), "layer_importance": importance.get("layers", []),
-            "metrics_before": run.read(stage.source).results["metrics"],
-            "metrics_after_cut": rounds[-1]["metrics_after_cut"], "rounds": rounds}
+    return {
+        **results,
+        **under_fake_quantization(cut.model, stage, rows, settings),
+        **_describe_cut(stage.changes, settings),
+        **cut.describe(),
+        "vocabulary": vocabulary,
+        "importance": importance.get("heads", []),
+        "layer_importance": importance.get("layers", []),
+        "metrics_before": run.read(stage.source).results["metrics"],
+        "metrics_after_cut": rounds[-1]["metrics_after_cut"],
+        "rounds": rounds,
+    }
 
 
 def _importance_by(run: Run, settings: Settings, rows: TokenizedTask) -> Callable[[nn.Module, str], Importance]:
-    return lambda model, units: importance_of(run, settings, model, rows, settings.pruning_criterion, units,
-                                              settings.pruning_draw)
+    return lambda model, units: importance_of(
+        run, settings, model, rows, settings.pruning_criterion, units, settings.pruning_draw
+    )
 
 
 def _cut_vocabulary(settings: Settings, cut: ModelCut, rows: TokenizedTask) -> PreTrainedTokenizerBase:
     """The tokenizer without the tokens that are not needed; the cut's model loses their rows."""
-    kept = tokens_in_use(rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences,
-                         settings.vocabulary_limit)
+    kept = tokens_in_use(
+        rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences, settings.vocabulary_limit
+    )
     smaller = cut_tokenizer(rows.tokenizer, kept)
     cut.cut_vocabulary(kept)
     return smaller
@@ -162,19 +186,32 @@ def _vocabulary_texts(settings: Settings, rows: TokenizedTask) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"vocabulary_text {path} cannot be read as UTF-8 text ({error}); give a text file, or none for "
-                        "the train rows") from error
+        raise DataError(
+            f"vocabulary_text {path} cannot be read as UTF-8 text ({error}); give a text file, or none for "
+            "the train rows"
+        ) from error
 
 
 def _describe_vocabulary(whole: TokenizedTask, rows: TokenizedTask) -> dict[str, Any]:
-    return {"tokens_before": len(whole.tokenizer), "tokens_after": len(rows.tokenizer),
-            "rows_in_other_tokens": {
-                split: rows_in_other_tokens(whole.dev[split], whole.tokenizer, rows.dev[split], rows.tokenizer)
-                for split in rows.dev}}
+    return {
+        "tokens_before": len(whole.tokenizer),
+        "tokens_after": len(rows.tokenizer),
+        "rows_in_other_tokens": {
+            split: rows_in_other_tokens(whole.dev[split], whole.tokenizer, rows.dev[split], rows.tokenizer)
+            for split in rows.dev
+        },
+    }
 
 
 def _describe_cut(changes: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    ranks = settings.head_prune_ratio or settings.feed_forward_prune_ratio or \
-        (settings.pruned_layers or "").startswith("least")
-    return {"cut": dict(changes), "criterion": settings.pruning_criterion if ranks else "",
-            "scope": settings.pruning_scope, "ratio": settings.head_prune_ratio}
+    ranks = (
+        settings.head_prune_ratio
+        or settings.feed_forward_prune_ratio
+        or (settings.pruned_layers or "").startswith("least")
+    )
+    return {
+        "cut": dict(changes),
+        "criterion": settings.pruning_criterion if ranks else "",
+        "scope": settings.pruning_scope,
+        "ratio": settings.head_prune_ratio,
+    }

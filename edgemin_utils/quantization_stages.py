@@ -55,11 +55,16 @@ def _quantize_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
     for split in rows.dev:
         old, new = (read_predictions(place, split)["prediction"] for place in (run.stage_folder(source), folder))
         agreement[split] = float((old.to_numpy() == new.to_numpy()).mean())
-    return {**results, "scheme": name, "method": scheme.describe(quantized),
-            "layers": quantization.layer_table(model, quantized),
-            **({"calibration_rows": len(calibration)} if scheme.calibrated else {}),
-            "size_before": run.read(source).results["size"], "agreement": agreement,
-            "quick_latency": _quick_look({"fp32": model, "quantized": quantized})}
+    return {
+        **results,
+        "scheme": name,
+        "method": scheme.describe(quantized),
+        "layers": quantization.layer_table(model, quantized),
+        **({"calibration_rows": len(calibration)} if scheme.calibrated else {}),
+        "size_before": run.read(source).results["size"],
+        "agreement": agreement,
+        "quick_latency": _quick_look({"fp32": model, "quantized": quantized}),
+    }
 
 
 def _single_rows(model: nn.Module, rows: TokenizedTask, count: int) -> list[dict[str, torch.Tensor]]:
@@ -73,8 +78,9 @@ def _quick_look(models: Mapping[str, PreTrainedModel]) -> list[dict[str, Any]]:
     rows = []
     for length in OPERATION_LENGTHS:
         inputs = fixed_inputs(1, length, next(iter(models.values())).config.vocab_size)
-        timed = measure_latency({name: predictor(model) for name, model in models.items()}, [inputs], 1,
-                                PROTOCOLS["quick"])
+        timed = measure_latency(
+            {name: predictor(model) for name, model in models.items()}, [inputs], 1, PROTOCOLS["quick"]
+        )
         rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
     return rows
 
@@ -97,12 +103,16 @@ def _measure_sensitivity(run: Run, key: str) -> dict[str, Any]:
     rows = tokenized_task(run, tokenizer, [model])
     held_out, split = (rows.holdout, "hold-out") if len(rows.holdout) else (rows.train, "train")
     held_out = held_out.select(range(min(settings.sensitivity_rows, len(held_out))))
-    return {"rows": len(held_out), "split": split,
-            **layer_sensitivity(model, held_out, tokenizer, settings.evaluation_batch_size)}
+    return {
+        "rows": len(held_out),
+        "split": split,
+        **layer_sensitivity(model, held_out, tokenizer, settings.evaluation_batch_size),
+    }
 
 
-def layer_sensitivity(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-                      batch_size: int) -> dict[str, Any]:
+def layer_sensitivity(
+    model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> dict[str, Any]:
     """What each linear layer loses when it alone is quantized, under fake quantization.
 
     Returns:
@@ -113,14 +123,21 @@ def layer_sensitivity(model: nn.Module, rows: Dataset, tokenizer: PreTrainedToke
     """
     labels, float_logits = np.asarray(rows["labels"]), predict(model, rows, tokenizer, batch_size)
     found = []
-    settings = [(name, number_format) for number_format in quantization.FORMATS
-                for name in quantization.linear_layers(model)]
+    settings = [
+        (name, number_format) for number_format in quantization.FORMATS for name in quantization.linear_layers(model)
+    ]
     for name, number_format in tqdm(settings, desc="Sensitivity", unit="layer", leave=False):
         with quantization.fake_quantization(model, number_format, [name]):
             logits = predict(model, rows, tokenizer, batch_size)
-        found.append({"layer": name, "format": number_format, "accuracy": _share(logits.argmax(axis=1) == labels),
-                      "agreement": _share(logits.argmax(axis=1) == float_logits.argmax(axis=1)),
-                      "divergence": _divergence(float_logits, logits)})
+        found.append(
+            {
+                "layer": name,
+                "format": number_format,
+                "accuracy": _share(logits.argmax(axis=1) == labels),
+                "agreement": _share(logits.argmax(axis=1) == float_logits.argmax(axis=1)),
+                "divergence": _divergence(float_logits, logits),
+            }
+        )
     return {"accuracy": _share(float_logits.argmax(axis=1) == labels), "layers": found}
 
 

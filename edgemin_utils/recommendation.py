@@ -120,8 +120,16 @@ def bundle_command(study: Path, row: Mapping[str, Any]) -> str:
     """The command that builds a candidate's bundle, see `tables.recommended.bundle_stage`; with 4 bits where the
     candidate's scheme has them."""
     folder, bits = Path(row["bundle_from"]), _four_bit_options(row["key"])
-    return shlex.join(["edgemin", "bundle", str(study / folder), "--output",
-                       f"{BUNDLES}/{folder.parts[0]}-{folder.parts[-1]}{'-int4' if bits else ''}", *bits])
+    return shlex.join(
+        [
+            "edgemin",
+            "bundle",
+            str(study / folder),
+            "--output",
+            f"{BUNDLES}/{folder.parts[0]}-{folder.parts[-1]}{'-int4' if bits else ''}",
+            *bits,
+        ]
+    )
 
 
 def _four_bit_options(key: str) -> list[str]:
@@ -175,22 +183,32 @@ def recommend(study: Path, budget: Budget, task: str | None = None, length: int 
     records = read_study(study)
     tasks = [name for name in records.tasks if any(chain.models for chain in records.of_task(name))]
     if not tasks:
-        raise StageError(f"{study} holds no model's record; `edgemin run` makes them, or name another study with "
-                         "--output-dir")
+        raise StageError(
+            f"{study} holds no model's record; `edgemin run` makes them, or name another study with --output-dir"
+        )
     if task is not None and task not in tasks:
         raise SettingError(f"{study} holds no task {task!r}; {nearest(task, tasks)}")
     wanted = [task] if task else tasks
-    records = StudyRecords(records.study, tuple(chain for chain in records.chains if chain.task in wanted),
-                           tuple(note for note in records.notes if note.split(",")[0] in wanted))
+    records = StudyRecords(
+        records.study,
+        tuple(chain for chain in records.chains if chain.task in wanted),
+        tuple(note for note in records.notes if note.split(",")[0] in wanted),
+    )
     input_name = "dev rows" if length is None else f"1x{length}"
     timed = list(dict.fromkeys(latencies(records).query("threads == 1")["input"]))
     if timed and input_name not in timed:
-        raise SettingError(f"no model of {study} was timed at {input_name}, only at {', '.join(timed)}; choose one of "
-                           "them with --length, or measure another with --set latency_lengths")
+        raise SettingError(
+            f"no model of {study} was timed at {input_name}, only at {', '.join(timed)}; choose one of "
+            "them with --length, or measure another with --set latency_lengths"
+        )
     frame = candidates(records, input_name)
     by_task = {name: frame[frame["task"] == name].reset_index(drop=True) for name in wanted}
-    return Advice(records, input_name, budget,
-                  tuple(Recommendation(name, rows, choose(rows, budget)) for name, rows in by_task.items()))
+    return Advice(
+        records,
+        input_name,
+        budget,
+        tuple(Recommendation(name, rows, choose(rows, budget)) for name, rows in by_task.items()),
+    )
 
 
 # ---- as text and as data -----------------------------------------------------------------------------------------
@@ -200,8 +218,12 @@ def advice_text(advice: Advice, count: int) -> str:
     """For a terminal: the best `count` models a task under the budget, the commands that build their bundles, and what
     a reader must know beside them."""
     shown = {found.task: _shown(found.choice, count) for found in advice.tasks}
-    return "\n\n".join([*(_task_text(advice, found, shown[found.task]) for found in advice.tasks),
-                        notes_as_text(_notes(advice, pd.concat(shown.values())))])
+    return "\n\n".join(
+        [
+            *(_task_text(advice, found, shown[found.task]) for found in advice.tasks),
+            notes_as_text(_notes(advice, pd.concat(shown.values()))),
+        ]
+    )
 
 
 def advice_data(advice: Advice, count: int) -> dict[str, Any]:
@@ -210,9 +232,15 @@ def advice_data(advice: Advice, count: int) -> dict[str, Any]:
     Each task has `recommended` (best accuracy first) and, where nothing fits, `nearest` with `distance` and `misses`
     (quantity, limit, by, share of the limit).
     """
-    return plain({"study": advice.records.study, "input": advice.input_name, "threads": 1,
-                  "budget": dataclasses.asdict(advice.budget),
-                  "tasks": [_task_data(advice, found, count) for found in advice.tasks]})
+    return plain(
+        {
+            "study": advice.records.study,
+            "input": advice.input_name,
+            "threads": 1,
+            "budget": dataclasses.asdict(advice.budget),
+            "tasks": [_task_data(advice, found, count) for found in advice.tasks],
+        }
+    )
 
 
 def _shown(choice: Choice, count: int) -> pd.DataFrame:
@@ -225,13 +253,17 @@ def _task_text(advice: Advice, found: Recommendation, shown: pd.DataFrame) -> st
     title = f"{found.task}{kind}, {_budget_text(advice)}"
     if choice.fitting:
         more = "" if len(shown) == len(choice.front) else f", the first {len(shown)} of them here (--count)"
-        verdict = (f"{choice.fitting} of {len(found.rows)} models fit; {len(choice.front)} on the Pareto front of "
-                   f"accuracy, file and latency{more}")
+        verdict = (
+            f"{choice.fitting} of {len(found.rows)} models fit; {len(choice.front)} on the Pareto front of "
+            f"accuracy, file and latency{more}"
+        )
     elif choice.nearest is not None:
         verdict = f"Nothing fits. Nearest, at distance {distance(choice.misses):.2f}: {_miss_text(choice)}"
     else:
-        return (f"{title}\n\nNothing fits: no model has been timed at {advice.input_name}; run "
-                "notebooks/05_analysis.ipynb, or leave the latency limit out")
+        return (
+            f"{title}\n\nNothing fits: no model has been timed at {advice.input_name}; run "
+            "notebooks/05_analysis.ipynb, or leave the latency limit out"
+        )
     commands: dict[str, list[str]] = {}
     for row in shown.to_dict("records"):
         commands.setdefault(bundle_command(advice.records.study, row), []).append(row["model"])
@@ -241,27 +273,56 @@ def _task_text(advice: Advice, found: Recommendation, shown: pd.DataFrame) -> st
 
 
 def _task_data(advice: Advice, found: Recommendation, count: int) -> dict[str, Any]:
-    names = ("model", "key", "kind", "seeds", "accuracy", "accuracy_low", "accuracy_high", "kept", "megabytes",
-             "milliseconds", "folder")
+    names = (
+        "model",
+        "key",
+        "kind",
+        "seeds",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "kept",
+        "megabytes",
+        "milliseconds",
+        "folder",
+    )
 
     def model_data(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {**{name: None if pd.isna(row[name]) else row[name] for name in names},
-                "noisy": row["milliseconds_noisy"] is True,
-                "bundle_command": bundle_command(advice.records.study, row)}
+        return {
+            **{name: None if pd.isna(row[name]) else row[name] for name in names},
+            "noisy": row["milliseconds_noisy"] is True,
+            "bundle_command": bundle_command(advice.records.study, row),
+        }
 
     choice = found.choice
-    missed = None if choice.nearest is None else {
-        **model_data(choice.nearest), "distance": distance(choice.misses),
-        "misses": [{**dataclasses.asdict(miss), "share": miss.share} for miss in choice.misses]}
-    return {"task": found.task, "split": found.rows["split"].iloc[0], "synthetic": bool(found.rows["synthetic"].any()),
-            "models": len(found.rows), "fitting": choice.fitting, "on_front": len(choice.front),
-            "recommended": [model_data(row) for row in choice.front.head(count).to_dict("records")],
-            "nearest": missed, "not_timed": found.untimed}
+    missed = (
+        None
+        if choice.nearest is None
+        else {
+            **model_data(choice.nearest),
+            "distance": distance(choice.misses),
+            "misses": [{**dataclasses.asdict(miss), "share": miss.share} for miss in choice.misses],
+        }
+    )
+    return {
+        "task": found.task,
+        "split": found.rows["split"].iloc[0],
+        "synthetic": bool(found.rows["synthetic"].any()),
+        "models": len(found.rows),
+        "fitting": choice.fitting,
+        "on_front": len(choice.front),
+        "recommended": [model_data(row) for row in choice.front.head(count).to_dict("records")],
+        "nearest": missed,
+        "not_timed": found.untimed,
+    }
 
 
 def _budget_text(advice: Advice) -> str:
-    words = {"megabytes": "at most {:g} MB", "milliseconds": f"at most {{:g}} ms ({advice.input_name}, one thread)",
-             "accuracy": "at least {:g} % accuracy"}
+    words = {
+        "megabytes": "at most {:g} MB",
+        "milliseconds": f"at most {{:g}} ms ({advice.input_name}, one thread)",
+        "accuracy": "at least {:g} % accuracy",
+    }
     limits = [words[name].format(limit) for name, limit in advice.budget.limits.items()]
     return ", ".join(limits) or "without a limit"
 
@@ -276,20 +337,32 @@ def _miss_text(choice: Choice) -> str:
 
 
 def _notes(advice: Advice, shown: pd.DataFrame) -> tuple[str, ...]:
-    notes = ["A bundle quantizes float weights by itself, so a quantized model's command names the float stage; what "
-             "the bundle weighs, takes and gets right is measured when it is made."]
-    empty = [folder for folder in dict.fromkeys(shown.get("bundle_from", ()))
-             if not (advice.records.study / folder / "config.json").is_file()]
+    notes = [
+        "A bundle quantizes float weights by itself, so a quantized model's command names the float stage; what "
+        "the bundle weighs, takes and gets right is measured when it is made."
+    ]
+    empty = [
+        folder
+        for folder in dict.fromkeys(shown.get("bundle_from", ()))
+        if not (advice.records.study / folder / "config.json").is_file()
+    ]
     if empty:
         notes.append(f"Records without a model, so run the study before the command: {', '.join(empty)}.")
     if len(shown) and shown["seeds"].max() > 1:
         notes.append("Numbers are means over seeds; a command takes the first seed that has the model.")
-    notes.append("Brackets hold 95 % intervals. The models are judged by the dev rows that pick them, so the best of "
-                 "many looks a little better than it is.")
+    notes.append(
+        "Brackets hold 95 % intervals. The models are judged by the dev rows that pick them, so the best of "
+        "many looks a little better than it is."
+    )
     for found in advice.tasks:
         if 0 < len(found.untimed) < len(found.rows):
             left_out = ", so the latency limit leaves them out" if advice.budget.milliseconds is not None else ""
             notes.append(f"{found.task}: latency not measured{left_out}: {', '.join(found.untimed)}.")
     noisy = noise_note(advice.records) if len(shown) and shown["milliseconds_noisy"].eq(True).any() else ()
-    return (*notes, *split_notes(pd.concat([found.rows for found in advice.tasks])), latency_note(advice.records),
-            *noisy, *table_notes(advice.records))
+    return (
+        *notes,
+        *split_notes(pd.concat([found.rows for found in advice.tasks])),
+        latency_note(advice.records),
+        *noisy,
+        *table_notes(advice.records),
+    )

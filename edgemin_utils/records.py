@@ -141,8 +141,13 @@ class Run:
 
             settings["transfer_file"] = file_identity(settings["transfer_file"])
         return {
-            "record_version": RECORD_VERSION, "method": METHOD_VERSIONS[stage.kind], "key": key, "task": self.task,
-            "seed": self.seed, "settings": settings, "data": self.data_fingerprint,
+            "record_version": RECORD_VERSION,
+            "method": METHOD_VERSIONS[stage.kind],
+            "key": key,
+            "task": self.task,
+            "seed": self.seed,
+            "settings": settings,
+            "data": self.data_fingerprint,
             "upstream": {name: self.fingerprint(name) for name in stage.upstream},
         }
 
@@ -195,18 +200,31 @@ class Run:
             wait_for_every_process()
             return read_record(final)
         with storage_errors(final), partial_folder(final) as partial:
-            write_json(self.folder / CHAIN_FILE, {"profile": self.settings.profile,
-                                                  "overrides": changed_from_profile(self.settings)})
+            write_json(
+                self.folder / CHAIN_FILE,
+                {"profile": self.settings.profile, "overrides": changed_from_profile(self.settings)},
+            )
             started = time.perf_counter()
             results = self._compute(stage, compute, partial)
             content = {
-                "record_version": RECORD_VERSION, "stage": stage.kind, "variant": stage.variant, "task": self.task,
-                "seed": self.seed, "profile": self.settings.profile, "fingerprint": self.fingerprint(key),
-                "identity": self._identity(key), "student": stage.student, "source": stage.source,
-                "steps": stage.steps, "distilled": stage.distilled, "pruned": stage.pruned,
-                "quantized": stage.quantized, "compared": stage.optional,
+                "record_version": RECORD_VERSION,
+                "stage": stage.kind,
+                "variant": stage.variant,
+                "task": self.task,
+                "seed": self.seed,
+                "profile": self.settings.profile,
+                "fingerprint": self.fingerprint(key),
+                "identity": self._identity(key),
+                "student": stage.student,
+                "source": stage.source,
+                "steps": stage.steps,
+                "distilled": stage.distilled,
+                "pruned": stage.pruned,
+                "quantized": stage.quantized,
+                "compared": stage.optional,
                 "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "wall_seconds": time.perf_counter() - started, "environment": describe_environment(),
+                "wall_seconds": time.perf_counter() - started,
+                "environment": describe_environment(),
                 "results": results,
             }
             write_json(partial / RECORD_FILE, content)
@@ -235,8 +253,13 @@ class Run:
             return {"refused": str(error)}
 
 
-def open_run(task: str = "sst2", profile: str = "demo", seed: int = 0, output_dir: str | os.PathLike | None = None,
-             overrides: Mapping[str, Any] | None = None) -> Run:
+def open_run(
+    task: str = "sst2",
+    profile: str = "demo",
+    seed: int = 0,
+    output_dir: str | os.PathLike | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
     """The chain that a notebook's parameters name.
 
     Raises:
@@ -260,8 +283,13 @@ def open_chain(folder: Path) -> Run | None:
     if not path.is_file():
         return None
     asked = json.loads(path.read_text(encoding="utf-8"))
-    return open_run(folder.parent.name, asked["profile"], int(folder.name.removeprefix("seed-")),
-                    folder.parent.parent, asked["overrides"])
+    return open_run(
+        folder.parent.name,
+        asked["profile"],
+        int(folder.name.removeprefix("seed-")),
+        folder.parent.parent,
+        asked["overrides"],
+    )
 
 
 def _mount_drive(folder: Path) -> None:
@@ -342,8 +370,13 @@ def content_identity(name: str) -> str:
     if not path.is_dir():
         return name
     return "folder-" + _content_digest(
-        sorted(file for file in path.iterdir()
-               if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")), names=True)
+        sorted(
+            file
+            for file in path.iterdir()
+            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
+        ),
+        names=True,
+    )
 
 
 def _content_digest(paths: Iterable[Path], names: bool = False) -> str:

@@ -20,8 +20,13 @@ def load_teacher(run: Run, key: str) -> tuple[PreTrainedTokenizerBase, nn.Module
     return load_stage_model(run, teacher) if teacher else None
 
 
-def answer_loss(run: Run, settings: Settings, teacher: tuple[PreTrainedTokenizerBase, nn.Module] | None,
-                models: Sequence[nn.Module], data: TaskData) -> LossFunction:
+def answer_loss(
+    run: Run,
+    settings: Settings,
+    teacher: tuple[PreTrainedTokenizerBase, nn.Module] | None,
+    models: Sequence[nn.Module],
+    data: TaskData,
+) -> LossFunction:
     """The loss of recovery and tuning.
 
     The teacher reads the train rows through its own tokenizer: soft targets belong to rows, so that a student whose
@@ -35,6 +40,7 @@ def answer_loss(run: Run, settings: Settings, teacher: tuple[PreTrainedTokenizer
         return label_loss
     tokenizer, model = teacher
     rows = tokenized_task(run, tokenizer, models, data).train
-    signals = signal_source(model, rows, tokenizer, ("logits",), settings.evaluation_batch_size,
-                            settings.teacher_cache_gigabytes)
+    signals = signal_source(
+        model, rows, tokenizer, ("logits",), settings.evaluation_batch_size, settings.teacher_cache_gigabytes
+    )
     return soft_target_loss(signals, settings.temperature, settings.soft_target_weight)

@@ -77,16 +77,27 @@ def _own_folders(study: Path, destination: Path) -> dict[str, str]:
     found = {str(Path(study).absolute()): f"outputs/{destination.name}", str(project_folder()): "."}
     for path in Path(study).glob(f"*/seed-*/{CHAIN_FILE}"):
         overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
-        found |= {str(overrides[name]): words for name, words in OWN_FOLDERS.items()
-                  if Path(str(overrides.get(name, ""))).is_absolute()}
+        found |= {
+            str(overrides[name]): words
+            for name, words in OWN_FOLDERS.items()
+            if Path(str(overrides.get(name, ""))).is_absolute()
+        }
     return found
 
 
 def chain_command(folder: Path) -> str:
     """The command that makes one chain, from what it was last run with; folders of one's own as DATA_DIR and so on."""
     asked = json.loads((folder / CHAIN_FILE).read_text(encoding="utf-8"))
-    words = ["edgemin", "run", "--profile", asked["profile"], "--tasks", folder.parent.name,
-             "--seeds", folder.name.removeprefix("seed-")]
+    words = [
+        "edgemin",
+        "run",
+        "--profile",
+        asked["profile"],
+        "--tasks",
+        folder.parent.name,
+        "--seeds",
+        folder.name.removeprefix("seed-"),
+    ]
     for name, value in asked["overrides"].items():
         if name in OWN_FOLDERS:
             own = name == "data_dir" or Path(str(value)).is_absolute()
@@ -110,23 +121,38 @@ def _describe(study: Path, records: list[Record]) -> str:
     commands = [chain_command(path.parent) for path in sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))]
     environment = records[0].content["environment"]
     flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
-    rows = pd.DataFrame([{
-        "task": record.task, "seed": record.seed, "stage": record.key,
-        "took": duration(record.content["wall_seconds"]), "finished": record.content["finished"]}
-        for record in records])
+    rows = pd.DataFrame(
+        [
+            {
+                "task": record.task,
+                "seed": record.seed,
+                "stage": record.key,
+                "took": duration(record.content["wall_seconds"]),
+                "finished": record.content["finished"],
+            }
+            for record in records
+        ]
+    )
     total = duration(sum(record.content["wall_seconds"] for record in records))
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
-    return "\n\n".join([
-        f"# Reference results: {study.name}",
-        "Made by", "\n".join(f"    {command}" for command in commands),
-        f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
-        f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
-        f"Python {environment['python']}; {versions}.",
-        "Records, predictions without logits, raw latencies, tables and figures, executed notebooks of one chain; "
-        "no weights. "
-        f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
-        f"All stages together took {total}.",
-        rows.to_markdown(index=False)]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"# Reference results: {study.name}",
+                "Made by",
+                "\n".join(f"    {command}" for command in commands),
+                f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
+                f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
+                f"Python {environment['python']}; {versions}.",
+                "Records, predictions without logits, raw latencies, tables and figures, executed notebooks of one "
+                "chain; no weights. "
+                f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
+                f"All stages together took {total}.",
+                rows.to_markdown(index=False),
+            ]
+        )
+        + "\n"
+    )
 
 
 def write_readme(readme: Path, reference: Path) -> Path:
@@ -135,8 +161,9 @@ def write_readme(readme: Path, reference: Path) -> Path:
     Raises:
         StageError: the README has no such place.
     """
-    text = fill_marked_place(readme.read_text(encoding="utf-8"), f"{reference.name} results",
-                             results_section(reference))
+    text = fill_marked_place(
+        readme.read_text(encoding="utf-8"), f"{reference.name} results", results_section(reference)
+    )
     readme.write_text(text, encoding="utf-8")
     return readme
 

@@ -42,8 +42,17 @@ class Part:
 _ROWS = {"sst2": 6735, "mnli": 6400, "qqp": 6400}
 _RECIPES = ["paper", "proposal", "honest", "edge"]
 _CUTS = ["gradient-heads-0.4", "gradient-neurons-0.5-multiple-32", "vocabulary"]
-_SST2_CUTS = ["magnitude-heads-0.2", "gradient-l2-heads-0.2", "taylor-heads-0.2", "random-heads-0.2", *_CUTS[:1],
-              "gradient-neurons-0.25-multiple-32", *_CUTS[1:2], "layers-top-1", *_CUTS[2:]]
+_SST2_CUTS = [
+    "magnitude-heads-0.2",
+    "gradient-l2-heads-0.2",
+    "taylor-heads-0.2",
+    "random-heads-0.2",
+    *_CUTS[:1],
+    "gradient-neurons-0.25-multiple-32",
+    *_CUTS[1:2],
+    "layers-top-1",
+    *_CUTS[2:],
+]
 
 
 def _part(task: str, seeds: tuple[int, ...], **settings: Any) -> Part:
@@ -51,17 +60,40 @@ def _part(task: str, seeds: tuple[int, ...], **settings: Any) -> Part:
 
 
 PARTS: Sequence[Part] = (
-    _part("sst2", (0,), compared_objectives=["all", "none-pretrained"], compared_cuts=_SST2_CUTS,
-          compared_schemes=["all"], recipe=_RECIPES),
-    *(_part(task, (0,), compared_objectives=["none", "logits", "tinybert"], compared_cuts=_CUTS,
-            compared_schemes=["all"], recipe=_RECIPES, scan_rows=256) for task in ("mnli", "qqp")),
+    _part(
+        "sst2",
+        (0,),
+        compared_objectives=["all", "none-pretrained"],
+        compared_cuts=_SST2_CUTS,
+        compared_schemes=["all"],
+        recipe=_RECIPES,
+    ),
+    *(
+        _part(
+            task,
+            (0,),
+            compared_objectives=["none", "logits", "tinybert"],
+            compared_cuts=_CUTS,
+            compared_schemes=["all"],
+            recipe=_RECIPES,
+            scan_rows=256,
+        )
+        for task in ("mnli", "qqp")
+    ),
     _part("sst2", (1, 2), compared_objectives=["all"]),
     *(_part(task, (1, 2), scan_rows=256, compared_objectives=["none"], factorial=False) for task in ("mnli", "qqp")),
 )
 
 
-def run_reference(data_dir: str, teacher: str, output_dir: str | None = None, tasks: Sequence[str] = (),
-                  seeds: Sequence[int] = (), jobs: int = 1, console: Console | None = None) -> Path:
+def run_reference(
+    data_dir: str,
+    teacher: str,
+    output_dir: str | None = None,
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    console: Console | None = None,
+) -> Path:
     """Runs the parts of the reference study that are not on disk yet and returns the study's folder.
 
     Args:
@@ -79,19 +111,31 @@ def run_reference(data_dir: str, teacher: str, output_dir: str | None = None, ta
         chosen = [seed for seed in part.seeds if not seeds or seed in seeds]
         if not chosen or (tasks and part.task not in tasks):
             continue
-        result = run_study(PROFILE, [part.task], chosen, {**part.settings, "data_dir": data_dir, "teacher": teacher},
-                           study, jobs, console)
+        result = run_study(
+            PROFILE,
+            [part.task],
+            chosen,
+            {**part.settings, "data_dir": data_dir, "teacher": teacher},
+            study,
+            jobs,
+            console,
+        )
         if not result.complete:
-            raise EdgeMINError(f"the reference study stopped at {part.task}: what failed is shown above; the same "
-                               "command takes it up again")
+            raise EdgeMINError(
+                f"the reference study stopped at {part.task}: what failed is shown above; the same "
+                "command takes it up again"
+            )
     return study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the reference study, publishes it and prints where it lies."""
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.reference_study",
-                                     description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m edgemin_utils.reference_study",
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--data-dir", required=True, metavar="DIR", help="GLUE's rows, one folder a task")
     parser.add_argument("--teacher", required=True, metavar="ID_OR_DIR", help="the teacher's checkpoint")
     parser.add_argument("--output-dir", metavar="DIR", help="the study's folder (none: outputs/laptop)")
@@ -101,8 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        study = run_reference(options.data_dir, options.teacher, options.output_dir, options.tasks, options.seeds,
-                              options.jobs, console)
+        study = run_reference(
+            options.data_dir, options.teacher, options.output_dir, options.tasks, options.seeds, options.jobs, console
+        )
         destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name)
         write_readme(project_folder() / "README.md", destination)
     except EdgeMINError as error:

@@ -42,8 +42,7 @@ def write_report(study: Path) -> Path:
 
 def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
     """Every figure of the report as svg and png into `folder`; returns the paths."""
-    return [path for name, draw in study_figures(study).items()
-            for path in figures.save_figure(draw(), folder, name)]
+    return [path for name, draw in study_figures(study).items() for path in figures.save_figure(draw(), folder, name)]
 
 
 def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]:

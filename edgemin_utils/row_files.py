@@ -66,8 +66,9 @@ def check_file(path: Path) -> Path:
     if not path.is_file():
         raise DataError(f"{path} is not a file")
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path}: cannot read files ending in {path.suffix or 'nothing'!r}; give one of "
-                        f"{', '.join(READERS)}")
+        raise DataError(
+            f"{path}: cannot read files ending in {path.suffix or 'nothing'!r}; give one of {', '.join(READERS)}"
+        )
     return path
 
 
@@ -101,11 +102,14 @@ def _read_text(path: Path) -> str:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; save it as "
-                        "UTF-8") from None
+        raise DataError(
+            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; save it as UTF-8"
+        ) from None
     if "\0" in text:
-        raise DataError(f"{path} holds a NUL byte at offset {content.index(0)}; is it UTF-16 or not a text file? Save "
-                        "it as UTF-8 text")
+        raise DataError(
+            f"{path} holds a NUL byte at offset {content.index(0)}; is it UTF-16 or not a text file? Save "
+            "it as UTF-8 text"
+        )
     return text.removeprefix("\ufeff")
 
 
@@ -132,8 +136,10 @@ def _csv_records(path: Path) -> Iterable[tuple[int, list[str]]]:
                 yield start, record
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}: the row that begins on line {start} is not CSV ({error}); is a quotation mark left "
-                        "open or not doubled?") from None
+        raise DataError(
+            f"{path}: the row that begins on line {start} is not CSV ({error}); is a quotation mark left "
+            "open or not doubled?"
+        ) from None
 
 
 def _from_records(path: Path, records: Iterable[tuple[int, list[str]]]) -> RowFile:
@@ -163,8 +169,10 @@ def _read_jsonl(path: Path) -> RowFile:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not a JSON object on one line ({error})") from None
         if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: a JSON {type(record).__name__}, where an object such as "
-                            '{"text": "...", "label": "..."} is needed')
+            raise DataError(
+                f"{path}, line {number}: a JSON {type(record).__name__}, where an object such as "
+                '{"text": "...", "label": "..."} is needed'
+            )
         places.append(number)
         records.append(record)
     names = dict.fromkeys(name for record in records for name in record)
@@ -182,5 +190,4 @@ def _read_parquet(path: Path) -> RowFile:
     return RowFile(str(path), table.to_pydict())
 
 
-READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl,
-           ".parquet": _read_parquet}
+READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}

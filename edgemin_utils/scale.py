@@ -101,8 +101,10 @@ class Load:
 
 def paper_models() -> dict[str, PreTrainedModel]:
     """Teacher and student of the paper with random weights."""
-    return {"teacher": scratch_model("distilbert", 6, TEACHER_HIDDEN_SIZE, 12, 3072, VOCABULARY, LABELS, POSITIONS),
-            "student": scratch_model("bert", 12, 384, 12, 1536, VOCABULARY, LABELS, POSITIONS)}
+    return {
+        "teacher": scratch_model("distilbert", 6, TEACHER_HIDDEN_SIZE, 12, 3072, VOCABULARY, LABELS, POSITIONS),
+        "student": scratch_model("bert", 12, 384, 12, 1536, VOCABULARY, LABELS, POSITIONS),
+    }
 
 
 def training_loads(settings: Settings, train_rows: int, tokens: float, hidden_size: int) -> list[Load]:
@@ -118,14 +120,25 @@ def training_loads(settings: Settings, train_rows: int, tokens: float, hidden_si
     for key, stage in plan_chain(settings).items():
         if not stage.keeps_model or stage.kind == "quantization":
             continue
-        epochs = {"teacher": settings.teacher_epochs, "pruning": settings.recovery_epochs,
-                  "tuning": settings.tuning_epochs,
-                  "distillation": settings.distillation_epochs + settings.prediction_epochs}[stage.kind]
+        epochs = {
+            "teacher": settings.teacher_epochs,
+            "pruning": settings.recovery_epochs,
+            "tuning": settings.tuning_epochs,
+            "distillation": settings.distillation_epochs + settings.prediction_epochs,
+        }[stage.kind]
         by_batch = bool(stage.teacher) and stage.kind == "distillation" and not kept
         batch_size = settings.teacher_batch_size if key == TEACHER else None
-        loads.append(Load(
-            key, "teacher" if key == TEACHER else "student", train_rows, epochs, batch_size or settings.batch_size,
-            train_rows * epochs if by_batch else 0, train_rows if stage.teacher and not by_batch else 0))
+        loads.append(
+            Load(
+                key,
+                "teacher" if key == TEACHER else "student",
+                train_rows,
+                epochs,
+                batch_size or settings.batch_size,
+                train_rows * epochs if by_batch else 0,
+                train_rows if stage.teacher and not by_batch else 0,
+            )
+        )
     return loads
 
 
@@ -134,8 +147,9 @@ def seconds_on(device: Device, load: Load, forward_flops: Mapping[str, float], s
     return max(load.flops(forward_flops) / (device.peak_flops * device.share), load.steps * step_seconds)
 
 
-def predicted_flops(settings: Settings, loads: Sequence[Load], dev_rows: int,
-                    forward_flops: Mapping[str, float]) -> float:
+def predicted_flops(
+    settings: Settings, loads: Sequence[Load], dev_rows: int, forward_flops: Mapping[str, float]
+) -> float:
     """Floating-point operations of the forwards that run on the CPU in every case: the dev rows through each model
     kept (twice where heads are cut: right after it, and after recovery), and the teacher's kept answers."""
     plan = plan_chain(settings).values()
@@ -147,7 +161,9 @@ def predicted_flops(settings: Settings, loads: Sequence[Load], dev_rows: int,
 def padded_tokens(lengths: Sequence[int], batch_size: int) -> float:
     """Mean tokens a row, padding included, in batches of rows of like length."""
     order = list(GroupedByLength(lengths, batch_size, seed=0))
-    batches = [[lengths[row] for row in order[start:start + batch_size]] for start in range(0, len(order), batch_size)]
+    batches = [
+        [lengths[row] for row in order[start : start + batch_size]] for start in range(0, len(order), batch_size)
+    ]
     return sum(len(batch) * max(batch) for batch in batches) / len(lengths)
 
 
@@ -191,25 +207,31 @@ def measure_here(models: Mapping[str, PreTrainedModel], steps: int = 4, batch_si
     torch.set_num_threads(1)
     try:
         measured: dict[str, Any] = {
-            "tokens": MEASURED_TOKENS, "batch_size": batch_size,
-            "peak_flops": 2 * measure_peaks(1).fp32_macs_per_second, "environment": describe_environment(),
-            "models": {}}
+            "tokens": MEASURED_TOKENS,
+            "batch_size": batch_size,
+            "peak_flops": 2 * measure_peaks(1).fp32_macs_per_second,
+            "environment": describe_environment(),
+            "models": {},
+        }
         for name, model in models.items():
             config = model.config
             layers = getattr(config, "n_layers", None) or config.num_hidden_layers
             narrow = scratch_model(config.model_type, layers, 24, 12, 24, 100, LABELS, POSITIONS)
             step, prediction = _step_and_prediction_seconds(model, steps, batch_size, MEASURED_TOKENS)
             measured["models"][name] = {
-                "training_rows_per_second": batch_size / step, "prediction_rows_per_second": batch_size / prediction,
+                "training_rows_per_second": batch_size / step,
+                "prediction_rows_per_second": batch_size / prediction,
                 "forward_flops": 2 * closed_formula_macs(model, 1, MEASURED_TOKENS),
-                "step_seconds": _step_and_prediction_seconds(narrow, 10 * steps, 2, 2)[0]}
+                "step_seconds": _step_and_prediction_seconds(narrow, 10 * steps, 2, 2)[0],
+            }
     finally:
         torch.set_num_threads(before)
     return measured
 
 
-def _step_and_prediction_seconds(model: PreTrainedModel, steps: int, batch_size: int,
-                                 tokens: int) -> tuple[float, float]:
+def _step_and_prediction_seconds(
+    model: PreTrainedModel, steps: int, batch_size: int, tokens: int
+) -> tuple[float, float]:
     """Processor seconds of a training step, set-up left out, and of the prediction of as many rows."""
     tokenizer = train_tokenizer(["only for padding"], 50)
     settings = load_settings("demo", {"batch_size": batch_size, "training_precision": "float32"})
@@ -229,10 +251,14 @@ def _step_and_prediction_seconds(model: PreTrainedModel, steps: int, batch_size:
 
 def _random_rows(model: PreTrainedModel, count: int, tokens: int) -> Dataset:
     random = np.random.default_rng(0)
-    return Dataset.from_dict({
-        "input_ids": random.integers(5, model.config.vocab_size, size=(count, tokens)).tolist(),
-        "attention_mask": [[1] * tokens] * count, "length": [tokens] * count,
-        "labels": random.integers(0, 2, size=count).tolist()})
+    return Dataset.from_dict(
+        {
+            "input_ids": random.integers(5, model.config.vocab_size, size=(count, tokens)).tolist(),
+            "attention_mask": [[1] * tokens] * count,
+            "length": [tokens] * count,
+            "labels": random.integers(0, 2, size=count).tolist(),
+        }
+    )
 
 
 # ---- the page ---------------------------------------------------------------------------------------------------
@@ -241,10 +267,13 @@ def _random_rows(model: PreTrainedModel, count: int, tokens: int) -> Dataset:
 def row_lengths(reference: Path, batch_size: int) -> dict[str, dict[str, float]]:
     """Task -> mean tokens of GLUE's train rows, as the teachers of the reference study saw them: real ones, and padded
     in batches of `batch_size`."""
-    lengths = {task: read_record(reference / task / "seed-0" / TEACHER).results["data"]["token_lengths"]
-               for task in GLUE_ROWS}
-    return {task: {"real": float(np.mean(sample)), "padded": padded_tokens(sample, batch_size)}
-            for task, sample in lengths.items()}
+    lengths = {
+        task: read_record(reference / task / "seed-0" / TEACHER).results["data"]["token_lengths"] for task in GLUE_ROWS
+    }
+    return {
+        task: {"real": float(np.mean(sample)), "padded": padded_tokens(sample, batch_size)}
+        for task, sample in lengths.items()
+    }
 
 
 def scale_table(measured: Mapping[str, Any], models: Mapping[str, PreTrainedModel]) -> pd.DataFrame:
@@ -255,15 +284,26 @@ def scale_table(measured: Mapping[str, Any], models: Mapping[str, PreTrainedMode
     for task, tokens in measured["row_lengths"].items():
         train, dev = GLUE_ROWS[task]
         rows = int(train * settings.train_fraction * (1 - settings.holdout_fraction))
-        forward = {name: 2 * closed_formula_macs(model, 1, round(tokens["padded"]))
-                   for name, model in models.items()}
+        forward = {name: 2 * closed_formula_macs(model, 1, round(tokens["padded"])) for name, model in models.items()}
         loads = training_loads(settings, rows, tokens["real"], TEACHER_HIDDEN_SIZE)
-        hours = {device.name: sum(seconds_on(device, load, forward, measured["models"][load.model]["step_seconds"])
-                                  for load in loads) / 3600 for device in DEVICES}
-        table.append({
-            "task": task, "rows": rows, "tokens": tokens["padded"], "steps": sum(load.steps for load in loads),
-            "pflop": sum(load.flops(forward) for load in loads) / 1e15, **hours,
-            "cpu_hours": predicted_flops(settings, loads, dev, forward) / speed / 3600})
+        hours = {
+            device.name: sum(
+                seconds_on(device, load, forward, measured["models"][load.model]["step_seconds"]) for load in loads
+            )
+            / 3600
+            for device in DEVICES
+        }
+        table.append(
+            {
+                "task": task,
+                "rows": rows,
+                "tokens": tokens["padded"],
+                "steps": sum(load.steps for load in loads),
+                "pflop": sum(load.flops(forward) for load in loads) / 1e15,
+                **hours,
+                "cpu_hours": predicted_flops(settings, loads, dev, forward) / speed / 3600,
+            }
+        )
     return pd.DataFrame(table)
 
 
@@ -276,12 +316,17 @@ def scale_section(measured: Mapping[str, Any]) -> str:
     """The README's place: what the paper profile needs, with the method, as Markdown."""
     models = paper_models()
     table = scale_table(measured, models)
-    shown = pd.DataFrame({
-        "Task": table["task"], "Train rows": table["rows"].map("{:,}".format),
-        "Tokens a row": table["tokens"].map("{:.1f}".format), "Steps": table["steps"].map("{:,}".format),
-        "Training, PFLOP": table["pflop"].map("{:.2f}".format),
-        **{device.name: (3600 * table[device.name]).map(duration) for device in DEVICES},
-        "Predictions on the CPU": (3600 * table["cpu_hours"]).map(duration)})
+    shown = pd.DataFrame(
+        {
+            "Task": table["task"],
+            "Train rows": table["rows"].map("{:,}".format),
+            "Tokens a row": table["tokens"].map("{:.1f}".format),
+            "Steps": table["steps"].map("{:,}".format),
+            "Training, PFLOP": table["pflop"].map("{:.2f}".format),
+            **{device.name: (3600 * table[device.name]).map(duration) for device in DEVICES},
+            "Predictions on the CPU": (3600 * table["cpu_hours"]).map(duration),
+        }
+    )
     return "\n\n".join([_markdown(shown), *_method(measured), _markdown(memory_table(models, 32)), MEMORY_NOTE])
 
 
@@ -291,9 +336,14 @@ def memory_table(models: Mapping[str, PreTrainedModel], batch_size: int) -> pd.D
     for name, model in models.items():
         for tokens in (32, 128):
             parts = training_bytes(model, batch_size, tokens)
-            rows.append({"Model": name, "Batch": f"{batch_size}x{tokens}",
-                         **{f"{part.capitalize()}, MB": f"{size / 1e6:,.0f}" for part, size in parts.items()},
-                         "Together, MB": f"{sum(parts.values()) / 1e6:,.0f}"})
+            rows.append(
+                {
+                    "Model": name,
+                    "Batch": f"{batch_size}x{tokens}",
+                    **{f"{part.capitalize()}, MB": f"{size / 1e6:,.0f}" for part, size in parts.items()},
+                    "Together, MB": f"{sum(parts.values()) / 1e6:,.0f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -301,7 +351,8 @@ MEMORY_NOTE = (
     "Memory of one training step in float32 with AdamW, by count, attention's probabilities among it, which fused GPU "
     "kernels do not keep. The framework, its allocator and in distillation the teacher's weights come on top. "
     "Several processes divide the batch and with it the activations; each has all weights and moments, and the "
-    "gradients twice.")
+    "gradients twice."
+)
 
 
 def _method(measured: Mapping[str, Any]) -> list[str]:
@@ -312,10 +363,13 @@ def _method(measured: Mapping[str, Any]) -> list[str]:
         speeds.append(
             f"the {name} trains on {model['training_rows_per_second']:.1f} rows/s ({reached / 1e9:.0f} GFLOP/s, "
             f"{100 * reached / peak:.0f} % of the peak) and predicts {model['prediction_rows_per_second']:.1f} rows/s; "
-            f"a step of a twin as deep but 24 wide takes {1e3 * model['step_seconds']:.0f} ms")
+            f"a step of a twin as deep but 24 wide takes {1e3 * model['step_seconds']:.0f} ms"
+        )
     devices = "; ".join(
         f"{device.name}: {device.peak_flops / 1e12:,.1f} TFLOP/s by its data sheet, of which {100 * device.share:.0f} "
-        f"% are assumed to be reached, {device.memory_bytes / 1e9:.0f} GB" for device in DEVICES)
+        f"% are assumed to be reached, {device.memory_bytes / 1e9:.0f} GB"
+        for device in DEVICES
+    )
     return [
         "These times are extrapolated; nothing of it ran on those devices. Each stage takes the longer of two: its "
         "operations over what the device reaches, and its steps times the time of a step without arithmetic. "
@@ -325,7 +379,8 @@ def _method(measured: Mapping[str, Any]) -> list[str]:
         f"{measured['tokens']}, peak {peak / 1e9:.0f} GFLOP/s: {'; '.join(speeds)}. {devices}.",
         "Predictions (the dev rows of every model, the teacher's answers that are kept) run on the CPU whatever the "
         f"GPU is; their time is one core's at the {cpu_speed(measured) / 1e9:.0f} GFLOP/s that predicting reached "
-        "here, quantized models counted as float ones. Scans, layer sensitivity and the timing of models come on top."]
+        "here, quantized models counted as float ones. Scans, layer sensitivity and the timing of models come on top.",
+    ]
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -334,12 +389,18 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints the page and publishes it if asked; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.scale", description="What the paper profile needs "
-                                     "on one GPU, extrapolated from what is measured here.")
-    parser.add_argument("--publish", action="store_true", help="write the measurement to outputs/reference/scale and "
-                        "the page into the README's marked place")
-    parser.add_argument("--keep-measurement", action="store_true", help="write the page from the last measurement "
-                        "(default: measure)")
+    parser = argparse.ArgumentParser(
+        prog="python -m edgemin_utils.scale",
+        description="What the paper profile needs on one GPU, extrapolated from what is measured here.",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write the measurement to outputs/reference/scale and the page into the README's marked place",
+    )
+    parser.add_argument(
+        "--keep-measurement", action="store_true", help="write the page from the last measurement (default: measure)"
+    )
     options = parser.parse_args(arguments)
     project = project_folder()
     folder = project / "outputs" / ("reference/scale" if options.publish else "scale")

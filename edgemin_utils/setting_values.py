@@ -22,8 +22,9 @@ def read_value(name: str, value: Any, annotation: Any) -> Any:
         annotation = next(item for item in typing.get_args(annotation) if item is not type(None))
     try:
         if typing.get_origin(annotation) is list:
-            items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) \
-                else list(value)
+            items = (
+                [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+            )
             return [read_value(name, item, typing.get_args(annotation)[0]) for item in items]
         if annotation is bool:
             return _read_bool(value)
@@ -61,8 +62,9 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     """
     for name in ("head_prune_ratio", "feed_forward_prune_ratio"):
         if not 0 <= values[name] < 1:
-            raise SettingError(f"{name} is {values[name]}; it must be at least 0 and under 1 "
-                               "(a ratio of 1 would leave nothing)")
+            raise SettingError(
+                f"{name} is {values[name]}; it must be at least 0 and under 1 (a ratio of 1 would leave nothing)"
+            )
     for name in ("train_fraction",):
         if not 0 < values[name] <= 1:
             raise SettingError(f"{name} is {values[name]}; it must be over 0 and at most 1")
@@ -73,17 +75,48 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         raise SettingError(f"soft_target_weight is {values['soft_target_weight']}; it must be from 0 to 1")
     if values["temperature"] <= 0:
         raise SettingError(f"temperature is {values['temperature']}; it must be over 0")
-    for name in ("batch_size", "teacher_batch_size", "evaluation_batch_size", "max_length", "relation_heads",
-                 "vocabulary_size", "teacher_layers", "teacher_heads", "student_layers", "student_heads",
-                 "assistant_layers", "importance_rows", "pruning_draw", "kept_heads_multiple", "kept_neurons_multiple",
-                 "vocabulary_occurrences", "pruning_rounds", "scan_rows", "bootstrap_samples", "memory_runs",
-                 "calibration_rows", "sensitivity_rows"):
+    for name in (
+        "batch_size",
+        "teacher_batch_size",
+        "evaluation_batch_size",
+        "max_length",
+        "relation_heads",
+        "vocabulary_size",
+        "teacher_layers",
+        "teacher_heads",
+        "student_layers",
+        "student_heads",
+        "assistant_layers",
+        "importance_rows",
+        "pruning_draw",
+        "kept_heads_multiple",
+        "kept_neurons_multiple",
+        "vocabulary_occurrences",
+        "pruning_rounds",
+        "scan_rows",
+        "bootstrap_samples",
+        "memory_runs",
+        "calibration_rows",
+        "sensitivity_rows",
+    ):
         if values[name] < 1:
             raise SettingError(f"{name} is {values[name]}; it must be at least 1")
-    for name in ("teacher_epochs", "distillation_epochs", "prediction_epochs", "recovery_epochs", "random_draws",
-                 "tuning_epochs", "tuning_learning_rate", "transfer_rows", "intermediate_weight",
-                 "teacher_learning_rate", "distillation_learning_rate", "prediction_learning_rate",
-                 "recovery_learning_rate", "weight_decay"):
+    for name in (
+        "teacher_epochs",
+        "distillation_epochs",
+        "prediction_epochs",
+        "recovery_epochs",
+        "random_draws",
+        "tuning_epochs",
+        "tuning_learning_rate",
+        "transfer_rows",
+        "intermediate_weight",
+        "teacher_learning_rate",
+        "distillation_learning_rate",
+        "prediction_learning_rate",
+        "recovery_learning_rate",
+        "weight_decay",
+    ):
         if values[name] < 0:
             raise SettingError(f"{name} is {values[name]}; it cannot be negative")
     for name in ("train_rows", "dev_rows", "vocabulary_limit"):

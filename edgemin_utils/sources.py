@@ -76,8 +76,12 @@ def source_identity(settings: Settings, task: Task) -> list[str]:
         found = find_split_files(task, path_setting(settings, "data_dir"))
         return ["folder", *(f"{split} {_content_hash(path)}" for split, path in found.items())]
     files = [path_setting(settings, "task_file"), _dev_path(settings)]
-    return ["file", *(_content_hash(check_file(path)) for path in files if path), *settings.text_columns,
-            settings.label_column]
+    return [
+        "file",
+        *(_content_hash(check_file(path)) for path in files if path),
+        *settings.text_columns,
+        settings.label_column,
+    ]
 
 
 def file_identity(path: str) -> str:
@@ -95,8 +99,11 @@ def read_embedded(task: Task, seed: int) -> SourceRows:
 
     frames = embedded_corpus(task.name, seed=seed)
     rows = {split: RowFile(f"embedded {task.name} {split}", frame.to_dict("list")) for split, frame in frames.items()}
-    return _assemble(task, rows, f"synthetic corpus of this project in the schema of {task.title} "
-                                 f"(version {CORPUS_VERSION}, seed {seed})")
+    return _assemble(
+        task,
+        rows,
+        f"synthetic corpus of this project in the schema of {task.title} (version {CORPUS_VERSION}, seed {seed})",
+    )
 
 
 def read_folder(task: Task, data_dir: Path) -> SourceRows:
@@ -107,8 +114,11 @@ def read_folder(task: Task, data_dir: Path) -> SourceRows:
     """
     found = find_split_files(task, data_dir)
     rows = {split: _read_saved(path, task) if path.is_dir() else read_rows(path) for split, path in found.items()}
-    missing = [f"{split}: not in the folder, so not measured (looked for {_wanted(split)})"
-               for split in task.splits if split not in found]
+    missing = [
+        f"{split}: not in the folder, so not measured (looked for {_wanted(split)})"
+        for split in task.splits
+        if split not in found
+    ]
     names = ", ".join(f"{path.parent.name}/{path.name}" for path in found.values())
     return _assemble(task, rows, f"{task.title} rows from a folder ({names})", missing)
 
@@ -127,19 +137,24 @@ def find_split_files(task: Task, data_dir: Path) -> dict[str, Path]:
     found = {}
     for split in task.splits:
         names = _split_names(split)
-        paths = sorted(path for path in folder.iterdir()
-                       if (path.stem.lower() in names and path.suffix.lower() in READERS and path.is_file())
-                       or (path.name.lower() in names and (path / "state.json").is_file()))
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if (path.stem.lower() in names and path.suffix.lower() in READERS and path.is_file())
+            or (path.name.lower() in names and (path / "state.json").is_file())
+        )
         if len(paths) > 1:
-            raise DataError(f"{folder} holds the {split} split more than once "
-                            f"({', '.join(path.name for path in paths)}); keep one")
+            raise DataError(
+                f"{folder} holds the {split} split more than once ({', '.join(path.name for path in paths)}); keep one"
+            )
         if paths:
             found[split] = paths[0]
     for split in ("train", task.main_dev_split):
         if split not in found:
             there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-            raise DataError(f"no {split} split of {task.title} in {folder}: looked for {_wanted(split)}; there is "
-                            f"{there}")
+            raise DataError(
+                f"no {split} split of {task.title} in {folder}: looked for {_wanted(split)}; there is {there}"
+            )
     return found
 
 
@@ -156,8 +171,9 @@ def read_hub(task: Task) -> SourceRows:
     try:
         with contextlib.nullcontext() if reachable else _datasets_offline():
             for split in task.splits:
-                loaded = datasets.load_dataset(GLUE_ON_HUB, task.hub_config, revision=GLUE_REVISION,
-                                               split=split.replace("dev", "validation"))
+                loaded = datasets.load_dataset(
+                    GLUE_ON_HUB, task.hub_config, revision=GLUE_REVISION, split=split.replace("dev", "validation")
+                )
                 _check_revision(loaded, reachable)
                 rows[split] = rows_of_dataset(loaded, task, f"{GLUE_ON_HUB} {task.hub_config} {split}")
     except DataError:
@@ -166,7 +182,8 @@ def read_hub(task: Task) -> SourceRows:
         why = "cannot be downloaded" if reachable else "is not in the cache and the hub cannot be reached"
         raise DataError(
             f"data set {GLUE_ON_HUB} ({task.hub_config}) {why} ({type(error).__name__}); give GLUE's files with "
-            "--data-dir, or take the demo profile, which needs no network") from error
+            "--data-dir, or take the demo profile, which needs no network"
+        ) from error
     return _assemble(task, rows, f"{task.title} from {GLUE_ON_HUB} ({task.hub_config}, revision {GLUE_REVISION[:8]})")
 
 
@@ -192,8 +209,10 @@ def read_texts(path: Path, task: Task) -> "pandas.DataFrame":
     import pandas
 
     rows = read_rows(path)
-    frame = pandas.DataFrame({column: _texts(rows, rows.find_column(task.column_names(column)))
-                              for column in task.text_columns} | {"row": range(len(rows))})
+    frame = pandas.DataFrame(
+        {column: _texts(rows, rows.find_column(task.column_names(column))) for column in task.text_columns}
+        | {"row": range(len(rows))}
+    )
     frame = frame[(frame[list(task.text_columns)].apply(lambda texts: texts.str.strip()) != "").all(axis=1)]
     if frame.empty:
         raise DataError(f"{rows.name}: no text in its {len(rows)} rows")
@@ -210,8 +229,9 @@ def rows_of_dataset(dataset: "datasets.Dataset", task: Task, name: str) -> RowFi
     for column in kept:
         feature = dataset.features[column]
         if isinstance(feature, datasets.ClassLabel) and feature.names:
-            columns[column] = [feature.names[label] if label is not None and label >= 0 else None
-                               for label in columns[column]]
+            columns[column] = [
+                feature.names[label] if label is not None and label >= 0 else None for label in columns[column]
+            ]
     return RowFile(name, columns)
 
 
@@ -260,11 +280,15 @@ def normalize_rows(rows: RowFile, task: Task, split: str) -> "tuple[pandas.DataF
         else:
             raise DataError(_unknown_label(rows, task, index, label))
     frame = pandas.DataFrame({**texts, "label": labels, "row": range(len(rows))})
-    empty = functools.reduce(lambda left, right: left | right,
-                             (frame[column].str.strip() == "" for column in task.text_columns)) & (frame["label"] >= 0)
+    empty = functools.reduce(
+        lambda left, right: left | right, (frame[column].str.strip() == "" for column in task.text_columns)
+    ) & (frame["label"] >= 0)
     frame = frame[(frame["label"] >= 0) & ~empty].reset_index(drop=True)
-    notes = [f"{split}: {_count(unlabelled, 'row')} without an agreed label ({task.unlabelled!r}) left out"] \
-        if unlabelled else []
+    notes = (
+        [f"{split}: {_count(unlabelled, 'row')} without an agreed label ({task.unlabelled!r}) left out"]
+        if unlabelled
+        else []
+    )
     if empty.any():
         notes.append(f"{split}: {_count(int(empty.sum()), 'row')} with an empty text left out")
     if frame.empty:
@@ -283,16 +307,20 @@ def _assemble(task: Task, rows: dict[str, RowFile], description: str, notes: lis
 def _check_revision(loaded: "datasets.Dataset", reachable: bool) -> None:
     # Without the hub, `datasets` takes whatever revision lies in its cache, in a folder named after it.
     if not reachable and any(GLUE_REVISION not in Path(file["filename"]).parts for file in loaded.cache_files):
-        raise DataError(f"the cache holds another revision of {GLUE_ON_HUB} than {GLUE_REVISION} and the hub cannot be "
-                        "reached; give GLUE's files with --data-dir, or take the demo profile, which needs no network")
+        raise DataError(
+            f"the cache holds another revision of {GLUE_ON_HUB} than {GLUE_REVISION} and the hub cannot be "
+            "reached; give GLUE's files with --data-dir, or take the demo profile, which needs no network"
+        )
 
 
 def _texts(rows: RowFile, column: str) -> list[str]:
     texts = []
     for index, value in enumerate(rows.columns[column]):
         if isinstance(value, list | dict | bytes):
-            raise DataError(f"{rows.name}, {rows.place(index)}: column {column!r} holds a {type(value).__name__}, "
-                            "where text is needed")
+            raise DataError(
+                f"{rows.name}, {rows.place(index)}: column {column!r} holds a {type(value).__name__}, "
+                "where text is needed"
+            )
         texts.append("" if value is None or value != value else str(value))
     return texts
 
@@ -313,28 +341,36 @@ def _check_labels(task: Task, source: SourceRows) -> None:
     """Every label of a dev row must occur in train, and train must hold at least two."""
     trained = set(source.splits["train"]["label"])
     if len(trained) < 2:
-        raise DataError(f"{source.description}: all train rows have the label {task.labels[min(trained)]!r}; a "
-                        "classifier needs at least two")
+        raise DataError(
+            f"{source.description}: all train rows have the label {task.labels[min(trained)]!r}; a "
+            "classifier needs at least two"
+        )
     for split, frame in source.splits.items():
         unseen = sorted(set(frame["label"]) - trained)
         if unseen:
-            raise DataError(f"{source.description}: label {task.labels[unseen[0]]!r} occurs in {split} but in no "
-                            "train row")
+            raise DataError(
+                f"{source.description}: label {task.labels[unseen[0]]!r} occurs in {split} but in no train row"
+            )
 
 
 def _task_folder(task: Task, data_dir: Path) -> Path:
     if not data_dir.is_dir():
-        raise DataError(f"no folder {data_dir}; --data-dir takes a folder with one sub-folder a task "
-                        f"({task.folder}/ for {task.title})")
+        raise DataError(
+            f"no folder {data_dir}; --data-dir takes a folder with one sub-folder a task "
+            f"({task.folder}/ for {task.title})"
+        )
     names = {task.folder.lower(), task.name.lower()}
     folders = sorted(path for path in data_dir.iterdir() if path.is_dir() and path.name.lower() in names)
     if len(folders) > 1:
-        raise DataError(f"{data_dir} holds {' and '.join(path.name for path in folders)}; keep one of them for "
-                        f"{task.title}")
+        raise DataError(
+            f"{data_dir} holds {' and '.join(path.name for path in folders)}; keep one of them for {task.title}"
+        )
     if not folders:
         there = ", ".join(sorted(path.name for path in data_dir.iterdir())) or "nothing"
-        raise DataError(f"no folder for {task.title} in {data_dir}: looked for {task.folder} or {task.name}, in any "
-                        f"case; there is {there}")
+        raise DataError(
+            f"no folder for {task.title} in {data_dir}: looked for {task.folder} or {task.name}, in any "
+            f"case; there is {there}"
+        )
     return folders[0]
 
 

@@ -24,12 +24,7 @@ from edgemin_utils.distillation.objective import Lesson, RelationView
 from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.encoders import model_with_layers, scratch_model
 from edgemin_utils.errors import MethodRefused, ModelError
-from edgemin_utils.evaluation import (
-    TokenizedTask,
-    describe_trained,
-    load_stage_model,
-    tokenized_task,
-)
+from edgemin_utils.evaluation import TokenizedTask, describe_trained, load_stage_model, tokenized_task
 from edgemin_utils.evaluation import read_predictions as read_predictions  # notebooks take it from here
 from edgemin_utils.objectives import OBJECTIVES
 from edgemin_utils.processes import is_main_process
@@ -63,8 +58,13 @@ def _fine_tune_teacher(run: Run, folder: Path) -> dict[str, Any]:
     data = load_task_data(settings, run.task, run.seed)
     tokenizer, model = make_teacher(run, data)
     rows = tokenized_task(run, tokenizer, [model], data)
-    phase = Phase("fine-tuning", settings.teacher_epochs, settings.teacher_learning_rate, label_loss,
-                  batch_size=settings.teacher_batch_size)
+    phase = Phase(
+        "fine-tuning",
+        settings.teacher_epochs,
+        settings.teacher_learning_rate,
+        label_loss,
+        batch_size=settings.teacher_batch_size,
+    )
     log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     if not is_main_process():
         return {}  # its part is done; the main process evaluates and writes
@@ -85,9 +85,17 @@ def make_teacher(run: Run, data: TaskData) -> tuple[PreTrainedTokenizerBase, nn.
     texts = (text for column in data.task.text_columns for text in data.train[column])
     tokenizer = train_tokenizer(texts, settings.vocabulary_size)
     model = scratch_model(
-        settings.teacher_family, settings.teacher_layers, settings.teacher_hidden_size, settings.teacher_heads,
-        settings.teacher_intermediate_size, len(tokenizer), labels, max(settings.max_length, FEWEST_POSITIONS),
-        tokenizer.pad_token_id, settings.dropout)
+        settings.teacher_family,
+        settings.teacher_layers,
+        settings.teacher_hidden_size,
+        settings.teacher_heads,
+        settings.teacher_intermediate_size,
+        len(tokenizer),
+        labels,
+        max(settings.max_length, FEWEST_POSITIONS),
+        tokenizer.pad_token_id,
+        settings.dropout,
+    )
     return tokenizer, model
 
 
@@ -111,23 +119,37 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     teacher_tokenizer, teacher = load_stage_model(run, stage.teacher or TEACHER)
     if stage.source == TEACHER:
         start = teacher if stage.teacher in ("", TEACHER) else load_stage_model(run, TEACHER)[1]
-        tokenizer, model = teacher_tokenizer, make_student(settings, run.seed, start, teacher_tokenizer,
-                                                           pretrained=name == "none-pretrained")
+        tokenizer, model = (
+            teacher_tokenizer,
+            make_student(settings, run.seed, start, teacher_tokenizer, pretrained=name == "none-pretrained"),
+        )
     else:
         tokenizer, model = load_stage_model(run, stage.source)
     # Checked before the rows and the teacher's pass over them: a mismatch should not cost minutes.
     lesson = Lesson(settings, teacher, model, seed=run.seed)
     objective.phases(lesson)
     # The same rows for both, each through its own tokenizer: a vocabulary may have been cut before.
-    rows = tokenized_task(run, tokenizer, [teacher, model],
-                          load_task_data(settings, run.task, run.seed, transfer=bool(stage.teacher)))
-    teacher_rows = rows if tokenizer is teacher_tokenizer else tokenized_task(
-        run, teacher_tokenizer, [teacher, model], rows.data)
+    rows = tokenized_task(
+        run, tokenizer, [teacher, model], load_task_data(settings, run.task, run.seed, transfer=bool(stage.teacher))
+    )
+    teacher_rows = (
+        rows if tokenizer is teacher_tokenizer else tokenized_task(run, teacher_tokenizer, [teacher, model], rows.data)
+    )
     signals, started = objective.signals(lesson), time.perf_counter()
     if any(signal != "logits" and not signal.startswith("cls.") for signal in signals):
         _refuse_other_tokens(name, teacher_rows, rows)
-    source = signal_source(teacher, teacher_rows.learnt_from, teacher_tokenizer, signals,
-                           settings.evaluation_batch_size, settings.teacher_cache_gigabytes) if signals else None
+    source = (
+        signal_source(
+            teacher,
+            teacher_rows.learnt_from,
+            teacher_tokenizer,
+            signals,
+            settings.evaluation_batch_size,
+            settings.teacher_cache_gigabytes,
+        )
+        if signals
+        else None
+    )
     signal_seconds = time.perf_counter() - started
     view, place = objective.relations(lesson), _ordinary_row(teacher_rows, rows)
     looked_at = _look_at_relations(teacher_rows, place, view, {"teacher": teacher}) if view else {}
@@ -143,14 +165,25 @@ def _train_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     save_model(model, folder, tokenizer)
     results = describe_trained(model, folder, rows, settings.evaluation_batch_size, log)
     results["seconds_by_part"]["teacher signals"] = signal_seconds
-    return {**results, **under_fake_quantization(model, stage, rows, settings), "objective": name,
-            "source": entry.source, "demands": entry.demands,
-            "learnt_from": stage.teacher, "transfer_rows": len(rows.transfer),
-            **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {})}
+    return {
+        **results,
+        **under_fake_quantization(model, stage, rows, settings),
+        "objective": name,
+        "source": entry.source,
+        "demands": entry.demands,
+        "learnt_from": stage.teacher,
+        "transfer_rows": len(rows.transfer),
+        **({"relations": looked_at, "teacher_layer": view.teacher_layer} if view else {}),
+    }
 
 
-def make_student(settings: Settings, seed: int, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 pretrained: bool = False) -> PreTrainedModel:
+def make_student(
+    settings: Settings,
+    seed: int,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pretrained: bool = False,
+) -> PreTrainedModel:
     """The student before training, as `settings.student` names it; new weights from the seed.
 
     Args:
@@ -165,43 +198,57 @@ def make_student(settings: Settings, seed: int, teacher: PreTrainedModel, tokeni
     set_seed(seed)
     if pretrained or kind == "pretrained-layers":
         if settings.teacher == "scratch":
-            raise ModelError("a scratch teacher has no pretrained layers; use student = teacher-layers or scratch, "
-                             "and leave the baseline none-pretrained out")
+            raise ModelError(
+                "a scratch teacher has no pretrained layers; use student = teacher-layers or scratch, "
+                "and leave the baseline none-pretrained out"
+            )
         source = load_model(settings.teacher, labels, settings.attention_implementation, settings.dropout)
         return model_with_layers(source, settings.student_from_layers)
     if kind == "teacher-layers":
         return model_with_layers(teacher, settings.student_from_layers)
     if kind == "scratch":
         return scratch_model(
-            settings.teacher_family, settings.student_layers, settings.student_hidden_size, settings.student_heads,
-            settings.student_intermediate_size, teacher.config.vocab_size, labels,
-            max(settings.max_length, FEWEST_POSITIONS), tokenizer.pad_token_id, settings.dropout)
+            settings.teacher_family,
+            settings.student_layers,
+            settings.student_hidden_size,
+            settings.student_heads,
+            settings.student_intermediate_size,
+            teacher.config.vocab_size,
+            labels,
+            max(settings.max_length, FEWEST_POSITIONS),
+            tokenizer.pad_token_id,
+            settings.dropout,
+        )
     if load_tokenizer(kind).get_vocab() != tokenizer.get_vocab():
-        raise ModelError(f"student {kind!r} has another vocabulary than the teacher; relations are compared token by "
-                         "token, so choose a student with the teacher's tokenizer, or student = scratch")
+        raise ModelError(
+            f"student {kind!r} has another vocabulary than the teacher; relations are compared token by "
+            "token, so choose a student with the teacher's tokenizer, or student = scratch"
+        )
     return load_model(kind, labels, settings.attention_implementation, settings.dropout)
 
 
 def _refuse_other_tokens(objective: str, teacher: TokenizedTask, student: TokenizedTask) -> None:
     """An objective that matches token by token needs rows that both tokenizers cut into the same tokens."""
-    other = rows_in_other_tokens(teacher.learnt_from, teacher.tokenizer, student.learnt_from,
-                                 student.tokenizer)
+    other = rows_in_other_tokens(teacher.learnt_from, teacher.tokenizer, student.learnt_from, student.tokenizer)
     if other:
         raise MethodRefused(
             f"objective {objective!r} compares teacher and student token by token, but since the vocabulary was cut "
             f"{other:,} of {len(student.learnt_from):,} train rows have other tokens than before; use an objective on "
-            "logits, or keep the train rows' tokens (vocabulary_text = none)")
+            "logits, or keep the train rows' tokens (vocabulary_text = none)"
+        )
 
 
 def _ordinary_row(teacher: TokenizedTask, student: TokenizedTask) -> int:
     """Place of the main dev split's first row of ordinary length that has as many tokens for both."""
     lengths = (next(iter(rows.dev.values()))["length"] for rows in (teacher, student))
-    return next((place for place, (one, other) in enumerate(zip(*lengths, strict=True))
-                 if 8 <= one <= 20 and one == other), 0)
+    return next(
+        (place for place, (one, other) in enumerate(zip(*lengths, strict=True)) if 8 <= one <= 20 and one == other), 0
+    )
 
 
-def _look_at_relations(rows: TokenizedTask, place: int, view: RelationView,
-                       models: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _look_at_relations(
+    rows: TokenizedTask, place: int, view: RelationView, models: Mapping[str, nn.Module]
+) -> dict[str, Any]:
     """Relation matrices of one row of the main dev split, for the notebook to draw."""
     sentence = next(iter(rows.dev.values())).select([place])
     _, batch = next(batches(sentence, rows.tokenizer, 1))
@@ -209,15 +256,19 @@ def _look_at_relations(rows: TokenizedTask, place: int, view: RelationView,
     for name, model in models.items():
         layer = view.teacher_layer if name == "teacher" else view.student_layer
         matrices[name] = relation_matrices(model.cpu().eval(), batch, layer, view.pairs, view.heads)
-    return {"tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]), "heads": view.heads,
-            "models": {name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
-                       for name, pairs in matrices.items()}}
+    return {
+        "tokens": rows.tokenizer.convert_ids_to_tokens(sentence[0]["input_ids"]),
+        "heads": view.heads,
+        "models": {
+            name: {pair: np.round(matrix.numpy(), 5) for pair, matrix in pairs.items()}
+            for name, pairs in matrices.items()
+        },
+    }
 
 
 # ---- running them ----------------------------------------------------------------------------------------------
 
-_MAKERS: Mapping[str, Callable[[Run, str], Record]] = {
-    "distillation": train_student, "tuning": tune_model}
+_MAKERS: Mapping[str, Callable[[Run, str], Record]] = {"distillation": train_student, "tuning": tune_model}
 
 
 def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:

@@ -35,8 +35,9 @@ class Estimate(NamedTuple):
 
     def exponential(self) -> "Estimate":
         """The ratio that a logarithm stands for, and its interval."""
-        return Estimate(float(np.exp(self.value)),
-                        *(None if end is None else float(np.exp(end)) for end in (self.low, self.high)))
+        return Estimate(
+            float(np.exp(self.value)), *(None if end is None else float(np.exp(end)) for end in (self.low, self.high))
+        )
 
 
 def accuracy_interval(correct: int, total: int, method: str = "wilson", confidence: float = 0.95) -> Interval:
@@ -77,7 +78,12 @@ def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> float:
 
 
 def compare_predictions(
-    first: ArrayLike, second: ArrayLike, labels: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike,
+    *,
+    samples: int = RESAMPLES,
+    seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """How two models differ on the same labelled rows: the second's accuracy minus the first's.
@@ -98,8 +104,9 @@ def compare_predictions(
     first, truth = _paired(first, labels)
     second, truth = _paired(second, labels)
     first_correct, second_correct = first == truth, second == truth
-    low, high = _bootstrap((second_correct.astype(float), first_correct.astype(float)), _difference_of_means,
-                           samples, seed, confidence)
+    low, high = _bootstrap(
+        (second_correct.astype(float), first_correct.astype(float)), _difference_of_means, samples, seed, confidence
+    )
     return {
         "rows": len(truth),
         "first_accuracy": float(first_correct.mean()),
@@ -133,8 +140,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap_interval_of_ratio_of_medians(
-    a_rounds: ArrayLike, b_rounds: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
-    confidence: float = 0.95,
+    a_rounds: ArrayLike, b_rounds: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0, confidence: float = 0.95
 ) -> Estimate:
     """median(a) / median(b) with its percentile bootstrap interval, resampling whole rounds.
 
@@ -155,8 +161,14 @@ def bootstrap_interval_of_ratio_of_medians(
 
 
 def bootstrap_interval_of_interaction(
-    neither: ArrayLike, first: ArrayLike, second: ArrayLike, both: ArrayLike, *, samples: int = RESAMPLES,
-    seed: int = 0, confidence: float = 0.95,
+    neither: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    both: ArrayLike,
+    *,
+    samples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Estimate:
     """How two steps interact on a time: m(both) m(neither) / (m(first) m(second)), m the median over rounds.
 
@@ -173,8 +185,14 @@ def bootstrap_interval_of_interaction(
     return contrasts_of_medians(times, [[1, -1, -1, 1]], samples=samples, seed=seed, confidence=confidence)[0]
 
 
-def retention(first_correct: ArrayLike, second_correct: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
-              confidence: float = 0.95) -> Estimate:
+def retention(
+    first_correct: ArrayLike,
+    second_correct: ArrayLike,
+    *,
+    samples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
     """Share of the first model's accuracy that the second keeps, with its paired bootstrap interval over rows.
 
     Args:
@@ -207,8 +225,9 @@ def mean_with_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def contrasts_of_medians(rounds: ArrayLike, weights: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0,
-                         confidence: float = 0.95) -> list[Estimate]:
+def contrasts_of_medians(
+    rounds: ArrayLike, weights: ArrayLike, *, samples: int = RESAMPLES, seed: int = 0, confidence: float = 0.95
+) -> list[Estimate]:
     r"""Geometric contrasts :math:`\prod_i \mathrm{median}(t_i)^{w_i}` with their percentile bootstrap intervals.
 
     Whole rounds are drawn, as in `bootstrap_interval_of_ratio_of_medians`, which is the contrast with weights 1 and
@@ -226,16 +245,24 @@ def contrasts_of_medians(rounds: ArrayLike, weights: ArrayLike, *, samples: int 
     """
     times, exponents = np.asarray(rounds, dtype=float), np.asarray(weights, dtype=float)
     if times.ndim != 2 or times.shape[1] == 0 or exponents.shape[1:] != times.shape[:1] or not np.all(times > 0):
-        raise DataError(f"times of shape {times.shape} and weights of shape {exponents.shape} make no contrast; give "
-                        "positive times, a row for each column of the weights")
+        raise DataError(
+            f"times of shape {times.shape} and weights of shape {exponents.shape} make no contrast; give "
+            "positive times, a row for each column of the weights"
+        )
     medians = np.log(_drawn_medians(times, samples, seed))
     low, high = np.exp(np.quantile(medians @ exponents.T, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
     values = np.exp(exponents @ np.log(np.median(times, axis=1)))
     return [Estimate(*map(float, ends)) for ends in zip(values, low, high, strict=True)]
 
 
-def functions_of_medians(rounds: ArrayLike, functions: Callable[[np.ndarray], Sequence[float]], *,
-                         samples: int = RESAMPLES, seed: int = 0, confidence: float = 0.95) -> list[Estimate]:
+def functions_of_medians(
+    rounds: ArrayLike,
+    functions: Callable[[np.ndarray], Sequence[float]],
+    *,
+    samples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Estimate]:
     """Any numbers that follow from the variants' median times, with percentile bootstrap intervals over drawn rounds.
 
     Args:
@@ -282,13 +309,22 @@ def _ratio_of_means(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np
     return np.mean(first, axis=axis) / np.mean(second, axis=axis)
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], samples: int, seed: int,
-               confidence: float) -> Interval:
+def _bootstrap(
+    data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], samples: int, seed: int, confidence: float
+) -> Interval:
     """Percentile interval of a statistic of paired samples."""
     if len(data[0]) == 1:  # one pair resamples to itself; scipy asks for two
         only = float(statistic(*data))
         return Interval(only, only)
-    result = stats.bootstrap(data, statistic, paired=True, vectorized=True, n_resamples=samples,
-                             batch=max(1, _BLOCK_NUMBERS // len(data[0])), method="percentile",
-                             confidence_level=confidence, rng=np.random.default_rng(seed))
+    result = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=samples,
+        batch=max(1, _BLOCK_NUMBERS // len(data[0])),
+        method="percentile",
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    )
     return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))

@@ -107,8 +107,13 @@ class StageStatus:
 # ---- what a study consists of -----------------------------------------------------------------------------------
 
 
-def plan_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[int] = (0,),
-               overrides: Mapping[str, Any] | None = None, output_dir: str | os.PathLike | None = None) -> list[Run]:
+def plan_study(
+    profile: str = "demo",
+    tasks: Iterable[str] = (),
+    seeds: Iterable[int] = (0,),
+    overrides: Mapping[str, Any] | None = None,
+    output_dir: str | os.PathLike | None = None,
+) -> list[Run]:
     """The chains of a study, in the order in which they are started.
 
     Args:
@@ -145,8 +150,13 @@ def chain_name(run: Run) -> str:
 
 def notebook_parameters(run: Run, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that every notebook takes, for this chain."""
-    return {"task": run.task, "profile": run.settings.profile, "seed": run.seed, "output_dir": str(run.study),
-            "overrides": plain(overrides)}
+    return {
+        "task": run.task,
+        "profile": run.settings.profile,
+        "seed": run.seed,
+        "output_dir": str(run.study),
+        "overrides": plain(overrides),
+    }
 
 
 def study_status(runs: Iterable[Run]) -> list[StageStatus]:
@@ -171,15 +181,22 @@ def chain_stamp(run: Run, notebook: Path) -> dict[str, Any]:
     """
     stages = {key: run.fingerprint(key) for key, stage in run.plan.items() if stage.notebook == notebook.stem}
     compared = [key for key in stages if run.stage(key).optional]
-    return {"source": source_digest(notebook), "profile": run.settings.profile, "task": run.task, "seed": run.seed,
-            "stages": stages, "compared": compared}
+    return {
+        "source": source_digest(notebook),
+        "profile": run.settings.profile,
+        "task": run.task,
+        "seed": run.seed,
+        "stages": stages,
+        "compared": compared,
+    }
 
 
 def is_current(run: Run, notebook: Path) -> bool:
     """Whether executing this notebook of this chain again would change nothing on disk."""
     stamp = chain_stamp(run, notebook)
-    return (read_stamp(run.notebooks / notebook.name) == stamp
-            and all(run.state(key).status == "done" for key in stamp["stages"]))
+    return read_stamp(run.notebooks / notebook.name) == stamp and all(
+        run.state(key).status == "done" for key in stamp["stages"]
+    )
 
 
 def analysis_stamp(runs: Iterable[Run], notebook: Path) -> dict[str, Any]:
@@ -188,18 +205,26 @@ def analysis_stamp(runs: Iterable[Run], notebook: Path) -> dict[str, Any]:
     runs = list(runs)
     wanted = {chain_name(run): {key: run.fingerprint(key) for key in run.plan} for run in runs}
     study = runs[0].study
-    found = {record.folder.relative_to(study).as_posix(): [record.content["fingerprint"], record.content["compared"]]
-             for record in find_records(study)}
-    return {"source": source_digest(notebook), "profile": runs[0].settings.profile, "chains": wanted,
-            "records": found}
+    found = {
+        record.folder.relative_to(study).as_posix(): [record.content["fingerprint"], record.content["compared"]]
+        for record in find_records(study)
+    }
+    return {"source": source_digest(notebook), "profile": runs[0].settings.profile, "chains": wanted, "records": found}
 
 
 # ---- running ----------------------------------------------------------------------------------------------------
 
 
-def run_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[int] = (0,),
-              overrides: Mapping[str, Any] | None = None, output_dir: str | os.PathLike | None = None,
-              jobs: int = 1, console: Console | None = None, cluster: str = "") -> StudyResult:
+def run_study(
+    profile: str = "demo",
+    tasks: Iterable[str] = (),
+    seeds: Iterable[int] = (0,),
+    overrides: Mapping[str, Any] | None = None,
+    output_dir: str | os.PathLike | None = None,
+    jobs: int = 1,
+    console: Console | None = None,
+    cluster: str = "",
+) -> StudyResult:
     """Executes the notebooks of a study, chain by chain, then the analysis; what is current on disk is skipped.
 
     A failing notebook ends its own chain only. The analysis runs if at least one chain is complete. Executed copies
@@ -226,14 +251,18 @@ def run_study(profile: str = "demo", tasks: Iterable[str] = (), seeds: Iterable[
     folder = notebooks_folder()
     jobs = min(jobs, len(runs))
     _check_before_start(runs, folder, given, jobs if cluster in ("", LOCAL) else 0, console)
-    with _runner_on_cluster(runs, folder, given, jobs, cluster) if cluster \
-            else contextlib.nullcontext(_runner_here(runs, folder, given, jobs)) as runner:
+    with (
+        _runner_on_cluster(runs, folder, given, jobs, cluster)
+        if cluster
+        else contextlib.nullcontext(_runner_here(runs, folder, given, jobs)) as runner
+    ):
         write_study_file(runs, given, jobs, cluster)
         return _run_study(runs, folder, given, console, runner)
 
 
-def _run_study(runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console,
-               runner: "_Runner") -> StudyResult:
+def _run_study(
+    runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console, runner: "_Runner"
+) -> StudyResult:
     lines = [Line(chain_name(run), _wanted_records(run, CHAIN_NOTEBOOKS)) for run in runs]
     measured = {path: stage for run in runs for path, stage in _wanted_records(run, (ANALYSIS_NOTEBOOK,)).items()}
     with StudyProgress([*lines, Line(ANALYSIS, measured)], console) as progress:
@@ -243,8 +272,11 @@ def _run_study(runs: list[Run], folder: Path, given: Mapping[str, Any], console:
         complete = [run for run in runs if chain_name(run) not in broken]
         if broken:
             progress.say(f"not complete: {'; '.join(sorted(broken))}. The same command takes them up again")
-        results.append(_in_background(
-            lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop), progress, runner))
+        results.append(
+            _in_background(
+                lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop), progress, runner
+            )
+        )
     return StudyResult(runs[0].study, tuple(results))
 
 
@@ -260,8 +292,11 @@ def _check_before_start(runs: list[Run], folder: Path, given: Mapping[str, Any],
         check_parameters(folder / f"{name}.ipynb", notebook_parameters(runs[0], given))
     needed, free = MEMORY_GIGABYTES[profile] * min(jobs, waiting), psutil.virtual_memory().available / 1e9
     if free < needed:
-        console.print(f"note: {free:.1f} GB of memory are free, and this study may take about {needed:.0f} GB; "
-                      "close other programs, or use fewer --jobs", highlight=False)
+        console.print(
+            f"note: {free:.1f} GB of memory are free, and this study may take about {needed:.0f} GB; "
+            "close other programs, or use fewer --jobs",
+            highlight=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -286,14 +321,16 @@ def _runner_here(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: 
     def run_chains(progress: StudyProgress) -> list[list[NotebookResult]]:
         with threads_per_chain(jobs):
             return joblib.Parallel(n_jobs=jobs, backend="threading")(
-                joblib.delayed(_run_chain)(run, folder, given, progress, stop) for run in runs)
+                joblib.delayed(_run_chain)(run, folder, given, progress, stop) for run in runs
+            )
 
     return _Runner(run_chains, stop, stop_kernels)
 
 
 @contextlib.contextmanager
-def _runner_on_cluster(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int,
-                       cluster: str) -> Iterator[_Runner]:
+def _runner_on_cluster(
+    runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int, cluster: str
+) -> Iterator[_Runner]:
     """Runs chains on the workers of a cluster, for as long as the context lasts."""
     with open_cluster(cluster, jobs) as client:
         with mark_in(runs[0].study) as mark:
@@ -314,8 +351,9 @@ def _runner_on_cluster(runs: list[Run], folder: Path, given: Mapping[str, Any], 
         yield _Runner(run_chains, stop, lambda: client.run(stop_kernels))
 
 
-def _run_chain_on_worker(number: int, run: Run, folder: Path, given: Mapping[str, Any],
-                         stop: Any) -> tuple[int, list[NotebookResult]]:
+def _run_chain_on_worker(
+    number: int, run: Run, folder: Path, given: Mapping[str, Any], stop: Any
+) -> tuple[int, list[NotebookResult]]:
     """The chain's number and results. The display, which cannot follow it here, sees its records on disk."""
     return number, _run_chain(run, folder, given, Unwatched(), stop)
 
@@ -327,8 +365,9 @@ def _end_of(results: Iterable[NotebookResult], stop: Any) -> str:
     return "done" if all(result.status in ("executed", "skipped") for result in results) else "failed"
 
 
-def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress | Unwatched,
-               stop: Any) -> list[NotebookResult]:
+def _run_chain(
+    run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress | Unwatched, stop: Any
+) -> list[NotebookResult]:
     """Brings one chain's notebooks up to date, in order, until one fails."""
     results: list[NotebookResult] = []
     for name in CHAIN_NOTEBOOKS:
@@ -346,8 +385,9 @@ def _run_chain(run: Run, folder: Path, given: Mapping[str, Any], progress: Study
     return results
 
 
-def _run_analysis(complete: list[Run], study: Path, folder: Path, given: Mapping[str, Any],
-                  progress: StudyProgress, stop: Any) -> NotebookResult:
+def _run_analysis(
+    complete: list[Run], study: Path, folder: Path, given: Mapping[str, Any], progress: StudyProgress, stop: Any
+) -> NotebookResult:
     """Brings the analysis up to date, over the chains that are complete."""
     notebook = folder / f"{ANALYSIS_NOTEBOOK}.ipynb"
     executed = study / "notebooks" / notebook.name
@@ -365,8 +405,14 @@ def _run_analysis(complete: list[Run], study: Path, folder: Path, given: Mapping
     return result
 
 
-def _execute(chain: str, notebook: Path, executed: Path, parameters: Mapping[str, Any],
-             progress: StudyProgress | Unwatched, stop: Any) -> NotebookResult:
+def _execute(
+    chain: str,
+    notebook: Path,
+    executed: Path,
+    parameters: Mapping[str, Any],
+    progress: StudyProgress | Unwatched,
+    stop: Any,
+) -> NotebookResult:
     progress.begin(chain, notebook.stem)
     started = time.monotonic()
     failure = execute_notebook(notebook, executed, parameters)
@@ -396,5 +442,8 @@ def _in_background(work: Callable[[], Any], progress: StudyProgress, runner: _Ru
 
 def _wanted_records(run: Run, notebooks: Iterable[str]) -> dict[Path, tuple[str, str]]:
     """Record folder -> (stage key, fingerprint) of the stages that these notebooks make."""
-    return {run.stage_folder(key): (key, run.fingerprint(key)) for key, stage in run.plan.items()
-            if stage.notebook in notebooks}
+    return {
+        run.stage_folder(key): (key, run.fingerprint(key))
+        for key, stage in run.plan.items()
+        if stage.notebook in notebooks
+    }

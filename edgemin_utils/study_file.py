@@ -22,8 +22,17 @@ def write_study_file(runs: Sequence[Run], given: Mapping[str, Any], jobs: int, c
     for name, value in _relative_paths(given, Path.cwd()).items():
         words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     words += ["--output-dir", os.path.relpath(study), "--jobs", str(jobs), *(["--cluster", cluster] if cluster else [])]
-    write_json(study / STUDY_FILE, {"command": shlex.join(words), "profile": profile, "tasks": tasks, "seeds": seeds,
-                                    "overrides": _relative_paths(given, study), "paths": _paths(given)})
+    write_json(
+        study / STUDY_FILE,
+        {
+            "command": shlex.join(words),
+            "profile": profile,
+            "tasks": tasks,
+            "seeds": seeds,
+            "overrides": _relative_paths(given, study),
+            "paths": _paths(given),
+        },
+    )
 
 
 def read_study_file(study: Path) -> dict[str, Any]:
@@ -41,8 +50,11 @@ def read_study_file(study: Path) -> dict[str, Any]:
 
 def _paths(overrides: Mapping[str, Any]) -> list[str]:
     """The names of the overrides that are paths."""
-    return [name for name, value in overrides.items()
-            if name in (*PATH_SETTINGS, *MODEL_SETTINGS) and value and os.path.isabs(value)]
+    return [
+        name
+        for name, value in overrides.items()
+        if name in (*PATH_SETTINGS, *MODEL_SETTINGS) and value and os.path.isabs(value)
+    ]
 
 
 def _relative_paths(overrides: Mapping[str, Any], start: Path) -> dict[str, Any]:

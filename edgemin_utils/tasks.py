@@ -61,7 +61,7 @@ class Task:
 
     @property
     def f1_average(self) -> str:
-        """"binary" (F1 of `positive_label`) with two labels, "macro" (mean of the labels' F1) with more."""
+        """ "binary" (F1 of `positive_label`) with two labels, "macro" (mean of the labels' F1) with more."""
         return "binary" if len(self.labels) == 2 else "macro"
 
     @property
@@ -78,20 +78,43 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "sst2": Task(
-        name="sst2", title="SST-2", text_columns=("sentence",), label_column="label",
-        labels=("negative", "positive"), dev_splits=("dev",), metrics=("accuracy", "matthews_correlation"),
-        folder="SST-2", hub_config="sst2", tsv_text_columns=("sentence",), tsv_label_column="label",
+        name="sst2",
+        title="SST-2",
+        text_columns=("sentence",),
+        label_column="label",
+        labels=("negative", "positive"),
+        dev_splits=("dev",),
+        metrics=("accuracy", "matthews_correlation"),
+        folder="SST-2",
+        hub_config="sst2",
+        tsv_text_columns=("sentence",),
+        tsv_label_column="label",
     ),
     "mnli": Task(
-        name="mnli", title="MNLI", text_columns=("premise", "hypothesis"), label_column="label",
-        labels=("entailment", "neutral", "contradiction"), dev_splits=("dev_matched", "dev_mismatched"),
-        metrics=("accuracy", "matthews_correlation"), folder="MNLI", hub_config="mnli",
-        tsv_text_columns=("sentence1", "sentence2"), tsv_label_column="gold_label", unlabelled="-",
+        name="mnli",
+        title="MNLI",
+        text_columns=("premise", "hypothesis"),
+        label_column="label",
+        labels=("entailment", "neutral", "contradiction"),
+        dev_splits=("dev_matched", "dev_mismatched"),
+        metrics=("accuracy", "matthews_correlation"),
+        folder="MNLI",
+        hub_config="mnli",
+        tsv_text_columns=("sentence1", "sentence2"),
+        tsv_label_column="gold_label",
+        unlabelled="-",
     ),
     "qqp": Task(
-        name="qqp", title="QQP", text_columns=("question1", "question2"), label_column="label",
-        labels=("not_duplicate", "duplicate"), dev_splits=("dev",), metrics=METRICS,
-        folder="QQP", hub_config="qqp", tsv_text_columns=("question1", "question2"),
+        name="qqp",
+        title="QQP",
+        text_columns=("question1", "question2"),
+        label_column="label",
+        labels=("not_duplicate", "duplicate"),
+        dev_splits=("dev",),
+        metrics=METRICS,
+        folder="QQP",
+        hub_config="qqp",
+        tsv_text_columns=("question1", "question2"),
         tsv_label_column="is_duplicate",
     ),
 }
@@ -120,16 +143,23 @@ def custom_task(settings: Settings) -> Task:
     """
     columns = tuple(settings.text_columns)
     if settings.label_column in columns or len(set(columns)) != len(columns):
-        raise SettingError(f"text_columns {', '.join(columns)} and label_column {settings.label_column} must be "
-                           "different columns")
+        raise SettingError(
+            f"text_columns {', '.join(columns)} and label_column {settings.label_column} must be different columns"
+        )
     reserved = sorted({"label", "row"} & set(columns))
     if reserved:
-        raise SettingError(f"a text column cannot be called {reserved[0]!r} (the name is used inside); rename it in "
-                           "the file")
+        raise SettingError(
+            f"a text column cannot be called {reserved[0]!r} (the name is used inside); rename it in the file"
+        )
     path = path_setting(settings, "task_file")
     return Task(
-        name=_folder_name(path.stem), title=path.stem, text_columns=columns, label_column=settings.label_column,
-        labels=_labels_in_file(path, settings.label_column), dev_splits=("dev",), metrics=METRICS,
+        name=_folder_name(path.stem),
+        title=path.stem,
+        text_columns=columns,
+        label_column=settings.label_column,
+        labels=_labels_in_file(path, settings.label_column),
+        dev_splits=("dev",),
+        metrics=METRICS,
     )
 
 
@@ -184,6 +214,8 @@ def _cached_labels(path: Path, label_column: str, size: int, modified: int) -> t
     if len(labels) < 2:
         raise DataError(f"{path}: column {column!r} holds only the label {labels.pop()!r}; a task needs at least two")
     if len(labels) > 20 and len(labels) > len(rows) / 2:
-        raise DataError(f"{path}: column {column!r} holds {len(labels)} different values in {len(rows)} rows; these "
-                        "are not classes (is it the label column?)")
+        raise DataError(
+            f"{path}: column {column!r} holds {len(labels)} different values in {len(rows)} rows; these "
+            "are not classes (is it the label column?)"
+        )
     return sort_labels(labels)

@@ -29,8 +29,14 @@ class CachedSignals:
     (real tokens of all rows + 1, size), whose last row is the zero vector that padding gets.
     """
 
-    def __init__(self, teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
-                 batch_size: int):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        names: Sequence[str],
+        batch_size: int,
+    ):
         self.lengths = torch.from_numpy(np.asarray(rows["length"], dtype=np.int64))
         self.starts = torch.cumsum(self.lengths, 0) - self.lengths
         self.by_row: dict[str, torch.Tensor] = {}
@@ -79,8 +85,14 @@ class _SignalsOfBatch(Mapping):
         return len(self.cache.by_row) + len(self.cache.by_token)
 
 
-def signal_source(teacher: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: Sequence[str],
-                  batch_size: int, cache_gigabytes: float) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
+def signal_source(
+    teacher: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+    batch_size: int,
+    cache_gigabytes: float,
+) -> Callable[[Batch], Mapping[str, torch.Tensor]]:
     """A function from a training batch to the teacher's signals, named as in `teacher_signals`: cached if they fit,
     else computed batch by batch.
 

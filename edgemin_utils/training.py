@@ -105,18 +105,26 @@ def label_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, 
 
 
 def training_precision(settings: Settings) -> str:
-    """"float32" or "bfloat16": what `settings.training_precision` comes to on this machine."""
+    """ "float32" or "bfloat16": what `settings.training_precision` comes to on this machine."""
     if settings.training_precision != "auto":
         return settings.training_precision
     # A T4 only emulates bfloat16, slower than it computes in float32.
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() \
-        else has_native_bfloat16()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_native_bfloat16()
+    )
     return "bfloat16" if native else "float32"
 
 
-def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer: PreTrainedTokenizerBase,
-                 settings: Settings, seed: int, holdout: Dataset | None = None,
-                 log: TrainingLog | None = None) -> TrainingLog:
+def train_phases(
+    model: nn.Module,
+    rows: Dataset,
+    phases: list[Phase],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    seed: int,
+    holdout: Dataset | None = None,
+    log: TrainingLog | None = None,
+) -> TrainingLog:
     """Trains `model` in place through `phases` on tokenized `rows` and returns the log: a new one, or `log` with the
     phases behind those that it has.
 
@@ -133,8 +141,16 @@ def train_phases(model: nn.Module, rows: Dataset, phases: list[Phase], tokenizer
     return log
 
 
-def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTrainedTokenizerBase,
-                 settings: Settings, seed: int, holdout: Dataset | None, log: TrainingLog) -> None:
+def _train_phase(
+    model: nn.Module,
+    rows: Dataset,
+    phase: Phase,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    seed: int,
+    holdout: Dataset | None,
+    log: TrainingLog,
+) -> None:
     precision, batch_size = training_precision(settings), phase.batch_size or settings.batch_size
     steps_before = sum(item["steps"] for item in log.phases)
     epochs_before = sum(item["epochs"] for item in log.phases)
@@ -143,20 +159,37 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
     rows = rows.select_columns(columns).add_column("position", np.arange(len(rows)))
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=scratch, num_train_epochs=phase.epochs, learning_rate=phase.learning_rate,
-            per_device_train_batch_size=batch_size, warmup_steps=settings.warmup_ratio,
-            weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=seed, data_seed=seed,
-            bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(),
-            save_strategy="no", eval_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            remove_unused_columns=False, dataloader_pin_memory=torch.cuda.is_available(),
+            output_dir=scratch,
+            num_train_epochs=phase.epochs,
+            learning_rate=phase.learning_rate,
+            per_device_train_batch_size=batch_size,
+            warmup_steps=settings.warmup_ratio,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=seed,
+            data_seed=seed,
+            bf16=precision == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="no",
+            eval_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
             # Relation losses do not reach the classification head.
-            ddp_find_unused_parameters=True)
+            ddp_find_unused_parameters=True,
+        )
         processes = arguments.world_size
         arguments.per_device_train_batch_size = _rows_of_a_process(batch_size, processes)
         collect = _CollectHistory(phase, log, steps_before, epochs_before, holdout, tokenizer, settings, model)
         trainer = _PhaseTrainer(
-            model=_ModelWithLoss(model, phase), args=arguments, train_dataset=rows, callbacks=[collect],
-            data_collator=DataCollatorWithPadding(tokenizer))
+            model=_ModelWithLoss(model, phase),
+            args=arguments,
+            train_dataset=rows,
+            callbacks=[collect],
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
         trainer.remove_callback(PrinterCallback)  # it would print the run's totals, which the log has
         trainer.collect = collect
         if settings.length_grouping:
@@ -167,20 +200,31 @@ def _train_phase(model: nn.Module, rows: Dataset, phase: Phase, tokenizer: PreTr
         trainer.train()
         seconds = time.perf_counter() - started - collect.evaluation_seconds
     steps = trainer.state.global_step
-    log.phases.append({
-        "name": phase.name, "epochs": phase.epochs, "steps": steps, "seconds": seconds, "precision": precision,
-        "processes": processes, "learning_rate": phase.learning_rate,
-        "examples_per_second": len(rows) * phase.epochs / seconds,
-        "projection_parameters": sum(value.numel() for value in phase.projections.parameters())
-        if phase.projections else 0})
+    log.phases.append(
+        {
+            "name": phase.name,
+            "epochs": phase.epochs,
+            "steps": steps,
+            "seconds": seconds,
+            "precision": precision,
+            "processes": processes,
+            "learning_rate": phase.learning_rate,
+            "examples_per_second": len(rows) * phase.epochs / seconds,
+            "projection_parameters": sum(value.numel() for value in phase.projections.parameters())
+            if phase.projections
+            else 0,
+        }
+    )
     model.cpu().eval()
 
 
 def _rows_of_a_process(batch_size: int, processes: int) -> int:
     """Rows that each process takes of a batch."""
     if batch_size % processes:
-        raise SettingError(f"a batch of {batch_size} rows cannot be divided among {processes} processes; set "
-                           "batch_size and teacher_batch_size to multiples of their number")
+        raise SettingError(
+            f"a batch of {batch_size} rows cannot be divided among {processes} processes; set "
+            "batch_size and teacher_batch_size to multiples of their number"
+        )
     return batch_size // processes
 
 
@@ -215,9 +259,9 @@ class GroupedByLength(Sampler):
         self.epoch += 1
         order = generator.permutation(len(self.lengths))
         for start in range(0, len(order), self.batch_size * self.GROUP_BATCHES):
-            group = order[start:start + self.batch_size * self.GROUP_BATCHES]
+            group = order[start : start + self.batch_size * self.GROUP_BATCHES]
             group = group[np.argsort(self.lengths[group], kind="stable")]
-            parts = [group[place:place + self.batch_size] for place in range(0, len(group), self.batch_size)]
+            parts = [group[place : place + self.batch_size] for place in range(0, len(group), self.batch_size)]
             # A last, smaller batch stays last: in between it would shift the borders of all that follow.
             whole = [part for part in parts if len(part) == self.batch_size]
             for number in generator.permutation(len(whole)):
@@ -254,8 +298,9 @@ class _PhaseTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.row_order or super()._get_train_sampler(train_dataset)
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         loss, parts = model(inputs)
         self.collect.add(loss, parts)
         return (loss, None) if return_outputs else loss
@@ -264,8 +309,17 @@ class _PhaseTrainer(Trainer):
 class _CollectHistory(TrainerCallback):
     """Averages the loss and its parts between the points kept, evaluates after each epoch, and shows progress."""
 
-    def __init__(self, phase: Phase, log: TrainingLog, steps_before: int, epochs_before: float,
-                 holdout: Dataset | None, tokenizer: PreTrainedTokenizerBase, settings: Settings, model: nn.Module):
+    def __init__(
+        self,
+        phase: Phase,
+        log: TrainingLog,
+        steps_before: int,
+        epochs_before: float,
+        holdout: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Settings,
+        model: nn.Module,
+    ):
         self.phase, self.log, self.holdout, self.tokenizer, self.settings = phase, log, holdout, tokenizer, settings
         self.model = model
         self.steps_before, self.epochs_before = steps_before, epochs_before
@@ -279,44 +333,64 @@ class _CollectHistory(TrainerCallback):
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                       **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.phase.name, unit="step", leave=False, mininterval=0.5,
-                        disable=not state.is_world_process_zero)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            desc=self.phase.name,
+            unit="step",
+            leave=False,
+            mininterval=0.5,
+            disable=not state.is_world_process_zero,
+        )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                     **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                    **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update()
         every = max(1, state.max_steps // LOGGED_POINTS)
         if self.count and (state.global_step % every == 0 or state.global_step == state.max_steps):
             means = {name: float(value) / self.count for name, value in self.sums.items()}
-            self.log.history.append({"phase": self.phase.name, "step": self.steps_before + state.global_step,
-                                     "epoch": self.epochs_before + state.epoch, **means})
+            self.log.history.append(
+                {
+                    "phase": self.phase.name,
+                    "step": self.steps_before + state.global_step,
+                    "epoch": self.epochs_before + state.epoch,
+                    **means,
+                }
+            )
             self.sums, self.count = {}, 0
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                     **kwargs: Any) -> None:
-        if not (self.phase.evaluates and self.holdout is not None and len(self.holdout)
-                and state.is_world_process_zero):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not (
+            self.phase.evaluates and self.holdout is not None and len(self.holdout) and state.is_world_process_zero
+        ):
             return
         started = time.perf_counter()
         logits = predict(self.model, self.holdout, self.tokenizer, self.settings.evaluation_batch_size)
         labels = torch.tensor(self.holdout["labels"])
-        self.log.evaluations.append({
-            "phase": self.phase.name, "epoch": self.epochs_before + state.epoch,
-            "loss": float(functional.cross_entropy(torch.from_numpy(logits), labels)),
-            "accuracy": float((logits.argmax(axis=1) == labels.numpy()).mean())})
+        self.log.evaluations.append(
+            {
+                "phase": self.phase.name,
+                "epoch": self.epochs_before + state.epoch,
+                "loss": float(functional.cross_entropy(torch.from_numpy(logits), labels)),
+                "accuracy": float((logits.argmax(axis=1) == labels.numpy()).mean()),
+            }
+        )
         self.evaluation_seconds += time.perf_counter() - started
 
 
-def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int,
-            device: torch.device | str = "cpu") -> Iterator[tuple[np.ndarray, Batch]]:
+def batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields (positions, batch) over tokenized rows, longest first, padded only to the longest of the batch.
 
     `positions` are the rows' places in `rows`; the batch holds int64 tensors of shape (batch, tokens) and, where the
@@ -325,27 +399,33 @@ def batches(rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int,
     make = batch_maker(rows, tokenizer)
     order = np.argsort(-np.asarray(rows["length"]), kind="stable")
     for start in range(0, len(order), batch_size):
-        positions = order[start:start + batch_size]
+        positions = order[start : start + batch_size]
         yield positions, {name: value.to(device) for name, value in make(positions.tolist()).items()}
 
 
 def batch_maker(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], Batch]:
     """A function from places in tokenized `rows` to a batch of them, padded to its longest row: int64 (batch, tokens),
     labels (batch,)."""
-    columns = [name for name in ("input_ids", "attention_mask", "token_type_ids", "labels")
-               if name in rows.column_names]
+    columns = [
+        name for name in ("input_ids", "attention_mask", "token_type_ids", "labels") if name in rows.column_names
+    ]
     collate, plain = DataCollatorWithPadding(tokenizer), rows.select_columns(columns)
 
     def make(positions: Sequence[int]) -> Batch:
         chosen = plain[positions]
-        return collate([dict(zip(columns, values, strict=True))
-                        for values in zip(*(chosen[name] for name in columns), strict=True)])
+        return collate(
+            [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*(chosen[name] for name in columns), strict=True)
+            ]
+        )
 
     return make
 
 
-def predict(model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-            batch_size: int = 64) -> np.ndarray:
+def predict(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+) -> np.ndarray:
     """Logits (rows, labels) in float32, in the rows' order, from the model in evaluation mode."""
     if not len(rows):
         return np.zeros((0, model.config.num_labels), dtype=np.float32)

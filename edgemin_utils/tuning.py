@@ -35,14 +35,20 @@ def _tune_model(run: Run, key: str, folder: Path) -> dict[str, Any]:
     models = [model] if teacher is None else [model, teacher[1]]
     rows = tokenized_task(run, tokenizer, models)
     before = under_fake_quantization(model, stage, rows, settings)
-    phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate,
-                  answer_loss(run, settings, teacher, models, rows.data))
+    phase = Phase(
+        "tuning",
+        settings.tuning_epochs,
+        settings.tuning_learning_rate,
+        answer_loss(run, settings, teacher, models, rows.data),
+    )
     with fake_quantization(model, stage.fake_quantization):
         log = train_phases(model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout)
     save_model(model, folder, tokenizer)
-    results = {**describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
-               **under_fake_quantization(model, stage, rows, settings),
-               "metrics_before": run.read(stage.source).results["metrics"]}
+    results = {
+        **describe_trained(model, folder, rows, settings.evaluation_batch_size, log),
+        **under_fake_quantization(model, stage, rows, settings),
+        "metrics_before": run.read(stage.source).results["metrics"],
+    }
     if before:
         results["metrics_before_fake_quantized"] = before["metrics_fake_quantized"]
     return results

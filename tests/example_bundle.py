@@ -65,8 +65,11 @@ def python_probabilities(bundle: Path, graph: Path, rows: Sequence[Sequence[str]
     found = []
     for row in rows:
         encoded = tokenizer.encode(*row)
-        inputs = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask,
-                  "token_type_ids": encoded.type_ids}
+        inputs = {
+            "input_ids": encoded.ids,
+            "attention_mask": encoded.attention_mask,
+            "token_type_ids": encoded.type_ids,
+        }
         logits = session.run(None, {name: np.array([inputs[name]]) for name in names})[0][0]
         powers = np.exp(logits.astype(np.float64) - logits.max())
         found.append(powers / powers.sum())

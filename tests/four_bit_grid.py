@@ -15,7 +15,7 @@ def grid_of_blocks(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     whose blocks lie along the width: 16 numbers from the lowest weight to the highest, 0 among them."""
     scales, zero_points, integers = [], [], []
     for start in range(0, weights.shape[1], BLOCK):
-        block = weights[:, start:start + BLOCK]
+        block = weights[:, start : start + BLOCK]
         low, high = np.minimum(block.min(1, keepdims=True), 0), np.maximum(block.max(1, keepdims=True), 0)
         scale = (high - low) / np.float32(15)
         zero_point = np.round(-low / scale)
@@ -27,8 +27,10 @@ def grid_of_blocks(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def rounded(weights: np.ndarray) -> np.ndarray:
     """What the integers stand for, float32 (rows, width)."""
-    integers, scales, zero_points = (values if number == 0 else np.repeat(values, BLOCK, 1)[:, :weights.shape[1]]
-                                     for number, values in enumerate(grid_of_blocks(weights)))
+    integers, scales, zero_points = (
+        values if number == 0 else np.repeat(values, BLOCK, 1)[:, : weights.shape[1]]
+        for number, values in enumerate(grid_of_blocks(weights))
+    )
     return ((integers - zero_points) * scales).astype(np.float32)
 
 

@@ -16,12 +16,29 @@ LABELS = ("negative", "positive")
 POSITIVE, NEGATIVE = ("good", "great", "warm", "bright"), ("bad", "dull", "cold", "grim")
 
 
-def small_model(family: str = "bert", layers: int = 3, hidden_size: int = 48, heads: int = 4,
-                intermediate_size: int = 96, vocabulary_size: int = 60, seed: int = 0,
-                dropout: float = 0.1) -> PreTrainedModel:
+def small_model(
+    family: str = "bert",
+    layers: int = 3,
+    hidden_size: int = 48,
+    heads: int = 4,
+    intermediate_size: int = 96,
+    vocabulary_size: int = 60,
+    seed: int = 0,
+    dropout: float = 0.1,
+) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = scratch_model(family, layers, hidden_size, heads, intermediate_size, vocabulary_size, LABELS, 64,
-                          pad_token_id=1 if family == "roberta" else 0, dropout=dropout)
+    model = scratch_model(
+        family,
+        layers,
+        hidden_size,
+        heads,
+        intermediate_size,
+        vocabulary_size,
+        LABELS,
+        64,
+        pad_token_id=1 if family == "roberta" else 0,
+        dropout=dropout,
+    )
     # Weights larger than at initialization, so that layers matter to the output and tests can see an error.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -36,9 +53,12 @@ def small_batch(rows: int = 3, tokens: int = 9, vocabulary_size: int = 60, seed:
     ids = torch.randint(5, vocabulary_size, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(rows):
-        mask[row, tokens - row:] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask,
-            "labels": torch.randint(0, 2, (rows,), generator=generator)}
+        mask[row, tokens - row :] = 0
+    return {
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+        "labels": torch.randint(0, 2, (rows,), generator=generator),
+    }
 
 
 def sentences(count: int, seed: int = 0) -> datasets.Dataset:
@@ -52,8 +72,7 @@ def sentences(count: int, seed: int = 0) -> datasets.Dataset:
     for number in range(count):
         label = number % 2
         filler = [draw(("the", "film", "was", "a", "very", "story")) for _ in range(3 + number % 5)]
-        rows.append({"sentence": " ".join([*filler, draw((NEGATIVE, POSITIVE)[label])]), "label": label,
-                     "row": number})
+        rows.append({"sentence": " ".join([*filler, draw((NEGATIVE, POSITIVE)[label])]), "label": label, "row": number})
     return datasets.Dataset.from_list(rows)
 
 
@@ -84,10 +103,19 @@ def export_onnx(model: PreTrainedModel, path: Path) -> Path:
                 parameter.normal_(0, 0.15)
     ids = torch.full((2, 9), 7)
     names = input_names(model)
-    values = (ids, torch.ones_like(ids), torch.zeros_like(ids))[:len(names)]
+    values = (ids, torch.ones_like(ids), torch.zeros_like(ids))[: len(names)]
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=longest_input(model))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(_Logits(model), values, path, input_names=list(names), output_names=["logits"],
-                          dynamic_shapes=(free,) * len(names), dynamo=True, verbose=False, external_data=False)
+        torch.onnx.export(
+            _Logits(model),
+            values,
+            path,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamic_shapes=(free,) * len(names),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+        )
     return path

@@ -13,16 +13,7 @@ def test_grams_by_hand():
 
 def test_pair_features_by_hand():
     found = features(("a b", "b a"))
-    assert {
-        "first:a",
-        "first:a b",
-        "second:b a",
-        "both:a",
-        "both:b",
-        "one:a b",
-        "one:b a",
-        "overlap:10",
-    } <= set(found)
+    assert {"first:a", "first:a b", "second:b a", "both:a", "both:b", "one:a b", "one:b a", "overlap:10"} <= set(found)
     assert "longer:0" in found
     assert "overlap:2" in features(("a b", "b c d e"))
 
@@ -42,9 +33,7 @@ def test_a_parity_over_distant_words_is_not():
 
 
 def test_pairs_use_the_matched_split():
-    frame = pd.DataFrame(
-        {"premise": ["x y", "x z"] * 6, "hypothesis": ["x", "not x"] * 6, "label": [0, 2] * 6}
-    )
+    frame = pd.DataFrame({"premise": ["x y", "x z"] * 6, "hypothesis": ["x", "not x"] * 6, "label": [0, 2] * 6})
     splits = {"train": frame, "dev_matched": frame, "dev_mismatched": frame.assign(label=1)}
     assert bag_of_words_accuracy(splits, "mnli") == 1.0
 

@@ -17,8 +17,10 @@ PEAKS = Peaks(1, 1e9, 2e9, "made up", ((1, 1e12),))
 
 
 def test_targets_are_met_by_size_and_by_speed_apart():
-    contenders = [Contender(name, size, len, 10) for name, size in
-                  zip((*TARGETS, BUNDLE), (60_000_000, 14_000_000, 15_000_000, 3_000_000), strict=True)]
+    contenders = [
+        Contender(name, size, len, 10)
+        for name, size in zip((*TARGETS, BUNDLE), (60_000_000, 14_000_000, 15_000_000, 3_000_000), strict=True)
+    ]
     milliseconds = np.array([[80.0, 19.0, 30.0, 10.0]] * 3)
     times = {32: LatencyResult((*TARGETS, BUNDLE), (milliseconds * 1e6).astype(np.int64), 1, SHORT)}
     table = edge_bundle.targets_table(contenders, times)
@@ -32,9 +34,11 @@ def test_targets_are_met_by_size_and_by_speed_apart():
 def test_contenders_answer_and_stand_beside_their_bound(tmp_path):
     student = edge_bundle.compressed_student(small_model(layers=4))
     assert describe_model(student)["layers"] == 4 and describe_model(student)["vocabulary_size"] == 60
-    contenders = [edge_bundle.torch_contender("eager", student, tmp_path),
-                  edge_bundle.torch_contender("INT8", student, tmp_path, "dynamic-int8"),
-                  *edge_bundle.bundle_contenders(student, tmp_path, longest=16)]
+    contenders = [
+        edge_bundle.torch_contender("eager", student, tmp_path),
+        edge_bundle.torch_contender("INT8", student, tmp_path, "dynamic-int8"),
+        *edge_bundle.bundle_contenders(student, tmp_path, longest=16),
+    ]
     batch = edge_bundle.fixed_inputs(1, 9, 60, token_type_ids=True)
     with torch.inference_mode():
         first, *others = (np.asarray(contender.predict(batch)) for contender in contenders)
@@ -70,8 +74,11 @@ def test_what_is_not_installed_is_skipped_with_a_word(tmp_path, monkeypatch):
 
 def test_a_benchmark_is_chosen_by_name(monkeypatch, capsys):
     called = []
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", {name: lambda options, name=name: called.append((name, options))
-                                                   for name in benchmarks.BENCHMARKS})
+    monkeypatch.setattr(
+        benchmarks,
+        "BENCHMARKS",
+        {name: lambda options, name=name: called.append((name, options)) for name in benchmarks.BENCHMARKS},
+    )
     assert benchmarks.main(["edge-bundle", "--full"]) == 0 and benchmarks.main([]) == 0
     assert called == [("edge-bundle", ["--full"]), ("training-speed", []), ("edge-bundle", [])]
     assert benchmarks.main(["edge-bundel"]) == 2

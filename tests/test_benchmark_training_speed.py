@@ -1,8 +1,20 @@
 from edgemin_utils.benchmark.training_speed import VARIANTS, compare_speeds
 
-TINY = {"train_rows": 40, "dev_rows": 10, "teacher_layers": 1, "teacher_hidden_size": 16, "teacher_heads": 2,
-        "teacher_intermediate_size": 16, "student_layers": 1, "student_hidden_size": 8, "student_heads": 2,
-        "student_intermediate_size": 8, "distillation_epochs": 1, "prediction_epochs": 1, "relation_heads": 2}
+TINY = {
+    "train_rows": 40,
+    "dev_rows": 10,
+    "teacher_layers": 1,
+    "teacher_hidden_size": 16,
+    "teacher_heads": 2,
+    "teacher_intermediate_size": 16,
+    "student_layers": 1,
+    "student_hidden_size": 8,
+    "student_heads": 2,
+    "student_intermediate_size": 8,
+    "distillation_epochs": 1,
+    "prediction_epochs": 1,
+    "relation_heads": 2,
+}
 
 
 def test_speeds_are_compared_on_the_same_rows_and_plain_is_the_unit():

@@ -32,8 +32,18 @@ FLOAT32_TOLERANCE = 1e-5
 # onnxruntime-web has no 4-bit kernels: it unpacks the weights and leaves inputs in float32, where Python rounds them.
 INT4_TOLERANCE = 0.03
 ODD_TEXTS = (
-    "", " ", "Ünïcödé CAFÉ", "日本語と中文", "مرحبا بالعالم", "\U0001f600 \U0001f469\u200d\U0001f467 ok",
-    "1,234.56 %?!", "don't  stop\t\n now", "a\u0000b", "[MASK] [SEP] x", "x" * 150, "e\u0301 \u200b zero\u00adwidth",
+    "",
+    " ",
+    "Ünïcödé CAFÉ",
+    "日本語と中文",
+    "مرحبا بالعالم",
+    "\U0001f600 \U0001f469\u200d\U0001f467 ok",
+    "1,234.56 %?!",
+    "don't  stop\t\n now",
+    "a\u0000b",
+    "[MASK] [SEP] x",
+    "x" * 150,
+    "e\u0301 \u200b zero\u00adwidth",
 )
 
 
@@ -149,8 +159,10 @@ def test_the_float32_model_is_loaded_when_asked_for_and_compared(bundles, pages,
     assert [float(cell.split()[0]) for cell in cells[:2]] == [round(size / 1e6, 2) for size in sizes]
     assert cells[2].split() == [f"{sizes[1] / sizes[0]:.1f}×", "smaller"]
     for row in ("#own-length", "#fixed-length"):
-        assert all(re.search(r"[1-9].*\sms\s+IQR .*\sms\s+\d+ runs", cell) for cell in
-                   page.locator(f"{row} td").all_inner_texts()[:2])
+        assert all(
+            re.search(r"[1-9].*\sms\s+IQR .*\sms\s+\d+ runs", cell)
+            for cell in page.locator(f"{row} td").all_inner_texts()[:2]
+        )
     assert page.locator("#answers td").all_inner_texts()[2] in ("agree", "differ")
 
 
@@ -159,8 +171,9 @@ def test_latency_is_measured_without_being_asked_for(pages):
     page.locator("#measure:enabled").wait_for()
     assert f"1x{MAX_LENGTH}" in page.locator("#fixed-length th").inner_text()
     for row in ("#own-length", "#fixed-length"):
-        median, runs = re.search(r"([\d.]+)\sms.*?(\d+) runs", page.locator(f"{row} td").first.inner_text(),
-                                 re.DOTALL).groups()
+        median, runs = re.search(
+            r"([\d.]+)\sms.*?(\d+) runs", page.locator(f"{row} td").first.inner_text(), re.DOTALL
+        ).groups()
         assert float(median) > 0 and int(runs) >= 20
     measured = page.evaluate("edgemin.measure()")
     assert measured["own-length"][0]["median"] > 0 and measured["tokenizing"]["runs"] == 100
@@ -172,15 +185,22 @@ def test_what_the_bundle_says_of_itself_is_shown(bundles, pages):
     shares = {name: f"{100 * measured[name]:.1f} %" for name in ("bundle", "pytorch", "agreement")}
     timed = next(row for row in content["measured"]["latency"] if row["model"] == "bundle")
     median, iqr = (f"{timed[name]:.{2 if timed[name] < 10 else 1}f} ms" for name in ("median_ms", "iqr_ms"))
-    facts = dict(zip(pages["qqp"].locator("#facts dt").all_inner_texts(),
-                     (text.replace("\u00a0", " ") for text in pages["qqp"].locator("#facts dd").all_inner_texts()),
-                     strict=True))
+    facts = dict(
+        zip(
+            pages["qqp"].locator("#facts dt").all_inner_texts(),
+            (text.replace("\u00a0", " ") for text in pages["qqp"].locator("#facts dd").all_inner_texts()),
+            strict=True,
+        )
+    )
     assert facts["Task"] == f"qqp: not_duplicate, duplicate; texts are cut at {MAX_LENGTH} tokens"
-    assert facts["Accuracy when made"] == (f"{shares['bundle']} of 40 rows of dev (the PyTorch model "
-                                           f"{shares['pytorch']}; {shares['agreement']} answered alike)")
+    assert facts["Accuracy when made"] == (
+        f"{shares['bundle']} of 40 rows of dev (the PyTorch model "
+        f"{shares['pytorch']}; {shares['agreement']} answered alike)"
+    )
     assert facts["Latency when made"].startswith(f"1x{MAX_LENGTH} {median} (IQR {iqr}, 3 runs), outside a browser")
     assert facts["Where it came from"].startswith(
-        f"qqp-model; {', then '.join(STEPS)}; bundled by EdgeMIN {made['edgemin']}")
+        f"qqp-model; {', then '.join(STEPS)}; bundled by EdgeMIN {made['edgemin']}"
+    )
     assert facts["Same as where it was made"].startswith("yes: probabilities of 3 check texts differ by ")
 
 
@@ -195,9 +215,15 @@ def byte_level_tokenizer(texts: Sequence[str]) -> tokenizers.Tokenizer:
     """A byte-level BPE tokenizer in RoBERTa's manner."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return tokenizer
 
@@ -205,18 +231,24 @@ def byte_level_tokenizer(texts: Sequence[str]) -> tokenizers.Tokenizer:
 @pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE"])
 def test_any_text_is_cut_into_the_tokens_of_the_tokenizers_library(kind, bundles, pages):
     sentences = [row[0] for row in corpus_rows("sst2", 40)]
-    tokenizer = byte_level_tokenizer(sentences) if kind != "WordPiece" else \
-        tokenizers.Tokenizer.from_file(str(bundles["qqp"] / "tokenizer.json"))
+    tokenizer = (
+        byte_level_tokenizer(sentences)
+        if kind != "WordPiece"
+        else tokenizers.Tokenizer.from_file(str(bundles["qqp"] / "tokenizer.json"))
+    )
     rules = json.loads(tokenizer.to_str())
     texts = [*ODD_TEXTS, *sentences, " ".join(sentences)]
     rows = [[text] for text in texts] + [[first, second] for first in texts[::4] for second in texts[::5]]
     tokenizer.enable_truncation(MAX_LENGTH)
     encoded = [tokenizer.encode(*row) for row in rows]
-    found = pages["qqp"].evaluate("""async ([rules, length, rows]) => {
+    found = pages["qqp"].evaluate(
+        """async ([rules, length, rows]) => {
         const { makeEncoder } = await import("./classifier.mjs");
         const { Tokenizer } = await import("./packages/tokenizers.mjs");
         return rows.map(makeEncoder(Tokenizer, rules, length));
-    }""", [rules, MAX_LENGTH, rows])
+    }""",
+        [rules, MAX_LENGTH, rows],
+    )
     for row, wanted, own in zip(rows, encoded, found, strict=True):
         assert own["ids"] == wanted.ids, row
         assert own["cut"] == bool(wanted.overflowing), row
@@ -258,13 +290,17 @@ def change_format(folder: Path) -> None:
     (folder / "bundle.json").write_text(json.dumps(read_content(folder) | {"format_version": 2}))
 
 
-@pytest.mark.parametrize("fault, script, sentence", [
-    (damage, "", "model.onnx is damaged: its SHA-256 is not the recorded one"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "", "tokenizer.json is missing (the server answers 404)"),
-    (lambda folder: (folder / "bundle.json").write_text("{"), "", "bundle.json is damaged (it is not JSON)"),
-    (change_format, "", "bundle.json says format 2, and this page reads format 1"),
-    (None, "delete globalThis.WebAssembly", "This browser cannot run WebAssembly with SIMD"),
-], ids=["damaged", "missing", "no JSON", "other format", "no WebAssembly"])
+@pytest.mark.parametrize(
+    "fault, script, sentence",
+    [
+        (damage, "", "model.onnx is damaged: its SHA-256 is not the recorded one"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "", "tokenizer.json is missing (the server answers 404)"),
+        (lambda folder: (folder / "bundle.json").write_text("{"), "", "bundle.json is damaged (it is not JSON)"),
+        (change_format, "", "bundle.json says format 2, and this page reads format 1"),
+        (None, "delete globalThis.WebAssembly", "This browser cannot run WebAssembly with SIMD"),
+    ],
+    ids=["damaged", "missing", "no JSON", "other format", "no WebAssembly"],
+)
 def test_a_fault_is_one_sentence(fault, script, sentence, bundles, packages, chromium, tmp_path):
     folder = Path(shutil.copytree(bundles["sst2"], tmp_path / "bundle"))
     if fault:

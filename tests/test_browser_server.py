@@ -24,10 +24,22 @@ from edgemin_utils.bundle.classify import FORMAT_VERSION
 from edgemin_utils.cli import main
 from edgemin_utils.errors import ModelError, PackagesError
 
-CONTENT = {"format_version": FORMAT_VERSION, "labels": ["no", "yes"], "text_columns": ["text"], "max_length": 8,
-           "inputs": ["input_ids"], "pad_token_id": 0, "files": {}, "provenance": {"minimum_onnxruntime": "1.20"}}
-FILES = {"model.onnx": b"graph", "tokenizer.json": b"{}", "bundle.json": json.dumps(CONTENT).encode(),
-         "notes.txt": b"own"}
+CONTENT = {
+    "format_version": FORMAT_VERSION,
+    "labels": ["no", "yes"],
+    "text_columns": ["text"],
+    "max_length": 8,
+    "inputs": ["input_ids"],
+    "pad_token_id": 0,
+    "files": {},
+    "provenance": {"minimum_onnxruntime": "1.20"},
+}
+FILES = {
+    "model.onnx": b"graph",
+    "tokenizer.json": b"{}",
+    "bundle.json": json.dumps(CONTENT).encode(),
+    "notes.txt": b"own",
+}
 
 
 @pytest.fixture
@@ -63,21 +75,31 @@ def test_the_server_has_the_pages_files_and_no_other(bundle, installed):
         address = address_of(server)
         try:
             for path, wanted, kind in (
-                    ("", (PAGE_FOLDER / "page.html").read_bytes(), "text/html; charset=utf-8"),
-                    ("page.mjs?again", (PAGE_FOLDER / "page.mjs").read_bytes(), "text/javascript; charset=utf-8"),
-                    ("packages/onnxruntime.wasm", b"onnxruntime.wasm", "application/wasm"),
-                    ("bundle/model.onnx", b"graph", "application/octet-stream"),
-                    ("bundle/bundle.json", FILES["bundle.json"], "application/json")):
+                ("", (PAGE_FOLDER / "page.html").read_bytes(), "text/html; charset=utf-8"),
+                ("page.mjs?again", (PAGE_FOLDER / "page.mjs").read_bytes(), "text/javascript; charset=utf-8"),
+                ("packages/onnxruntime.wasm", b"onnxruntime.wasm", "application/wasm"),
+                ("bundle/model.onnx", b"graph", "application/octet-stream"),
+                ("bundle/bundle.json", FILES["bundle.json"], "application/json"),
+            ):
                 status, content, headers = fetch(address + path)
                 assert (status, content, headers["Content-Type"]) == (200, wanted, kind)
                 assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
                 assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
                 assert "default-src 'self'" in headers["Content-Security-Policy"]
             assert json.loads(fetch(f"{address}comparison.json")[1]) == {
-                "graph": None, "tokenizer": None, "missing": "None here."}
+                "graph": None,
+                "tokenizer": None,
+                "missing": "None here.",
+            }
             (bundle / "tokenizer.json").unlink()
-            for path in ("bundle/notes.txt", "bundle/", "bundle/../bundle/notes.txt", "float32/model.onnx", "server.py",
-                         "bundle/tokenizer.json"):
+            for path in (
+                "bundle/notes.txt",
+                "bundle/",
+                "bundle/../bundle/notes.txt",
+                "float32/model.onnx",
+                "server.py",
+                "bundle/tokenizer.json",
+            ):
                 assert fetch(address + path)[0] == 404, path
         finally:
             server.shutdown()
@@ -97,15 +119,20 @@ def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_packages_are_fetched_once(tmp_path, monkeypatch):
     places = " ".join(f"node_modules/{place}" for place in PACKAGE_FILES.values())
-    fake_npm(tmp_path, f'echo run >> {tmp_path}/runs; test -f package-lock.json || exit 1\n'
-             f'for file in {places} node_modules/other/file; do mkdir -p "$(dirname "$file")"; echo "$file" > "$file"; '
-             'done', monkeypatch)
+    fake_npm(
+        tmp_path,
+        f"echo run >> {tmp_path}/runs; test -f package-lock.json || exit 1\n"
+        f'for file in {places} node_modules/other/file; do mkdir -p "$(dirname "$file")"; echo "$file" > "$file"; '
+        "done",
+        monkeypatch,
+    )
     cache = tmp_path / "cache"
     found = fetch_packages(cache)
     assert fetch_packages(cache) == found
     assert (tmp_path / "runs").read_text() == "run\n"
     assert {name: path.read_text() for name, path in found.items()} == {
-        name: f"node_modules/{place}\n" for name, place in PACKAGE_FILES.items()}
+        name: f"node_modules/{place}\n" for name, place in PACKAGE_FILES.items()
+    }
     # Nothing else stays: neither the other files of the packages nor the folder they came in.
     assert sorted(path for path in cache.rglob("*") if path.is_file()) == sorted(found.values())
 
@@ -167,8 +194,12 @@ def test_a_bundle_is_compared_with_the_stage_it_was_made_from(tmp_path):
         (stage / "record.json").write_text(content)
         assert source_folder(bundle, {"provenance": provenance}) == found
     (stage / "record.json").write_text('{"fingerprint": "abc"}')
-    for changes in ({"source": str(stage)}, {"source": "sst2/../sst2/seed-0/pruning/pruned"}, {"fingerprint": None},
-                    {"source": 7}):
+    for changes in (
+        {"source": str(stage)},
+        {"source": "sst2/../sst2/seed-0/pruning/pruned"},
+        {"fingerprint": None},
+        {"source": 7},
+    ):
         assert source_folder(bundle, {"provenance": provenance | changes}) is None
     assert source_folder(bundle, {}) is None
     assert "name it with --float32" in find_comparison(bundle, {}, None, tmp_path).missing
@@ -205,8 +236,14 @@ def test_the_command_serves_until_it_is_stopped(bundle, tmp_path, monkeypatch):
     kept.mkdir(parents=True)
     command = [sys.executable, "-m", "edgemin_utils", "demo", str(bundle), "--port"]
     # Started in the background, these tests would ignore the interrupt, and so would what they start.
-    process = subprocess.Popen([*command, "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [*command, "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert process.stdout.readline() == f"bundle: {bundle}; preparing its page\n"
         assert process.stdout.readline().startswith("There is no FP32 model to compare with")

@@ -38,9 +38,20 @@ from edgemin_utils.tokenization import train_tokenizer
 
 MAX_LENGTH = 20
 SHORT = Protocol("short", warm_up=1, runs=3, seconds=0.0)
-ODD_TEXTS = ["", " ", "good " * 20_000, "the film\x00 was good", "good \U0001f600 film",
-             "\u05e1\u05e8\u05d8 \u05d8\u05d5\u05d1", "\u202egood", "e\u0301 \u00e9", "a\u2028b", "[CLS] [SEP] [PAD]",
-             '"quoted, and ""doubled"""', "x" * 5000]
+ODD_TEXTS = [
+    "",
+    " ",
+    "good " * 20_000,
+    "the film\x00 was good",
+    "good \U0001f600 film",
+    "\u05e1\u05e8\u05d8 \u05d8\u05d5\u05d1",
+    "\u202egood",
+    "e\u0301 \u00e9",
+    "a\u2028b",
+    "[CLS] [SEP] [PAD]",
+    '"quoted, and ""doubled"""',
+    "x" * 5000,
+]
 # Runs the bundle's program where nothing of this project nor torch can be imported, and then says its peak memory.
 ALONE = """
 import runpy, sys
@@ -73,15 +84,22 @@ def folder(tmp_path_factory):
     save_model(model, place / "model", train_tokenizer(rows["sentence"], 282))
     rows.to_csv(place / "one.csv", columns=["sentence", "label"])
     rows.add_column("other", [text[::-1] for text in rows["sentence"]]).to_csv(
-        place / "two.csv", columns=["sentence", "other", "label"])
+        place / "two.csv", columns=["sentence", "other", "label"]
+    )
     return place
 
 
 def opened(folder, *columns):
     """The source of a bundle of one or two text columns, with the file's labels by name."""
     names = {1: "one.csv", 2: "two.csv"}
-    return open_source(str(folder / "model"), overrides={
-        "task_file": str(folder / names[len(columns)]), "text_columns": list(columns), "max_length": MAX_LENGTH})
+    return open_source(
+        str(folder / "model"),
+        overrides={
+            "task_file": str(folder / names[len(columns)]),
+            "text_columns": list(columns),
+            "max_length": MAX_LENGTH,
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +141,9 @@ def answers(bundle, content, as_csv=False, columns=None, batch_size=1, header=Fa
     """The lines that the program writes for these bytes, and its error ("" for none)."""
     target, error = io.StringIO(), ""
     try:
-        classify.classify_stream(bundle, io.BytesIO(content), target, as_csv, columns or bundle.text_columns,
-                                 batch_size, header)
+        classify.classify_stream(
+            bundle, io.BytesIO(content), target, as_csv, columns or bundle.text_columns, batch_size, header
+        )
     except ClassifyError as raised:
         error = str(raised)
     return target.getvalue().splitlines(), error
@@ -142,8 +161,11 @@ def in_torch(source, *texts):
 
 def test_the_folder_holds_what_bundle_json_lists(made):
     place, content = made
-    assert {path.name for path in place.iterdir()} == {"model.onnx", "tokenizer.json", "bundle.json", "classify.py",
-                                                       "README.md"} == {*content["files"], "bundle.json"}
+    assert (
+        {path.name for path in place.iterdir()}
+        == {"model.onnx", "tokenizer.json", "bundle.json", "classify.py", "README.md"}
+        == {*content["files"], "bundle.json"}
+    )
     for name, item in content["files"].items():
         assert (place / name).stat().st_size == item["bytes"] and len(item["sha256"]) == 64
     assert content["format_version"] == 1 and content["max_length"] == MAX_LENGTH
@@ -160,7 +182,7 @@ def test_the_folder_holds_what_bundle_json_lists(made):
 
 def test_what_was_measured_is_what_the_files_do(made, source):
     place, content = made
-    (split, found), = content["measured"]["accuracy"].items()
+    ((split, found),) = content["measured"]["accuracy"].items()
     rows, labels = source.dev[split], np.array(source.dev[split]["label"])
     told = [line.split("\t")[0] for line in answers(Bundle(place), "\n".join(rows["sentence"]).encode())[0]]
     assert found["rows"] == len(rows) == len(told) > 10
@@ -172,13 +194,16 @@ def test_what_was_measured_is_what_the_files_do(made, source):
     assert content["measured"]["model_bytes"] == (place / "model.onnx").stat().st_size
     assert content["measured"]["fp32_bytes"] == 4 * sum(value.numel() for value in source.model.parameters())
     assert {(row["model"], row["input"], row["runs"], row["threads"]) for row in content["measured"]["latency"]} == {
-        (name, f"1x{MAX_LENGTH}", 3, 1) for name in ("bundle", "pytorch")}
+        (name, f"1x{MAX_LENGTH}", 3, 1) for name in ("bundle", "pytorch")
+    }
 
 
 def test_probabilities_are_those_of_the_model_but_for_rounding(made, pair, source):
     rows = source.dev["dev"]["sentence"][:8]
-    for bundle, chosen, texts in ((Bundle(made[0]), source, [(text,) for text in rows]),
-                                  (Bundle(pair[0]), pair[1], [(text, text[::-1]) for text in rows])):
+    for bundle, chosen, texts in (
+        (Bundle(made[0]), source, [(text,) for text in rows]),
+        (Bundle(pair[0]), pair[1], [(text, text[::-1]) for text in rows]),
+    ):
         found = bundle.probabilities(texts)
         wanted = np.array([in_torch(chosen, *text) for text in texts])
         assert np.abs(found - wanted).max() < 0.1 and np.abs(wanted - 0.5).max() > 0.2
@@ -248,8 +273,13 @@ def test_labels_follow_the_models_outputs():
 @pytest.fixture(scope="module")
 def chain(folder, tmp_path_factory):
     """A chain whose stages up to the quantized one hold the small model, which has learnt nothing."""
-    run = open_run("sst2", "demo", 0, tmp_path_factory.mktemp("study"), {
-        "train_rows": 60, "dev_rows": 40, "holdout_fraction": 0, "max_length": MAX_LENGTH})
+    run = open_run(
+        "sst2",
+        "demo",
+        0,
+        tmp_path_factory.mktemp("study"),
+        {"train_rows": 60, "dev_rows": 40, "holdout_fraction": 0, "max_length": MAX_LENGTH},
+    )
     from edgemin_utils.evaluation import tokenized_task
     from edgemin_utils.quantization import load_model
     from edgemin_utils.tokenization import load_tokenizer
@@ -330,16 +360,20 @@ def test_order_is_kept_whatever_the_batches(made, source):
     content = "\n".join(texts).encode()
     first = answers(bundle, content)[0]
     many = answers(bundle, content, batch_size=7)[0]
-    difference = [abs(float(one.split("\t")[1]) - float(other.split("\t")[1])) for one, other in
-                  zip(first, many, strict=True)]
+    difference = [
+        abs(float(one.split("\t")[1]) - float(other.split("\t")[1])) for one, other in zip(first, many, strict=True)
+    ]
     assert len(first) == len(texts) and max(difference) < 0.1 and len(set(first)) > 10
 
 
-@pytest.mark.parametrize(("content", "given", "message"), [
-    (b"good\nbad\n\xff\xfe film\ngood\n", 2, "line 3 is not UTF-8 (byte 1 is 0xff); convert"),
-    ("gut\nschön".encode("latin-1"), 1, "line 2 is not UTF-8 (byte 4 is 0xf6)"),
-    (b"good\n" + b"a" * 1_200_000, 1, "line 2 is longer than 1,048,576 bytes"),
-])
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        (b"good\nbad\n\xff\xfe film\ngood\n", 2, "line 3 is not UTF-8 (byte 1 is 0xff); convert"),
+        ("gut\nschön".encode("latin-1"), 1, "line 2 is not UTF-8 (byte 4 is 0xf6)"),
+        (b"good\n" + b"a" * 1_200_000, 1, "line 2 is longer than 1,048,576 bytes"),
+    ],
+)
 def test_a_line_that_cannot_be_read_ends_the_rows_after_those_before_it(made, content, given, message):
     lines, error = answers(Bundle(made[0]), content)
     assert len(lines) == given and message in error
@@ -361,8 +395,9 @@ def test_two_columns_are_asked_for_where_they_are_needed(pair):
 def test_csv_columns_are_found_by_name(pair):
     bundle, target = Bundle(pair[0]), io.StringIO()
     rows = [("good, they\nsay", "bad"), ("the film", 'was "good"')]
-    csv.writer(target).writerows([("id", "b", "a"), *((number, second, first) for number, (first, second)
-                                                     in enumerate(rows)), ()])
+    csv.writer(target).writerows(
+        [("id", "b", "a"), *((number, second, first) for number, (first, second) in enumerate(rows)), ()]
+    )
     lines, error = answers(bundle, target.getvalue().encode(), as_csv=True, columns=["a", "b"], header=True)
     assert error == "" and lines[0] == "label\t0\t1"
     wanted = bundle.probabilities(rows)
@@ -386,18 +421,21 @@ def rewrite(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda folder: flip(folder / "model.onnx"), "model.onnx is damaged"),
-    (lambda folder: flip(folder / "tokenizer.json"), "tokenizer.json is damaged"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read (No such file"),
-    (lambda folder: (folder / "bundle.json").unlink(), "holds no bundle.json, so it is no bundle"),
-    (lambda folder: (folder / "bundle.json").write_text('{"format_version": 1'), "bundle.json is damaged"),
-    (lambda folder: (folder / "bundle.json").write_text("[]"), "format None"),
-    (lambda folder: rewrite(folder, format_version=2), "is a bundle of format 2, and this program reads 1"),
-    (lambda folder: rewrite(folder, labels=None), "lacks labels"),
-    (lambda folder: rewrite(folder, files={}), "does not list model.onnx"),
-    (lambda folder: rewrite(folder, provenance={"minimum_onnxruntime": "99.1"}), "needs onnxruntime 99.1 or newer"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: flip(folder / "model.onnx"), "model.onnx is damaged"),
+        (lambda folder: flip(folder / "tokenizer.json"), "tokenizer.json is damaged"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read (No such file"),
+        (lambda folder: (folder / "bundle.json").unlink(), "holds no bundle.json, so it is no bundle"),
+        (lambda folder: (folder / "bundle.json").write_text('{"format_version": 1'), "bundle.json is damaged"),
+        (lambda folder: (folder / "bundle.json").write_text("[]"), "format None"),
+        (lambda folder: rewrite(folder, format_version=2), "is a bundle of format 2, and this program reads 1"),
+        (lambda folder: rewrite(folder, labels=None), "lacks labels"),
+        (lambda folder: rewrite(folder, files={}), "does not list model.onnx"),
+        (lambda folder: rewrite(folder, provenance={"minimum_onnxruntime": "99.1"}), "needs onnxruntime 99.1 or newer"),
+    ],
+)
 def test_a_bundle_that_cannot_be_used_says_why(copy, damage, message, capsys):
     damage(copy)
     assert classify.main(["--bundle", str(copy), os.devnull]) == 2
@@ -416,9 +454,16 @@ def test_versions_are_compared_as_numbers(monkeypatch):
     classify.check_runtime("1.20")
 
 
-@pytest.mark.parametrize(("machine", "flags", "exact"), [
-    ("x86_64", "fpu avx2 avx512_vnni", "0"), ("AMD64", "fpu avx_vnni", "0"), ("x86_64", "fpu avx2", "1"),
-    ("AMD64", None, "1"), ("aarch64", "fp asimd", "0")])
+@pytest.mark.parametrize(
+    ("machine", "flags", "exact"),
+    [
+        ("x86_64", "fpu avx2 avx512_vnni", "0"),
+        ("AMD64", "fpu avx_vnni", "0"),
+        ("x86_64", "fpu avx2", "1"),
+        ("AMD64", None, "1"),
+        ("aarch64", "fp asimd", "0"),
+    ],
+)
 def test_integers_are_added_exactly_where_they_could_overflow(monkeypatch, tmp_path, machine, flags, exact):
     monkeypatch.setattr(classify.platform, "machine", lambda: machine)
     listed = tmp_path / "cpuinfo"
@@ -440,10 +485,16 @@ def test_check_sees_every_file_and_another_answer(copy, capsys):
     assert "README.md is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["nowhere.txt"], "No such file or directory: nowhere.txt"),
-    (["--column", "a", "--column", "b", os.devnull], "--column names a, b, and a row of this model has 1: sentence"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.txt"], "No such file or directory: nowhere.txt"),
+        (
+            ["--column", "a", "--column", "b", os.devnull],
+            "--column names a, b, and a row of this model has 1: sentence",
+        ),
+    ],
+)
 def test_options_that_cannot_be(made, arguments, message, capsys):
     assert classify.main(["--bundle", str(made[0]), *arguments]) == 2
     assert message in capsys.readouterr().err
@@ -462,8 +513,12 @@ def test_no_code_of_a_bundle_is_executed_by_the_package(copy, capsys):
 
 def alone(folder, *arguments, content=b""):
     """The bundle's program in a process of its own: what it wrote, what it said, its peak memory in bytes."""
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(folder / "classify.py"), *arguments], input=content,
-                          capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(folder / "classify.py"), *arguments],
+        input=content,
+        capture_output=True,
+        timeout=120,
+    )
     *said, peak = done.stderr.decode().splitlines()
     return done, "\n".join(said), int(peak.split()[1]) * 1024
 
@@ -482,8 +537,9 @@ def test_the_program_needs_only_its_three_packages_and_constant_memory(made):
 
 def test_an_answer_comes_as_soon_as_its_row_and_the_first_within_a_second(made):
     """Seconds of the processor, which a busy machine does not change."""
-    process = subprocess.Popen([sys.executable, "-I", str(made[0] / "classify.py")], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(made[0] / "classify.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         for text in ("a good film", "bad"):
             process.stdin.write(text.encode() + b"\n")
@@ -517,8 +573,19 @@ def test_the_program_runs_in_an_empty_environment(made, tmp_path):
 
 
 def test_bundle_and_predict_on_the_console(folder, source, tmp_path, capsys):
-    arguments = ["bundle", str(folder / "model"), "--output", str(tmp_path / "out"), "--task-file",
-                 str(folder / "one.csv"), "--text-columns", "sentence", "--max-length", "20", "--quick"]
+    arguments = [
+        "bundle",
+        str(folder / "model"),
+        "--output",
+        str(tmp_path / "out"),
+        "--task-file",
+        str(folder / "one.csv"),
+        "--text-columns",
+        "sentence",
+        "--max-length",
+        "20",
+        "--quick",
+    ]
     status = cli.main([*arguments, "--max-drop", "100", "--embedding-bits", "4"])
     shown = capsys.readouterr().out
     assert status == 0 and "# Text classifier: one" in shown and f"bundle: {tmp_path / 'out'}" in shown

@@ -23,8 +23,12 @@ def plan(**overrides):
 
 
 def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
-    for overrides in ({}, {"recipe": "paper,proposal,honest,edge"}, {"recipe": "prune,distill,quantize-aware,quantize"},
-                      {"compared_objectives": "all", "compared_cuts": "magnitude-heads-0.5"}):
+    for overrides in (
+        {},
+        {"recipe": "paper,proposal,honest,edge"},
+        {"recipe": "prune,distill,quantize-aware,quantize"},
+        {"compared_objectives": "all", "compared_cuts": "magnitude-heads-0.5"},
+    ):
         seen = {}
         for key, stage in plan(**overrides).items():
             assert all(needed in seen for needed in stage.upstream), key
@@ -50,18 +54,29 @@ def test_the_proposals_recipe_trains_with_fake_quantization_from_its_second_step
     last = stages["quantization/minilmv2+int8-aware+gradient-heads-0.2+fine-tuned+dynamic-int8"]
     assert aware.source == STUDENT and aware.teacher == TEACHER and aware.fake_quantization == "int8"
     assert pruned.source == aware.key and pruned.fake_quantization == "int8"
-    assert pruned.notebook == "04_quantization" and stages["pruning/minilmv2+gradient-heads-0.2"].notebook == \
-        "03_pruning"
-    assert last.steps == ("distill:minilmv2", "quantize-aware:int8", "prune:gradient-heads-0.2", "fine-tune:labels",
-                          "quantize:dynamic-int8")
+    assert (
+        pruned.notebook == "04_quantization" and stages["pruning/minilmv2+gradient-heads-0.2"].notebook == "03_pruning"
+    )
+    assert last.steps == (
+        "distill:minilmv2",
+        "quantize-aware:int8",
+        "prune:gradient-heads-0.2",
+        "fine-tune:labels",
+        "quantize:dynamic-int8",
+    )
 
 
 def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabulary_after_that():
     settings = load_settings("demo", {"recipe": "honest"})
     key, stages = recipe_ends(settings)["honest"], plan_chain(settings)
     assert stages[key].steps == (
-        "distill:minilmv2", "prune:layers-spaced-0.5", "prune:gradient-neurons-0.5-multiple-32", "distill:minilmv2",
-        "prune:vocabulary-most-11000", "quantize:onnx-dynamic-int8-embeddings")
+        "distill:minilmv2",
+        "prune:layers-spaced-0.5",
+        "prune:gradient-neurons-0.5-multiple-32",
+        "distill:minilmv2",
+        "prune:vocabulary-most-11000",
+        "quantize:onnx-dynamic-int8-embeddings",
+    )
     again = stages["distillation/minilmv2+layers-spaced-0.5+gradient-neurons-0.5-multiple-32+minilmv2"]
     assert again.teacher == TEACHER and again.source.startswith("pruning/minilmv2+layers-spaced-0.5+gradient")
     # A limit that a cut does not have is no part of its fingerprint.
@@ -91,8 +106,11 @@ def test_what_is_made_of_the_teacher_trains_as_a_distilled_student_does():
     stages = plan(recipe=f"{order},teacher+quantize:onnx-dynamic-int8,teacher+prune:layers-top-1-without-distillation")
     made = [stage for stage in stages.values() if stage.student == "teacher"]
     assert [stage.key for stage in made[:2]] == ["tuning/teacher+int4-aware", "pruning/teacher+int4-aware+layers-top-1"]
-    assert {stage.teacher for stage in made if stage.kind in ("tuning", "pruning", "distillation")
-            and "without" not in stage.key} == {TEACHER}
+    assert {
+        stage.teacher
+        for stage in made
+        if stage.kind in ("tuning", "pruning", "distillation") and "without" not in stage.key
+    } == {TEACHER}
     assert stages["quantization/teacher+onnx-dynamic-int8"].source == TEACHER
     assert stages["pruning/teacher+layers-top-1-without-distillation"].teacher == ""
     alone = plan(recipe="teacher+fine-tune,teacher+quantize", recovery_distillation=False)
@@ -119,8 +137,11 @@ def test_orders_come_as_one_list_or_joined_by_plus():
 def test_every_scheme_is_set_beside_the_main_one_and_may_refuse():
     stages = plan(compared_schemes="all")
     pruned = main_path(load_settings("demo"))[2]
-    made = {key.rsplit("+", 1)[1]: stage for key, stage in stages.items()
-            if stage.source == pruned and stage.kind == "quantization" and stage.keeps_model}
+    made = {
+        key.rsplit("+", 1)[1]: stage
+        for key, stage in stages.items()
+        if stage.source == pruned and stage.kind == "quantization" and stage.keeps_model
+    }
     assert set(made) == set(EVERY_SCHEME)
     assert {name for name, stage in made.items() if not stage.optional} == {"dynamic-int8"}
     assert "calibration_rows" in made["onnx-static-int8-entropy"].settings(load_settings("demo"))
@@ -141,22 +162,33 @@ def test_recipes_end_in_stages_of_the_plan():
     assert set(ends.values()) <= plan_chain(settings).keys()
 
 
-@pytest.mark.parametrize("order, message", [("distill+quantize:dynamic-int4", "did you mean 'dynamic-int8'"),
-                                            ("distill+quantize-aware:int7", "did you mean 'int8'")])
+@pytest.mark.parametrize(
+    "order, message",
+    [
+        ("distill+quantize:dynamic-int4", "did you mean 'dynamic-int8'"),
+        ("distill+quantize-aware:int7", "did you mean 'int8'"),
+    ],
+)
 def test_a_step_of_an_unknown_scheme_or_format_names_the_nearest(order, message):
     with pytest.raises(SettingError, match=message):
         plan(recipe=order)
 
 
-@pytest.mark.parametrize("recipe, message", [
-    ("propsal", "did you mean 'proposal'"), ("distill+prun", "did you mean 'prune'"),
-    ("distill,quantize,prune", "cannot follow quantization"),
-    ("teacher", "write it first and steps after it, as in teacher\\+quantize"), ("teacher,paper", "is no step"),
-    ("prune,teacher,quantize", "write it first"), ("teacher+teacher+prune", "write it first"),
-    ("teacher:fine-tuned+prune", "unknown recipe or step 'teacher:fine-tuned'; did you mean 'teacher'"),
-    ("teacher+distill+quantize", "nothing has been cut that could learn from it"),
-    ("teacher,quantize:dynamic-int8,prune", "cannot follow quantization"),
-])
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        ("propsal", "did you mean 'proposal'"),
+        ("distill+prun", "did you mean 'prune'"),
+        ("distill,quantize,prune", "cannot follow quantization"),
+        ("teacher", "write it first and steps after it, as in teacher\\+quantize"),
+        ("teacher,paper", "is no step"),
+        ("prune,teacher,quantize", "write it first"),
+        ("teacher+teacher+prune", "write it first"),
+        ("teacher:fine-tuned+prune", "unknown recipe or step 'teacher:fine-tuned'; did you mean 'teacher'"),
+        ("teacher+distill+quantize", "nothing has been cut that could learn from it"),
+        ("teacher,quantize:dynamic-int8,prune", "cannot follow quantization"),
+    ],
+)
 def test_a_recipe_that_cannot_be_is_refused(recipe, message):
     with pytest.raises(SettingError, match=message):
         plan(recipe=recipe)
@@ -179,15 +211,18 @@ def test_a_stage_computes_under_its_own_changes():
 
 def test_a_cut_that_ranks_nothing_does_not_depend_on_the_criterion():
     key = "pruning/minilmv2+layers-top-1-vocabulary"
-    identities = [plan(compared_cuts="layers-top-1-vocabulary", **changes)[key].settings(load_settings("demo", changes))
-                  for changes in ({}, {"pruning_criterion": "magnitude"}, {"vocabulary_text": "words.txt"})]
+    identities = [
+        plan(compared_cuts="layers-top-1-vocabulary", **changes)[key].settings(load_settings("demo", changes))
+        for changes in ({}, {"pruning_criterion": "magnitude"}, {"vocabulary_text": "words.txt"})
+    ]
     assert identities[0] == identities[1] != identities[2]  # the text decides which tokens stay
 
 
 def test_recovery_without_distillation_has_no_teacher():
     stages = plan(compared_cuts="gradient-heads-0.2-without-distillation,layers-top-1")
-    alone, plain = (stages[f"pruning/minilmv2+{cut}"] for cut in ("gradient-heads-0.2-without-distillation",
-                                                                  "layers-top-1"))
+    alone, plain = (
+        stages[f"pruning/minilmv2+{cut}"] for cut in ("gradient-heads-0.2-without-distillation", "layers-top-1")
+    )
     assert alone.teacher == "" and alone.upstream == (STUDENT,)
     assert plain.teacher == TEACHER and "temperature" in plain.settings(load_settings("demo"))
 

@@ -31,8 +31,17 @@ def asked(monkeypatch):
     calls = []
 
     def run_study(profile, tasks, seeds, overrides, output_dir, jobs, console, cluster):
-        calls.append({"profile": profile, "tasks": tasks, "seeds": seeds, "overrides": overrides,
-                      "output_dir": output_dir, "jobs": jobs, "cluster": cluster})
+        calls.append(
+            {
+                "profile": profile,
+                "tasks": tasks,
+                "seeds": seeds,
+                "overrides": overrides,
+                "output_dir": output_dir,
+                "jobs": jobs,
+                "cluster": cluster,
+            }
+        )
         return StudyResult(Path("study"), (NotebookResult("analysis", "05_analysis", "executed", Path("05.ipynb")),))
 
     monkeypatch.setattr(cli, "run_study", run_study)
@@ -59,11 +68,26 @@ def test_every_option_has_help_with_its_default(command):
 def test_the_options_are_those_of_the_readme():
     _, commands = build_parser()
     options = {name for name in commands["run"]._option_string_actions if name.startswith("--")} - {"--help"}
-    assert options == {"--profile", "--tasks", "--seeds", "--data-dir", "--task-file", "--text-columns",
-                       "--label-column", "--dev-file", "--teacher", "--student", "--set", "--output-dir", "--jobs",
-                       "--cluster"}
+    assert options == {
+        "--profile",
+        "--tasks",
+        "--seeds",
+        "--data-dir",
+        "--task-file",
+        "--text-columns",
+        "--label-column",
+        "--dev-file",
+        "--teacher",
+        "--student",
+        "--set",
+        "--output-dir",
+        "--jobs",
+        "--cluster",
+    }
     assert set(commands["train"]._option_string_actions) == set(commands["run"]._option_string_actions) - {
-        "--jobs", "--cluster"}
+        "--jobs",
+        "--cluster",
+    }
 
 
 def test_help_of_an_option_names_what_the_settings_say(capsys):
@@ -77,41 +101,65 @@ def test_help_of_an_option_names_what_the_settings_say(capsys):
 
 def test_options_become_overrides():
     assert read() == {}
-    assert read("--data-dir", "glue", "--teacher", "a/b", "--student", "scratch", "--set", "teacher_epochs=2", "--set",
-                "relation-pairs=query-key,value-value") == {
-        "data_dir": "glue", "teacher": "a/b", "student": "scratch", "teacher_epochs": "2",
-        "relation_pairs": "query-key,value-value"}
+    assert read(
+        "--data-dir",
+        "glue",
+        "--teacher",
+        "a/b",
+        "--student",
+        "scratch",
+        "--set",
+        "teacher_epochs=2",
+        "--set",
+        "relation-pairs=query-key,value-value",
+    ) == {
+        "data_dir": "glue",
+        "teacher": "a/b",
+        "student": "scratch",
+        "teacher_epochs": "2",
+        "relation_pairs": "query-key,value-value",
+    }
     assert read("--task-file", "r.csv", "--text-columns", "a", "b", "--label-column", "y", "--dev-file", "d.csv") == {
-        "task_file": "r.csv", "text_columns": ["a", "b"], "label_column": "y", "dev_file": "d.csv"}
+        "task_file": "r.csv",
+        "text_columns": ["a", "b"],
+        "label_column": "y",
+        "dev_file": "d.csv",
+    }
     assert read("--set", "hub=a=b") == {"hub": "a=b"}
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--set", "teacher_epochs"], "has no '='"),
-    (["--set", "batch_size=1", "--set", "batch_size=2"], "'batch_size' is given twice"),
-    (["--teacher", "a", "--set", "teacher=b"], "'teacher' is given twice"),
-    (["--set", "profile=paper"], "--profile"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "teacher_epochs"], "has no '='"),
+        (["--set", "batch_size=1", "--set", "batch_size=2"], "'batch_size' is given twice"),
+        (["--teacher", "a", "--set", "teacher=b"], "'teacher' is given twice"),
+        (["--set", "profile=paper"], "--profile"),
+    ],
+)
 def test_assignments_that_cannot_be_read(arguments, message):
     with pytest.raises(SettingError, match=re.escape(message)):
         read(*arguments)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["rn"], "unknown command 'rn'; did you mean 'run'?"),
-    (["run", "--task", "sst2"], "unknown option '--task'; did you mean '--tasks'?"),
-    (["run", "--seed=1"], "unknown option '--seed'; did you mean '--seeds'?"),
-    (["report", "demo"], "unexpected 'demo'"),
-    (["run", "--tasks", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
-    (["run", "--profile", "labtop"], "unknown profile 'labtop'; did you mean 'laptop'?"),
-    (["run", "--set", "batchsize=4"], "unknown setting 'batchsize'; did you mean 'batch_size'?"),
-    (["run", "--set", "batch_size=four"], "setting 'batch_size' takes int, not 'four'"),
-    (["run", "--jobs", "0"], "argument --jobs: '0' is not a whole number of at least 1"),
-    (["run", "--seeds", "-1"], "argument --seeds"),
-    (["run", "--data-dir"], "argument --data-dir: expected one argument"),
-    (["settings", "--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
-    (["report", "--output-dir", "nowhere"], "is not there; `edgemin run` makes it"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rn"], "unknown command 'rn'; did you mean 'run'?"),
+        (["run", "--task", "sst2"], "unknown option '--task'; did you mean '--tasks'?"),
+        (["run", "--seed=1"], "unknown option '--seed'; did you mean '--seeds'?"),
+        (["report", "demo"], "unexpected 'demo'"),
+        (["run", "--tasks", "sst"], "unknown task 'sst'; did you mean 'sst2'?"),
+        (["run", "--profile", "labtop"], "unknown profile 'labtop'; did you mean 'laptop'?"),
+        (["run", "--set", "batchsize=4"], "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        (["run", "--set", "batch_size=four"], "setting 'batch_size' takes int, not 'four'"),
+        (["run", "--jobs", "0"], "argument --jobs: '0' is not a whole number of at least 1"),
+        (["run", "--seeds", "-1"], "argument --seeds"),
+        (["run", "--data-dir"], "argument --data-dir: expected one argument"),
+        (["settings", "--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
+        (["report", "--output-dir", "nowhere"], "is not there; `edgemin run` makes it"),
+    ],
+)
 def test_refusals_are_one_line_with_the_way_out(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
@@ -124,10 +172,41 @@ def test_refusals_are_one_line_with_the_way_out(arguments, message, capsys, tmp_
 
 
 def test_run_hands_on_what_was_asked_and_ends_with_table_and_report(asked, capsys):
-    assert cli.main(["run", "--profile", "laptop", "--tasks", "sst2", "qqp", "--seeds", "0", "1", "--jobs", "2",
-                     "--cluster", "local", "--output-dir", "there", "--set", "dropout=0.2"]) == 0
-    assert asked == [{"profile": "laptop", "tasks": ["sst2", "qqp"], "seeds": [0, 1], "jobs": 2,
-                      "overrides": {"dropout": "0.2"}, "output_dir": "there", "cluster": "local"}]
+    assert (
+        cli.main(
+            [
+                "run",
+                "--profile",
+                "laptop",
+                "--tasks",
+                "sst2",
+                "qqp",
+                "--seeds",
+                "0",
+                "1",
+                "--jobs",
+                "2",
+                "--cluster",
+                "local",
+                "--output-dir",
+                "there",
+                "--set",
+                "dropout=0.2",
+            ]
+        )
+        == 0
+    )
+    assert asked == [
+        {
+            "profile": "laptop",
+            "tasks": ["sst2", "qqp"],
+            "seeds": [0, 1],
+            "jobs": 2,
+            "overrides": {"dropout": "0.2"},
+            "output_dir": "there",
+            "cluster": "local",
+        }
+    ]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "main table of study"
     assert lines[1] == f"report: {Path('study/report/report.html')}"
@@ -136,8 +215,9 @@ def test_run_hands_on_what_was_asked_and_ends_with_table_and_report(asked, capsy
 
 def test_run_without_options_is_the_demo(asked):
     assert cli.main(["run"]) == 0
-    assert asked == [{"profile": "demo", "tasks": (), "seeds": (0,), "overrides": {}, "output_dir": None, "jobs": 1,
-                      "cluster": ""}]
+    assert asked == [
+        {"profile": "demo", "tasks": (), "seeds": (0,), "overrides": {}, "output_dir": None, "jobs": 1, "cluster": ""}
+    ]
 
 
 def test_run_is_not_for_launched_processes(asked, capsys, monkeypatch):
@@ -148,10 +228,14 @@ def test_run_is_not_for_launched_processes(asked, capsys, monkeypatch):
 
 def test_a_failed_notebook_is_named_and_the_exit_status_is_1(asked, capsys, monkeypatch):
     failure = CellFailure("02_distillation.ipynb", "cell In [4]: train()", "ValueError: no\nmore", "", Path("02.ipynb"))
-    result = StudyResult(Path("study"), (
-        NotebookResult("sst2, seed 0", "02_distillation", "failed", Path("02.ipynb"), 3.0, failure),
-        NotebookResult("sst2, seed 0", "03_pruning", "not run", Path("03.ipynb")),
-        NotebookResult("analysis", "05_analysis", "not run", Path("05.ipynb"))))
+    result = StudyResult(
+        Path("study"),
+        (
+            NotebookResult("sst2, seed 0", "02_distillation", "failed", Path("02.ipynb"), 3.0, failure),
+            NotebookResult("sst2, seed 0", "03_pruning", "not run", Path("03.ipynb")),
+            NotebookResult("analysis", "05_analysis", "not run", Path("05.ipynb")),
+        ),
+    )
     monkeypatch.setattr(cli, "run_study", lambda *arguments: result)
     assert cli.main(["run"]) == 1
     shown = capsys.readouterr()

@@ -32,14 +32,34 @@ def study(tmp_path_factory):
     add_model(folder, DISTILLED, "distillation/logits", ["distill:logits"], 10, student="logits", source=TEACHER)
     add_model(folder, DISTILLED, "distillation/tinybert", ["distill:tinybert"], 0, student="tinybert", source=TEACHER)
     refuse(folder, "distillation/tinybert", "12 heads are not 4")
-    add_model(folder, PRUNED, "pruning/minilmv2+random-heads-0.5", ["distill:minilmv2", "prune:random-heads-0.5"], 18,
-              source=DISTILLED, metrics_after_cut={"dev": {"accuracy": 0.5}},
-              size={"stored_weights": 250_000, "framework_parameters": 250_000, "model_bytes": 1_000_000})
-    add_model(folder, PRUNED_INT8, f"quantization/minilmv2+{CUT}+onnx-dynamic-int8",
-              ["distill:minilmv2", f"prune:{CUT}", "quantize:onnx-dynamic-int8"], 9, source=PRUNED,
-              agreement={"dev": 0.975})
-    add_model(folder, PRUNED_INT8, f"quantization/none+{CUT}+minilmv2+dynamic-int8",
-              [f"prune:{CUT}", "distill:minilmv2", "quantize:dynamic-int8"], 5, student="none", source="x")
+    add_model(
+        folder,
+        PRUNED,
+        "pruning/minilmv2+random-heads-0.5",
+        ["distill:minilmv2", "prune:random-heads-0.5"],
+        18,
+        source=DISTILLED,
+        metrics_after_cut={"dev": {"accuracy": 0.5}},
+        size={"stored_weights": 250_000, "framework_parameters": 250_000, "model_bytes": 1_000_000},
+    )
+    add_model(
+        folder,
+        PRUNED_INT8,
+        f"quantization/minilmv2+{CUT}+onnx-dynamic-int8",
+        ["distill:minilmv2", f"prune:{CUT}", "quantize:onnx-dynamic-int8"],
+        9,
+        source=PRUNED,
+        agreement={"dev": 0.975},
+    )
+    add_model(
+        folder,
+        PRUNED_INT8,
+        f"quantization/none+{CUT}+minilmv2+dynamic-int8",
+        [f"prune:{CUT}", "distill:minilmv2", "quantize:dynamic-int8"],
+        5,
+        student="none",
+        source="x",
+    )
     return folder
 
 
@@ -58,9 +78,10 @@ def test_objectives_are_held_against_the_student_without_distillation(study):
     assert list(frame.index) == ["None", "Soft targets", "MiniLMv2", "TinyBERT"]
     # None has the first 14 rows wrong, soft targets the first 10: four discordant rows, all one way.
     assert frame.loc["Soft targets", "difference"] == pytest.approx(100 * 4 / ROWS)
-    p_values = [2 * 0.5 ** (WRONG[NONE] - WRONG[DISTILLED]), 2 * 0.5 ** 4]
+    p_values = [2 * 0.5 ** (WRONG[NONE] - WRONG[DISTILLED]), 2 * 0.5**4]
     assert [frame.loc[name, "p_holm"] for name in ("MiniLMv2", "Soft targets")] == pytest.approx(
-        holm_correction(p_values))
+        holm_correction(p_values)
+    )
     assert np.isnan(frame.loc["None", "p_holm"])
     assert frame.loc["TinyBERT", "refused"] == "12 heads are not 4" and np.isnan(frame.loc["TinyBERT", "accuracy"])
     assert "equal head counts" in frame.loc["TinyBERT", "demands"]
@@ -102,7 +123,10 @@ def test_the_compressed_teacher_has_its_rows_and_leaves_those_of_the_students_al
     assert list(tables.cuts_table(folder)["method"]) == [CUT] and len(tables.schemes_table(folder)) == 2
     frame = tables.summarize(folder).set_index("key")
     assert list(frame.loc[[pruned, *ends], "model"]) == [
-        f"Teacher + pruned ({cut})", f"Teacher + pruned ({cut}) + onnx-dynamic-int8", "Teacher + onnx-dynamic-int8"]
+        f"Teacher + pruned ({cut})",
+        f"Teacher + pruned ({cut}) + onnx-dynamic-int8",
+        "Teacher + onnx-dynamic-int8",
+    ]
     assert not frame.loc[[pruned, *ends], ["distilled", "main"]].any(axis=None)
     assert frame.loc[pruned, "compared_with"] == "Teacher"
     # Five and seven of the first rows are wrong where the teacher has four wrong: one and three discordant rows.
@@ -115,11 +139,18 @@ def test_the_compressed_teacher_has_its_rows_and_leaves_those_of_the_students_al
 
 
 def test_orders_of_equal_steps_say_what_sets_them_apart():
-    orders = ("teacher prune:vocabulary quantize:dynamic-int8", "teacher prune:layers-top-1 quantize:dynamic-int8",
-              "prune:vocabulary quantize:dynamic-int8", "teacher quantize:dynamic-int8")
+    orders = (
+        "teacher prune:vocabulary quantize:dynamic-int8",
+        "teacher prune:layers-top-1 quantize:dynamic-int8",
+        "prune:vocabulary quantize:dynamic-int8",
+        "teacher quantize:dynamic-int8",
+    )
     assert orders_of_steps([{"steps": order.split()} for order in orders]) == [
-        "teacher, prune (vocabulary), quantize", "teacher, prune (layers-top-1), quantize", "prune, quantize",
-        "teacher, quantize"]
+        "teacher, prune (vocabulary), quantize",
+        "teacher, prune (layers-top-1), quantize",
+        "prune, quantize",
+        "teacher, quantize",
+    ]
 
 
 def test_a_study_that_compares_nothing_has_only_the_objectives_table(tmp_path):
@@ -138,14 +169,20 @@ def test_comparison_tables_can_be_written_in_every_form(study, tmp_path):
 def test_effects_have_intervals_of_rows_and_of_rounds(study):
     rows = tables.factorial_effects(study).set_index("effect")
     # Per row of the eight models: right answers of those with distillation minus those without, over four.
-    wrong = {"with": [WRONG[key] for key in WRONG if "minilmv2" in key],
-             "without": [WRONG[key] for key in WRONG if "/none" in key]}
-    by_row = [25 * (sum(row >= count for count in wrong["with"]) - sum(row >= count for count in wrong["without"]))
-              for row in range(ROWS)]
+    wrong = {
+        "with": [WRONG[key] for key in WRONG if "minilmv2" in key],
+        "without": [WRONG[key] for key in WRONG if "/none" in key],
+    }
+    by_row = [
+        25 * (sum(row >= count for count in wrong["with"]) - sum(row >= count for count in wrong["without"]))
+        for row in range(ROWS)
+    ]
     assert len(wrong["with"]) == len(wrong["without"]) == 4
     low, high = stats.t.interval(0.95, ROWS - 1, np.mean(by_row), stats.sem(by_row))
-    assert (rows.loc["distilled", "accuracy_effect_low"], rows.loc["distilled", "accuracy_effect_high"]) == \
-        pytest.approx((low, high))
+    assert (
+        rows.loc["distilled", "accuracy_effect_low"],
+        rows.loc["distilled", "accuracy_effect_high"],
+    ) == pytest.approx((low, high))
     assert rows.loc["distilled", "accuracy_effect"] == pytest.approx(np.mean(by_row))
     # All models drift alike from round to round, so that the drift cancels in every contrast of a step.
     quantized = rows.loc["quantized"]

@@ -34,32 +34,44 @@ def test_every_profile_loads_and_its_values_are_settings():
 
 
 def test_text_from_the_command_line_is_read_as_the_settings_type():
-    settings = load_settings("demo", {"relation_weights": "1,2,3", "train_rows": "none", "teacher_epochs": "2.5",
-                                      "length_grouping": "false", "student_from_layers": "1, 3", "batch_size": "16"})
+    settings = load_settings(
+        "demo",
+        {
+            "relation_weights": "1,2,3",
+            "train_rows": "none",
+            "teacher_epochs": "2.5",
+            "length_grouping": "false",
+            "student_from_layers": "1, 3",
+            "batch_size": "16",
+        },
+    )
     assert settings.relation_weights == [1.0, 2.0, 3.0] and settings.train_rows is None
     assert settings.teacher_epochs == 2.5 and settings.length_grouping is False
     assert settings.student_from_layers == [1, 3] and settings.batch_size == 16
 
 
-@pytest.mark.parametrize("overrides, message", [
-    ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'"),
-    ({"batch_size": "many"}, "'batch_size' takes int, not 'many'"),
-    ({"batch_size": 2.5}, "takes int"),
-    ({"batch_size": 0}, "at least 1"),
-    ({"length_grouping": "perhaps"}, "takes bool"),
-    ({"head_prune_ratio": 1}, "under 1"),
-    ({"head_prune_ratio": -0.1}, "at least 0"),
-    ({"train_fraction": 0}, "over 0"),
-    ({"pruning_criterion": "gradiant"}, "did you mean 'gradient'"),
-    ({"relation_pairs": "query-query"}, "one weight a pair"),
-    ({"relation_pairs": "query,key,value"}, "joins two of"),
-    ({"compared_objectives": "nothing"}, "unknown objective"),
-    ({"data_source": "folder"}, "--data-dir"),
-    ({"task_file": "reviews.csv"}, "--text-columns"),
-    ({"temperature": 0}, "over 0"),
-    ({"soft_target_weight": 1.5}, "from 0 to 1"),
-    ({"recovery_epochs": -1}, "cannot be negative"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'"),
+        ({"batch_size": "many"}, "'batch_size' takes int, not 'many'"),
+        ({"batch_size": 2.5}, "takes int"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"length_grouping": "perhaps"}, "takes bool"),
+        ({"head_prune_ratio": 1}, "under 1"),
+        ({"head_prune_ratio": -0.1}, "at least 0"),
+        ({"train_fraction": 0}, "over 0"),
+        ({"pruning_criterion": "gradiant"}, "did you mean 'gradient'"),
+        ({"relation_pairs": "query-query"}, "one weight a pair"),
+        ({"relation_pairs": "query,key,value"}, "joins two of"),
+        ({"compared_objectives": "nothing"}, "unknown objective"),
+        ({"data_source": "folder"}, "--data-dir"),
+        ({"task_file": "reviews.csv"}, "--text-columns"),
+        ({"temperature": 0}, "over 0"),
+        ({"soft_target_weight": 1.5}, "from 0 to 1"),
+        ({"recovery_epochs": -1}, "cannot be negative"),
+    ],
+)
 def test_what_cannot_work_is_refused_with_a_reason(overrides, message):
     with pytest.raises(SettingError, match=message):
         load_settings("demo", overrides)

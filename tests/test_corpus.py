@@ -71,12 +71,7 @@ def test_text_is_lower_case_words(corpora, task):
 @pytest.mark.parametrize("task", EMBEDDED_TASKS)
 def test_dev_texts_are_distinct_and_not_in_training(corpora, task):
     training = {tuple(sorted(row)) for row in texts(corpora[task]["train"], task)}
-    dev = [
-        tuple(sorted(row))
-        for name, frame in corpora[task].items()
-        if name != "train"
-        for row in texts(frame, task)
-    ]
+    dev = [tuple(sorted(row)) for name, frame in corpora[task].items() if name != "train" for row in texts(frame, task)]
     assert len(dev) == len(set(dev))
     assert not training & set(dev)
     assert len(training) > 0.5 * DEFAULT_TRAIN_ROWS
@@ -155,9 +150,7 @@ def test_label_noise_keeps_even_the_grammar_itself_from_perfection(task):
     assert (frame["label"] != frame["true_label"].astype(int)).sum() == round(LABEL_NOISE * rows)
 
 
-@pytest.mark.parametrize(
-    ("left", "right"), [(left, right) for left in mnli.QUANTIFIERS for right in mnli.QUANTIFIERS]
-)
+@pytest.mark.parametrize(("left", "right"), [(left, right) for left in mnli.QUANTIFIERS for right in mnli.QUANTIFIERS])
 def test_quantifier_table_against_small_worlds(left, right):
     """Enumerate every world of five group members, some of whom satisfy the predicate."""
     holds = {
@@ -278,9 +271,7 @@ def test_unknown_task_names_the_known_ones():
         embedded_corpus("cola")
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"seed": -1}, {"train_rows": 0}, {"dev_rows": 1.5}, {"train_rows": True}]
-)
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"train_rows": 0}, {"dev_rows": 1.5}, {"train_rows": True}])
 def test_numbers_out_of_range_are_named(arguments):
     with pytest.raises(DataError, match=next(iter(arguments))):
         embedded_corpus("sst2", **arguments)

@@ -18,13 +18,21 @@ def drawn_settings(count):
     ratios = (0, 0.2, 0.25, 0.3333333333333333, 1e-05, 0.1234567891, 0.999)
     for _ in range(count):
         yield dataclasses.replace(
-            PLAIN, pruning_criterion=draw.choice(PRUNING_CRITERIA), pruning_draw=draw.choice((1, 2, 10)),
-            head_prune_ratio=draw.choice(ratios), kept_heads_multiple=draw.choice((1, 2)),
-            feed_forward_prune_ratio=draw.choice(ratios), kept_neurons_multiple=draw.choice((1, 16, 32)),
-            pruning_scope=draw.choice(("layer", "global")), prune_vocabulary=draw.random() < 0.3,
-            vocabulary_occurrences=draw.choice((1, 3)), vocabulary_limit=draw.choice((None, 9, 11000)),
+            PLAIN,
+            pruning_criterion=draw.choice(PRUNING_CRITERIA),
+            pruning_draw=draw.choice((1, 2, 10)),
+            head_prune_ratio=draw.choice(ratios),
+            kept_heads_multiple=draw.choice((1, 2)),
+            feed_forward_prune_ratio=draw.choice(ratios),
+            kept_neurons_multiple=draw.choice((1, 16, 32)),
+            pruning_scope=draw.choice(("layer", "global")),
+            prune_vocabulary=draw.random() < 0.3,
+            vocabulary_occurrences=draw.choice((1, 3)),
+            vocabulary_limit=draw.choice((None, 9, 11000)),
             pruned_layers=draw.choice((None, None, "top-1", "least-2", "spaced-0.25", "0", "0-2-4", "10")),
-            pruning_rounds=draw.choice((1, 3)), recovery_distillation=draw.random() < 0.5)
+            pruning_rounds=draw.choice((1, 3)),
+            recovery_distillation=draw.random() < 0.5,
+        )
 
 
 def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
@@ -55,41 +63,79 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
     assert len(names) > 700
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("gradient-heads-0.2", {}),
-    ("magnitude-heads-0.25", {"pruning_criterion": "magnitude", "head_prune_ratio": 0.25}),
-    ("gradient-heads-0.2-neurons-0.5", {"feed_forward_prune_ratio": 0.5}),
-    ("random-heads-0.2-draw-2", {"pruning_criterion": "random", "pruning_draw": 2}),
-    ("gradient-l2-neurons-0.25-multiple-16-global", {
-        "pruning_criterion": "gradient-l2", "head_prune_ratio": 0.0, "feed_forward_prune_ratio": 0.25,
-        "kept_neurons_multiple": 16, "pruning_scope": "global"}),
-    ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
-    ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
-    ("layers-spaced-0.5-vocabulary-seen-2-most-10000", {
-        "head_prune_ratio": 0.0, "pruned_layers": "spaced-0.5", "prune_vocabulary": True, "vocabulary_occurrences": 2,
-        "vocabulary_limit": 10000}),
-    ("leave-one-out-heads-0.2", {"pruning_criterion": "leave-one-out"}),
-    ("layers-top-2-vocabulary-seen-3", {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True,
-                                         "vocabulary_occurrences": 3}),
-    ("gradient-heads-0.2-rounds-4-without-distillation", {"pruning_rounds": 4, "recovery_distillation": False}),
-])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("gradient-heads-0.2", {}),
+        ("magnitude-heads-0.25", {"pruning_criterion": "magnitude", "head_prune_ratio": 0.25}),
+        ("gradient-heads-0.2-neurons-0.5", {"feed_forward_prune_ratio": 0.5}),
+        ("random-heads-0.2-draw-2", {"pruning_criterion": "random", "pruning_draw": 2}),
+        (
+            "gradient-l2-neurons-0.25-multiple-16-global",
+            {
+                "pruning_criterion": "gradient-l2",
+                "head_prune_ratio": 0.0,
+                "feed_forward_prune_ratio": 0.25,
+                "kept_neurons_multiple": 16,
+                "pruning_scope": "global",
+            },
+        ),
+        ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
+        ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
+        (
+            "layers-spaced-0.5-vocabulary-seen-2-most-10000",
+            {
+                "head_prune_ratio": 0.0,
+                "pruned_layers": "spaced-0.5",
+                "prune_vocabulary": True,
+                "vocabulary_occurrences": 2,
+                "vocabulary_limit": 10000,
+            },
+        ),
+        ("leave-one-out-heads-0.2", {"pruning_criterion": "leave-one-out"}),
+        (
+            "layers-top-2-vocabulary-seen-3",
+            {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True, "vocabulary_occurrences": 3},
+        ),
+        ("gradient-heads-0.2-rounds-4-without-distillation", {"pruning_rounds": 4, "recovery_distillation": False}),
+    ],
+)
 def test_names_as_they_are_written(name, changes):
     settings = load_settings("demo", changes)
     assert cut_name(settings) == name
     assert dataclasses.replace(PLAIN, **read_cut(name)) == settings
 
 
-@pytest.mark.parametrize("name", ["", "heads-0.2", "gradient-heads", "gradient-heads-0.2-sideways", "layers-least-1",
-                                  "layers-01", "layers-spaced-0.50", "layers-spaced-1", "gradient", "rounds-2",
-                                  "random-heads-0.2-draw-0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "heads-0.2",
+        "gradient-heads",
+        "gradient-heads-0.2-sideways",
+        "layers-least-1",
+        "layers-01",
+        "layers-spaced-0.50",
+        "layers-spaced-1",
+        "gradient",
+        "rounds-2",
+        "random-heads-0.2-draw-0",
+    ],
+)
 def test_what_names_no_cut_is_refused(name):
     with pytest.raises(SettingError, match="names no cut.*criteria gradient, gradient-l2, taylor"):
         read_cut(name)
 
 
-@pytest.mark.parametrize("name, nearest", [("gradiant-heads-0.2", "gradient"),
-                                           ("gradient-l3-neurons-0.5", "gradient-l2"),
-                                           ("tailor-layers-least-1", "taylor"), ("magnitud-vocabulary", "magnitude")])
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("gradiant-heads-0.2", "gradient"),
+        ("gradient-l3-neurons-0.5", "gradient-l2"),
+        ("tailor-layers-least-1", "taylor"),
+        ("magnitud-vocabulary", "magnitude"),
+    ],
+)
 def test_an_unknown_criterion_names_the_nearest(name, nearest):
     with pytest.raises(SettingError, match=f"did you mean '{nearest}'"):
         read_cut(name)

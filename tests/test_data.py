@@ -78,10 +78,18 @@ def test_no_holdout(glue):
     assert data.holdout.column_names == data.train.column_names
 
 
-@pytest.mark.parametrize(("overrides", "used"), [
-    ({"train_fraction": 0.1}, 20), ({"train_fraction": 0.299}, 59), ({"train_rows": 33}, 33),
-    ({"train_fraction": 0.29}, 58), ({"train_fraction": 0.5, "train_rows": 30}, 30),
-    ({"train_fraction": 0.1, "train_rows": 150}, 20), ({"train_rows": 10_000}, 200)])
+@pytest.mark.parametrize(
+    ("overrides", "used"),
+    [
+        ({"train_fraction": 0.1}, 20),
+        ({"train_fraction": 0.299}, 59),
+        ({"train_rows": 33}, 33),
+        ({"train_fraction": 0.29}, 58),
+        ({"train_fraction": 0.5, "train_rows": 30}, 30),
+        ({"train_fraction": 0.1, "train_rows": 150}, 20),
+        ({"train_rows": 10_000}, 200),
+    ],
+)
 def test_subsampling(glue, overrides, used):
     data = load(glue, **overrides)
     aside = round(0.05 * used)
@@ -112,12 +120,15 @@ def test_too_small_a_sample_is_refused(glue):
         load(glue, train_fraction=0.001)
 
 
-@pytest.mark.parametrize(("counts", "fraction", "expected"), [
-    ({0: 100, 1: 40}, 0.05, {0: 5, 1: 2}),  # the rounded share of each label
-    ({0: 100, 1: 3}, 0.05, {0: 5, 1: 1}),  # at least one row
-    ({0: 100, 1: 1}, 0.05, {0: 5}),  # the only row stays
-    ({0: 2, 1: 2}, 0.99, {0: 1, 1: 1}),  # and never all of them
-])
+@pytest.mark.parametrize(
+    ("counts", "fraction", "expected"),
+    [
+        ({0: 100, 1: 40}, 0.05, {0: 5, 1: 2}),  # the rounded share of each label
+        ({0: 100, 1: 3}, 0.05, {0: 5, 1: 1}),  # at least one row
+        ({0: 100, 1: 1}, 0.05, {0: 5}),  # the only row stays
+        ({0: 2, 1: 2}, 0.99, {0: 1, 1: 1}),  # and never all of them
+    ],
+)
 def test_split_by_label(counts, fraction, expected):
     frame = pandas.DataFrame({"label": [label for label, count in counts.items() for _ in range(count)]})
     frame["row"] = range(len(frame))
@@ -197,8 +208,10 @@ def test_the_fingerprint_follows_content_and_not_paths(glue, tmp_path):
     assert data_fingerprint(settings, "sst2") != before
 
 
-@pytest.mark.parametrize("change", [{"train_fraction": 0.5}, {"train_rows": 9}, {"dev_rows": 9},
-                                    {"holdout_fraction": 0.2}, {"corpus_seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"train_fraction": 0.5}, {"train_rows": 9}, {"dev_rows": 9}, {"holdout_fraction": 0.2}, {"corpus_seed": 1}],
+)
 def test_the_fingerprint_follows_the_settings_that_draw_rows(change):
     assert data_fingerprint(load_settings("demo", change), "sst2") != data_fingerprint(load_settings("demo"), "sst2")
 
@@ -214,18 +227,32 @@ def test_the_fingerprint_of_a_file_covers_columns_and_dev(tmp_path):
     frame = pandas.DataFrame({"text": ["a", "b"], "other": ["c", "d"], "label": ["x", "y"]})
     frame.to_csv(tmp_path / "own.csv", index=False)
     frame.to_csv(tmp_path / "dev.csv", index=False)
-    prints = {data_fingerprint(own_settings(tmp_path / "own.csv", **overrides), "own") for overrides in (
-        {}, {"text_columns": "other"}, {"text_columns": "text,other"}, {"dev_file": str(tmp_path / "dev.csv")})}
+    prints = {
+        data_fingerprint(own_settings(tmp_path / "own.csv", **overrides), "own")
+        for overrides in (
+            {},
+            {"text_columns": "other"},
+            {"text_columns": "text,other"},
+            {"dev_file": str(tmp_path / "dev.csv")},
+        )
+    }
     assert len(prints) == 4
 
 
 def test_the_fingerprint_needs_no_model_library_and_is_the_same_in_every_process():
-    code = ("import sys\nfrom edgemin_utils.config import load_settings\n"
-            "from edgemin_utils.data import data_fingerprint\n"
-            "print(data_fingerprint(load_settings('demo'), 'mnli'))\n"
-            "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"})
+    code = (
+        "import sys\nfrom edgemin_utils.config import load_settings\n"
+        "from edgemin_utils.data import data_fingerprint\n"
+        "print(data_fingerprint(load_settings('demo'), 'mnli'))\n"
+        "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
+    )
     assert result.stdout.split("\n")[:2] == [data_fingerprint(load_settings("demo"), "mnli"), "[]"]
 
 
@@ -240,18 +267,23 @@ def test_statistics(glue):
     assert table["train"]["labels"] == {"negative": 50, "positive": 150}
     lengths = [1, 2, 4]
     # With three values the 90 % quantile lies 80 % of the way from the second to the third.
-    assert table["dev"]["words"] == pytest.approx({
-        "median": statistics.median(lengths), "p90": 2 + 0.8 * 2, "p99": 2 + 0.98 * 2, "longest": 4})
-    assert table["holdout"] == {"rows": 0, "labels": {"negative": 0, "positive": 0},
-                                "words": {"median": None, "p90": None, "p99": None, "longest": None}}
+    assert table["dev"]["words"] == pytest.approx(
+        {"median": statistics.median(lengths), "p90": 2 + 0.8 * 2, "p99": 2 + 0.98 * 2, "longest": 4}
+    )
+    assert table["holdout"] == {
+        "rows": 0,
+        "labels": {"negative": 0, "positive": 0},
+        "words": {"median": None, "p90": None, "p99": None, "longest": None},
+    }
     assert json.loads(json.dumps(table)) == table
 
 
 def test_statistics_of_pairs_count_both_texts(tmp_path):
     frame = pandas.DataFrame({"a": ["one two", "one"], "b": ["three", "two"], "label": ["x", "y"]})
     frame.to_csv(tmp_path / "own.csv", index=False)
-    settings = own_settings(tmp_path / "own.csv", text_columns="a,b", dev_file=str(tmp_path / "own.csv"),
-                            holdout_fraction=0)
+    settings = own_settings(
+        tmp_path / "own.csv", text_columns="a,b", dev_file=str(tmp_path / "own.csv"), holdout_fraction=0
+    )
     words = task_statistics(load_task_data(settings, "own", 0))["train"]["words"]
     assert (words["median"], words["longest"]) == (2.5, 3)
 

@@ -86,8 +86,11 @@ def test_gradients_agree_with_finite_differences(name):
 
         loss, _ = phase.loss(student, batch)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        slope = sum(float((gradient * direction).sum()) for gradient, direction in
-                    zip(gradients, directions, strict=True) if gradient is not None)
+        slope = sum(
+            float((gradient * direction).sum())
+            for gradient, direction in zip(gradients, directions, strict=True)
+            if gradient is not None
+        )
         ahead, behind = moved(1e-6), moved(-2e-6)
         moved(1e-6)
         assert slope == pytest.approx((ahead - behind) / 2e-6, rel=1e-4), phase.name
@@ -141,9 +144,10 @@ def test_soft_target_loss_is_cross_entropy_at_weight_zero():
     torch.testing.assert_close(mixed, 0.3 * parts["soft targets"] + 0.7 * parts["labels"])
 
 
-@pytest.mark.parametrize("teacher, student, expected", [
-    (12, 6, [2, 4, 6, 8, 10, 12]), (12, 4, [3, 6, 9, 12]), (6, 3, [2, 4, 6]), (4, 3, [2, 3, 4]), (2, 4, [1, 1, 2, 2]),
-])
+@pytest.mark.parametrize(
+    "teacher, student, expected",
+    [(12, 6, [2, 4, 6, 8, 10, 12]), (12, 4, [3, 6, 9, 12]), (6, 3, [2, 4, 6]), (4, 3, [2, 3, 4]), (2, 4, [1, 1, 2, 2])],
+)
 def test_layers_are_spread_as_published(teacher, student, expected):
     teacher, student = (small_model(layers=count, hidden_size=12, heads=2) for count in (teacher, student))
     assert [(own + 1, other + 1) for own, other in uniform_layers(teacher, student)] == list(enumerate(expected, 1))
@@ -160,8 +164,9 @@ def test_tinybert_matches_embeddings_hidden_states_and_attention():
     """The first phase from transformers' own hidden states, and from scores whose softmax is its attention."""
     teacher, student, batch = small_model(layers=4), small_model(layers=2, hidden_size=24, seed=1), small_batch()
     phase = phases("tinybert", teacher, student)[0]
-    outputs = [model(**model_inputs(model, batch), output_hidden_states=True).hidden_states
-               for model in (teacher, student)]
+    outputs = [
+        model(**model_inputs(model, batch), output_hidden_states=True).hidden_states for model in (teacher, student)
+    ]
     real = batch["attention_mask"].bool()
 
     def error(name, theirs, own):
@@ -169,8 +174,10 @@ def test_tinybert_matches_embeddings_hidden_states_and_attention():
 
     _, parts = phase.loss(student, batch)
     torch.testing.assert_close(parts["embeddings"], error("embeddings", outputs[0][0], outputs[1][0]))
-    torch.testing.assert_close(parts["hidden states"], error("hidden", outputs[0][2], outputs[1][1])
-                               + error("hidden", outputs[0][4], outputs[1][2]))
+    torch.testing.assert_close(
+        parts["hidden states"],
+        error("hidden", outputs[0][2], outputs[1][1]) + error("hidden", outputs[0][4], outputs[1][2]),
+    )
     assert float(parts["attention"].detach()) > 0
     assert sum(value.numel() for value in phase.projections.parameters()) == 2 * 24 * 48
 
@@ -184,8 +191,12 @@ def test_mlkd_takes_as_many_parts_of_the_heads_as_both_models_have():
         with captured_states(model, names) as found:
             model(**model_inputs(model, batch))
         states.append(found)
-    expected = sum(losses.relation_divergence(*(losses.relation_scores(each[name], each[name], 2) for each in states),
-                                              batch["attention_mask"]) for name in names)
+    expected = sum(
+        losses.relation_divergence(
+            *(losses.relation_scores(each[name], each[name], 2) for each in states), batch["attention_mask"]
+        )
+        for name in names
+    )
     torch.testing.assert_close(phase.loss(student, batch)[1]["attention heads"], expected)
 
 
@@ -203,8 +214,9 @@ def test_a_squeezed_layer_of_enough_heads_is_its_own_attention():
     layer = encoder_layers(small_model())[0]
     states = [torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     mask = torch.ones(2, 5)
-    torch.testing.assert_close(squeezed_attention(layer, states, mask, 4),
-                               losses.log_attention(losses.relation_scores(*states[:2], 4), mask))
+    torch.testing.assert_close(
+        squeezed_attention(layer, states, mask, 4), losses.log_attention(losses.relation_scores(*states[:2], 4), mask)
+    )
     torch.testing.assert_close(squeezed_attention(layer, states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
 
 
@@ -224,8 +236,11 @@ def test_relation_loss_takes_the_layers_and_weights_it_is_told():
     loss, parts = loss_function(student, batch)
     torch.testing.assert_close(loss, parts["query-query"] + 2 * parts["query-key"] + 0.5 * parts["value-value"])
     loss.backward()
-    with_gradient = {name for name, value in student.named_parameters()
-                     if value.grad is not None and float(value.grad.abs().sum()) > 0}
+    with_gradient = {
+        name
+        for name, value in student.named_parameters()
+        if value.grad is not None and float(value.grad.abs().sum()) > 0
+    }
     assert any("layer.0.attention.self.query" in name for name in with_gradient)
     # Nothing after the matched projections learns from relations.
     assert not any("layer.1." in name or "classifier" in name or "layer.0.output" in name for name in with_gradient)
@@ -259,13 +274,16 @@ def test_relation_matrices_are_distributions():
 # ---- refusals --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, student, message", [
-    ("tinybert", {"heads": 6}, "teacher layer 0 has 4 heads and student layer 0 has 6"),
-    ("minilm", {"heads": 2}, "teacher layer 2 has 4 heads and student layer 2 has 2"),
-    ("pkd", {"layers": 1}, "give it two layers or more"),
-    ("pkd-last", {"layers": 5}, "this student has 2 more than its teacher"),
-    ("minilmv2", {"hidden_size": 40}, "relation_heads = 12 does not divide the student's hidden size 40"),
-])
+@pytest.mark.parametrize(
+    "name, student, message",
+    [
+        ("tinybert", {"heads": 6}, "teacher layer 0 has 4 heads and student layer 0 has 6"),
+        ("minilm", {"heads": 2}, "teacher layer 2 has 4 heads and student layer 2 has 2"),
+        ("pkd", {"layers": 1}, "give it two layers or more"),
+        ("pkd-last", {"layers": 5}, "this student has 2 more than its teacher"),
+        ("minilmv2", {"hidden_size": 40}, "relation_heads = 12 does not divide the student's hidden size 40"),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_a_sentence(name, student, message):
     with pytest.raises(MethodRefused, match=message):
         find_objective(name).phases(lesson(name, small_model(), small_model(**student))[1])
@@ -296,8 +314,9 @@ def test_projections_are_seeded_trained_and_left_behind():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("names", [("logits", "query.2", "value.0"),
-                                   ("logits", "embeddings", "cls.1", "hidden.1", "context.0")])
+@pytest.mark.parametrize(
+    "names", [("logits", "query.2", "value.0"), ("logits", "embeddings", "cls.1", "hidden.1", "context.0")]
+)
 def test_cached_signals_are_the_teachers_own_whatever_the_padding(names):
     rows, tokenizer = tokenized_sentences(23)
     teacher = small_model(vocabulary_size=len(tokenizer))

@@ -45,8 +45,9 @@ def relations(first, second, heads):
 def test_relation_divergence_equals_the_independent_numpy_version(heads, pair):
     teacher = [random_states(4, 7, 24, seed=seed) for seed in pair]
     student = [random_states(4, 7, 12, seed=seed + 2) for seed in pair]  # another hidden size
-    ours = losses.relation_divergence(losses.relation_scores(*teacher, heads), losses.relation_scores(*student, heads),
-                                      MASK)
+    ours = losses.relation_divergence(
+        losses.relation_scores(*teacher, heads), losses.relation_scores(*student, heads), MASK
+    )
     total, count = 0.0, 0
     for first, second, third, fourth in rows_of(MASK, *teacher, *student):
         for theirs, own in zip(relations(first, second, heads), relations(third, fourth, heads), strict=True):
@@ -64,8 +65,9 @@ def test_hand_worked_two_tokens():
     p = np.e / (np.e + 1)
     by_hand = (p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))) / 2
     teacher, student = torch.tensor([[[1.0], [0.0]]]), torch.zeros(1, 2, 1)
-    ours = losses.relation_divergence(losses.relation_scores(teacher, teacher, 1),
-                                      losses.relation_scores(student, student, 1), torch.ones(1, 2))
+    ours = losses.relation_divergence(
+        losses.relation_scores(teacher, teacher, 1), losses.relation_scores(student, student, 1), torch.ones(1, 2)
+    )
     assert float(ours) == pytest.approx(by_hand, abs=1e-7) and by_hand == pytest.approx(0.05547, abs=1e-5)
 
 
@@ -114,8 +116,8 @@ def test_attention_error_equals_numpy():
 
 def test_hidden_state_error_and_cosine_distance_equal_numpy():
     teacher, student = random_states(4, 7, 6), random_states(4, 7, 6, seed=1)
-    theirs, own = (np.concatenate([states for states, in rows_of(MASK, each)]) for each in (teacher, student))
-    assert float(losses.hidden_state_error(teacher, student, MASK)) == pytest.approx(((theirs - own)**2).mean())
+    theirs, own = (np.concatenate([states for (states,) in rows_of(MASK, each)]) for each in (teacher, student))
+    assert float(losses.hidden_state_error(teacher, student, MASK)) == pytest.approx(((theirs - own) ** 2).mean())
     cosine = (theirs * own).sum(1) / np.linalg.norm(theirs, axis=1) / np.linalg.norm(own, axis=1)
     assert float(losses.cosine_distance(teacher, student, MASK)) == pytest.approx((1 - cosine).mean(), rel=1e-10)
 
@@ -124,7 +126,7 @@ def test_patience_equals_numpy_and_two_minus_twice_the_cosine():
     teacher, student = random_states(4, 6), random_states(4, 6, seed=1)
     theirs, own = (each.numpy() / np.linalg.norm(each.numpy(), axis=1, keepdims=True) for each in (teacher, student))
     ours = float(losses.patience(teacher, student))
-    assert ours == pytest.approx(((theirs - own)**2).sum(1).mean(), rel=1e-10)
+    assert ours == pytest.approx(((theirs - own) ** 2).sum(1).mean(), rel=1e-10)
     assert ours == pytest.approx((2 - 2 * (theirs * own).sum(1)).mean(), rel=1e-10)
 
 
@@ -196,7 +198,8 @@ def scores(states):
 # Name -> loss of two (batch, tokens, 6) states under a mask.
 TOKEN_LOSSES = {
     "relation_divergence": lambda teacher, student, mask: losses.relation_divergence(
-        scores(teacher), scores(student), mask),
+        scores(teacher), scores(student), mask
+    ),
     "attention_error": lambda teacher, student, mask: losses.attention_error(scores(teacher), scores(student), mask),
     "hidden_state_error": losses.hidden_state_error,
     "cosine_distance": losses.cosine_distance,
@@ -214,8 +217,11 @@ def test_loss_and_gradient_are_zero_when_student_equals_teacher(name):
     by_token = name in TOKEN_LOSSES
     states = random_states(2, 5, 6) if by_token else random_states(4, 6)
     student = states.clone().requires_grad_()
-    loss = TOKEN_LOSSES[name](states, student, torch.tensor([[1] * 5, [1] * 3 + [0] * 2])) if by_token else \
-        ROW_LOSSES[name](states, student)
+    loss = (
+        TOKEN_LOSSES[name](states, student, torch.tensor([[1] * 5, [1] * 3 + [0] * 2]))
+        if by_token
+        else ROW_LOSSES[name](states, student)
+    )
     loss.backward()
     assert abs(loss.item()) < 1e-14 and float(student.grad.abs().max()) < 1e-14
 
@@ -223,8 +229,10 @@ def test_loss_and_gradient_are_zero_when_student_equals_teacher(name):
 @pytest.mark.parametrize("name", TOKEN_LOSSES)
 def test_padding_changes_nothing(name):
     teacher, student, mask = random_states(2, 5, 6), random_states(2, 5, 6, seed=1), torch.ones(2, 5)
-    padded = [torch.cat([states, 100 * random_states(2, 4, 6, seed=2)], dim=1).requires_grad_()
-              for states in (teacher, student)]
+    padded = [
+        torch.cat([states, 100 * random_states(2, 4, 6, seed=2)], dim=1).requires_grad_()
+        for states in (teacher, student)
+    ]
     longer = TOKEN_LOSSES[name](*padded, torch.cat([mask, torch.zeros(2, 4)], dim=1))
     assert float(longer) == pytest.approx(float(TOKEN_LOSSES[name](teacher, student, mask)), rel=1e-12)
     longer.backward()
@@ -241,8 +249,11 @@ def test_autograd_agrees_with_finite_differences_for_tokens(name):
 @pytest.mark.parametrize("name", [*ROW_LOSSES, "label_divergence", "contrastive_loss"])
 def test_autograd_agrees_with_finite_differences_for_rows(name):
     teacher, labels = random_states(4, 6), torch.tensor([0, 1, 1, -1])
-    every = {**ROW_LOSSES, "label_divergence": lambda teacher, student: losses.label_divergence(student, labels),
-             "contrastive_loss": lambda teacher, student: losses.contrastive_loss(teacher, student, labels, 0.5)}
+    every = {
+        **ROW_LOSSES,
+        "label_divergence": lambda teacher, student: losses.label_divergence(student, labels),
+        "contrastive_loss": lambda teacher, student: losses.contrastive_loss(teacher, student, labels, 0.5),
+    }
     student = random_states(4, 6, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda states: every[name](teacher, states), (student,))
 
@@ -250,5 +261,6 @@ def test_autograd_agrees_with_finite_differences_for_rows(name):
 def test_half_precision_is_raised_first():
     half, single = random_states(2, 5, 6).bfloat16(), random_states(2, 5, 6).bfloat16().float()
     assert losses.relation_scores(half, half, 2).dtype == torch.float32
-    torch.testing.assert_close(losses.cosine_distance(half, single, torch.ones(2, 5)), torch.tensor(0.0), atol=1e-6,
-                               rtol=0)
+    torch.testing.assert_close(
+        losses.cosine_distance(half, single, torch.ones(2, 5)), torch.tensor(0.0), atol=1e-6, rtol=0
+    )

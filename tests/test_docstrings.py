@@ -12,8 +12,9 @@ from pdoc.docstrings import convert
 from edgemin_utils import errors
 
 PACKAGE = Path(errors.__file__).parent
-OWN_ERRORS = {name for name, item in vars(errors).items()
-              if isinstance(item, type) and issubclass(item, errors.EdgeMINError)}
+OWN_ERRORS = {
+    name for name, item in vars(errors).items() if isinstance(item, type) and issubclass(item, errors.EdgeMINError)
+}
 ARRAYS = re.compile(r"\b(ndarray|ArrayLike|Tensor|Batch)\b")
 # (rows,), (batch, tokens), (heads * head_size, hidden_size); or shape in words; or the function that has said it.
 SHAPE = re.compile(r"\([\w.*+ -]+,[\w.,*+ -]*\)|\(count\)|\bshape\b|\b1x\d+\b|\b(as|see|of|by|from|in|what) `[\w.]+`")
@@ -38,8 +39,10 @@ def public(name: str) -> bool:
 
 
 def parsed() -> dict[str, ast.Module]:
-    return {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): ast.parse(path.read_text())
-            for path in sorted(PACKAGE.rglob("*.py"))}
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): ast.parse(path.read_text())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
 
 
 MODULES = parsed()
@@ -102,14 +105,18 @@ def test_every_public_name_says_what_it_is():
 
 
 def test_arrays_and_tensors_have_their_shape_named():
-    missing = [name.place for name in FUNCTIONS if ARRAYS.search(annotations(name.node))
-               and not SHAPE.search(f"{name.said} {name.around}")]
+    missing = [
+        name.place
+        for name in FUNCTIONS
+        if ARRAYS.search(annotations(name.node)) and not SHAPE.search(f"{name.said} {name.around}")
+    ]
     assert missing == []
 
 
 def test_errors_that_a_function_raises_are_named():
-    missing = {name.place: raised(name.node) - set(re.findall(r"\w+", f"{name.said} {name.around}"))
-               for name in FUNCTIONS}
+    missing = {
+        name.place: raised(name.node) - set(re.findall(r"\w+", f"{name.said} {name.around}")) for name in FUNCTIONS
+    }
     assert {place: unsaid for place, unsaid in missing.items() if unsaid} == {}
 
 
@@ -124,10 +131,13 @@ def test_the_api_reference_understands_sections_and_formulas():
     assert "$$L = " in pages["edgemin_utils.distillation.relations"]
 
 
-@pytest.mark.parametrize("code, found", [
-    ("def f():\n    raise DataError('no')", {"DataError"}),
-    ("def f():\n    if x:\n        raise ModelError('no') from error", {"ModelError"}),
-    ("def f():\n    def g():\n        raise DataError('no')\n    raise ValueError('no')", set()),
-])
+@pytest.mark.parametrize(
+    "code, found",
+    [
+        ("def f():\n    raise DataError('no')", {"DataError"}),
+        ("def f():\n    if x:\n        raise ModelError('no') from error", {"ModelError"}),
+        ("def f():\n    def g():\n        raise DataError('no')\n    raise ValueError('no')", set()),
+    ],
+)
 def test_the_search_for_errors_finds_them(code, found):
     assert raised(ast.parse(code).body[0]) == found

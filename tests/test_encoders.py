@@ -24,15 +24,34 @@ def logits(model, batch):
 def test_layers_show_the_projections_of_every_family(family):
     model = small_model(family)
     assert describe_model(model) == {
-        "family": family, "layers": 3, "hidden_size": 48, "vocabulary_size": 60, "heads": [4, 4, 4],
-        "intermediate_sizes": [96, 96, 96]}
+        "family": family,
+        "layers": 3,
+        "hidden_size": 48,
+        "vocabulary_size": 60,
+        "heads": [4, 4, 4],
+        "intermediate_sizes": [96, 96, 96],
+    }
     for layer in encoder_layers(model):
         assert layer.query.weight.shape == layer.key.weight.shape == layer.value.weight.shape == (48, 48)
         assert layer.attention_output.weight.shape == (48, 48)
         assert layer.feed_forward_in.weight.shape == (96, 48) and layer.feed_forward_out.weight.shape == (48, 96)
         # Six different matrices, not one found six times.
-        assert len({id(part) for part in (layer.query, layer.key, layer.value, layer.attention_output,
-                                          layer.feed_forward_in, layer.feed_forward_out)}) == 6
+        assert (
+            len(
+                {
+                    id(part)
+                    for part in (
+                        layer.query,
+                        layer.key,
+                        layer.value,
+                        layer.attention_output,
+                        layer.feed_forward_in,
+                        layer.feed_forward_out,
+                    )
+                }
+            )
+            == 6
+        )
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -69,8 +88,9 @@ def test_kept_heads_hold_the_original_rows_in_order():
     model = small_model()
     original = encoder_layers(model)[0].query.weight.detach().clone()
     encoder_layers(model)[0].keep_heads([2, 0])
-    torch.testing.assert_close(encoder_layers(model)[0].query.weight.detach(),
-                               torch.cat([original[0:12], original[24:36]]))
+    torch.testing.assert_close(
+        encoder_layers(model)[0].query.weight.detach(), torch.cat([original[0:12], original[24:36]])
+    )
 
 
 @pytest.mark.parametrize("kept", [[], [4], [1, 1], [-1]])
@@ -115,7 +135,13 @@ def test_paper_profile_models_have_the_published_parameter_counts():
     with torch.device("meta"):
         teacher = scratch_model("distilbert", 6, 768, 12, 3072, 30522, ["a", "b"], 512)
         student = scratch_model("bert", 12, 384, 12, 1536, 30522, ["a", "b"], 512)
-    by_hand = (30522 + 512 + 2) * 768 + 6 * (4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768) \
-        + 768 * 768 + 768 + 2 * 768 + 2
+    by_hand = (
+        (30522 + 512 + 2) * 768
+        + 6 * (4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768)
+        + 768 * 768
+        + 768
+        + 2 * 768
+        + 2
+    )
     assert sum(p.numel() for p in teacher.parameters()) == by_hand == 66_955_010
     assert sum(p.numel() for p in student.parameters()) == 33_360_770

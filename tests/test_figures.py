@@ -49,34 +49,50 @@ def scanned_students() -> dict:
     """Four students of three teacher layers, one of them through an assistant, and one without a teacher."""
 
     def results(accuracy, **more):
-        return {"metrics": {"dev": {"accuracy": accuracy, "accuracy_low": accuracy - 0.02,
-                                    "accuracy_high": accuracy + 0.01}}, "transfer_rows": 0, **more}
+        return {
+            "metrics": {
+                "dev": {"accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.01}
+            },
+            "transfer_rows": 0,
+            **more,
+        }
 
-    return {"minilmv2": results(0.8, teacher_layer=3), "minilmv2-layer-1": results(0.82, teacher_layer=1),
-            "minilmv2-layer-0": results(0.78, teacher_layer=0), "none": results(0.7),
-            "minilmv2-by-assistant": results(0.9, teacher_layer=2)}
+    return {
+        "minilmv2": results(0.8, teacher_layer=3),
+        "minilmv2-layer-1": results(0.82, teacher_layer=1),
+        "minilmv2-layer-0": results(0.78, teacher_layer=0),
+        "none": results(0.7),
+        "minilmv2-by-assistant": results(0.9, teacher_layer=2),
+    }
 
 
 @pytest.fixture(scope="module")
 def drawn(study, summary):
     return {
-        "label_balance": figures.label_balance({"train": {"negative": 2600, "positive": 3400},
-                                                "dev": {"negative": 500, "positive": 480}}),
+        "label_balance": figures.label_balance(
+            {"train": {"negative": 2600, "positive": 3400}, "dev": {"negative": 500, "positive": 480}}
+        ),
         "lengths": figures.token_length_histogram(np.random.default_rng(0).poisson(18, 2000).tolist(), 48),
         "curves": figures.training_curves(training(False)),
         "curves of two phases": figures.training_curves(training(True)),
-        "confusion": figures.confusion_matrix([[300, 20, 10], [30, 280, 15], [9, 11, 325]],
-                                              ["entailment", "neutral", "contradiction"]),
+        "confusion": figures.confusion_matrix(
+            [[300, 20, 10], [30, 280, 15], [9, 11, 325]], ["entailment", "neutral", "contradiction"]
+        ),
         "relations": figures.relation_matrices(relations()),
         "objective losses": figures.objective_loss_curves(training(True)),
         "losses without parts": figures.objective_loss_curves(training(False)),
         "teacher layers": figures.teacher_layer_scan(scanned_students()),
         "importance": figures.importance_heatmaps(importance()),
         "importance of many heads": figures.importance_heatmaps(
-            {"gradient": np.random.default_rng(0).random((12, 12)), "magnitude": np.ones((12, 12))}),
+            {"gradient": np.random.default_rng(0).random((12, 12)), "magnitude": np.ones((12, 12))}
+        ),
         "importance of four criteria": figures.importance_heatmaps(
-            {name: scores for first in ("", "other ") for name, scores in
-             ((first + name, scores) for name, scores in importance().items())}),
+            {
+                name: scores
+                for first in ("", "other ")
+                for name, scores in ((first + name, scores) for name, scores in importance().items())
+            }
+        ),
         "removal": figures.removal_curves(scan_results()),
         "cuts": figures.cut_curves(*cut_results()),
         "bytes": figures.bytes_by_part(BEFORE, AFTER),
@@ -97,31 +113,73 @@ def many_models(count=30) -> pd.DataFrame:
     generator = np.random.default_rng(0)
     megabytes = np.exp(generator.uniform(2, 4, count))
     accuracy = 70 + 4 * np.log(megabytes) + generator.normal(0, 1, count)
-    frame = pd.DataFrame({
-        "task": "sst2", "split": "dev", "synthetic": True, "key": [str(number) for number in range(count)],
-        "model": [f"Distilled + pruned (gradient-heads-0.{number}) + INT8" for number in range(count)],
-        "kind": [list(KIND_STYLES)[number % len(KIND_STYLES)] for number in range(count)],
-        "distilled": generator.random(count) < 0.7, "student": ["minilmv2", "none", "teacher"] * (count // 3),
-        "accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1,
-        "megabytes": megabytes, "input": "1x128",
-        "milliseconds": [*[np.nan] * 3, *megabytes[3:] / 3 * np.exp(generator.normal(0, 0.3, count - 3))]})
+    frame = pd.DataFrame(
+        {
+            "task": "sst2",
+            "split": "dev",
+            "synthetic": True,
+            "key": [str(number) for number in range(count)],
+            "model": [f"Distilled + pruned (gradient-heads-0.{number}) + INT8" for number in range(count)],
+            "kind": [list(KIND_STYLES)[number % len(KIND_STYLES)] for number in range(count)],
+            "distilled": generator.random(count) < 0.7,
+            "student": ["minilmv2", "none", "teacher"] * (count // 3),
+            "accuracy": accuracy,
+            "accuracy_low": accuracy - 1,
+            "accuracy_high": accuracy + 1,
+            "megabytes": megabytes,
+            "input": "1x128",
+            "milliseconds": [*[np.nan] * 3, *megabytes[3:] / 3 * np.exp(generator.normal(0, 0.3, count - 3))],
+        }
+    )
     return frame.assign(on_front=on_front(frame))
 
 
 def sensitivity(layers: int) -> dict:
-    names = [f"bert.encoder.layer.{number}.{part}" for number in range(layers)
-             for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")]
-    rows = [{"layer": name, "format": number_format, "accuracy": 0.9 - 0.001 * place, "agreement": 0.99,
-             "divergence": 0.0 if place == 0 else 10 ** (-6 + place / 20)}
-            for number_format in ("int8", "int4") for place, name in enumerate([*names, "classifier"])]
+    names = [
+        f"bert.encoder.layer.{number}.{part}"
+        for number in range(layers)
+        for part in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+    ]
+    rows = [
+        {
+            "layer": name,
+            "format": number_format,
+            "accuracy": 0.9 - 0.001 * place,
+            "agreement": 0.99,
+            "divergence": 0.0 if place == 0 else 10 ** (-6 + place / 20),
+        }
+        for number_format in ("int8", "int4")
+        for place, name in enumerate([*names, "classifier"])
+    ]
     return {"layers": rows, "accuracy": 0.9, "rows": 256, "split": "hold-out"}
 
 
-NAMES = ("label_balance", "lengths", "curves", "curves of two phases", "confusion", "relations", "objective losses",
-         "losses without parts", "teacher layers", "importance", "importance of many heads",
-         "importance of four criteria", "removal", "cuts", "bytes", "quantized layers", "sensitivity",
-         "sensitivity of many layers", "trade", "accuracy", "cost",
-         "effects", "pipeline", "pareto")
+NAMES = (
+    "label_balance",
+    "lengths",
+    "curves",
+    "curves of two phases",
+    "confusion",
+    "relations",
+    "objective losses",
+    "losses without parts",
+    "teacher layers",
+    "importance",
+    "importance of many heads",
+    "importance of four criteria",
+    "removal",
+    "cuts",
+    "bytes",
+    "quantized layers",
+    "sensitivity",
+    "sensitivity of many layers",
+    "trade",
+    "accuracy",
+    "cost",
+    "effects",
+    "pipeline",
+    "pareto",
+)
 
 
 def texts_of(figure):
@@ -144,20 +202,26 @@ def test_nothing_is_cut_off(drawn, name):
     shown = [(text, box) for text, box in texts_of(figure) if not is_hidden_tick(text, figure)]
     assert shown
     for text, box in shown:
-        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, \
-            (text.get_text(), box)
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, (
+            text.get_text(),
+            box,
+        )
 
 
 def is_hidden_tick(text, figure):
     """Tick labels outside an axis' limits and those of shared inner axes exist but are not drawn."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            labels = [tick.label1 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())] + \
-                [tick.label2 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+            labels = [tick.label1 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())] + [
+                tick.label2 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+            ]
             if text in labels:
                 low, high = sorted(axis.get_view_interval())
-                place = next(tick.get_loc() for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-                             if text in (tick.label1, tick.label2))
+                place = next(
+                    tick.get_loc()
+                    for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                    if text in (tick.label1, tick.label2)
+                )
                 return not low - 1e-9 <= place <= high + 1e-9 or not axes.axison
     return False
 
@@ -166,8 +230,12 @@ def is_hidden_tick(text, figure):
 def test_axis_labels_do_not_run_into_each_other(drawn, name):
     figure = drawn[name]
     boxes = dict((id(text), box) for text, box in texts_of(figure))
-    labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label, axes.title)
-              if id(label) in boxes]
+    labels = [
+        label
+        for axes in figure.axes
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.title)
+        if id(label) in boxes
+    ]
     for first, second in itertools.combinations(labels, 2):
         assert not boxes[id(first)].padded(-1).overlaps(boxes[id(second)].padded(-1)), (first, second)
 
@@ -184,11 +252,22 @@ def test_every_axis_is_named(drawn, name):
         assert axes.get_xlabel() or any(other.get_xlabel() for other in sharing)
 
 
-@pytest.mark.parametrize(("name", "units"), [
-    ("trade", ("(ms)", "(%)")), ("accuracy", ("(%)",)), ("cost", ("(MB)", "(ms)", "(millions)")), ("bytes", ("MB",)),
-    ("lengths", ("(tokens)",)), ("curves", ("(%)", "epochs")), ("removal", ("(%)", "of 12")),
-    ("effects", ("percentage points", "ratio")), ("objective losses", ("nats", "step")),
-        ("teacher layers", ("(%)", "counted from 0")), ("pareto", ("(ms)", "(MB)", "(%)", "log scale"))])
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("trade", ("(ms)", "(%)")),
+        ("accuracy", ("(%)",)),
+        ("cost", ("(MB)", "(ms)", "(millions)")),
+        ("bytes", ("MB",)),
+        ("lengths", ("(tokens)",)),
+        ("curves", ("(%)", "epochs")),
+        ("removal", ("(%)", "of 12")),
+        ("effects", ("percentage points", "ratio")),
+        ("objective losses", ("nats", "step")),
+        ("teacher layers", ("(%)", "counted from 0")),
+        ("pareto", ("(ms)", "(MB)", "(%)", "log scale")),
+    ],
+)
 def test_units_stand_on_the_axes(drawn, name, units):
     labels = " ".join(label for axes in drawn[name].axes for label in (axes.get_xlabel(), axes.get_ylabel()))
     for unit in units:
@@ -208,15 +287,18 @@ def test_synthetic_data_is_called_synthetic(drawn):
 
 def test_palette_is_distinct_also_without_colour_vision():
     # Machado et al. 2009, severity 1.0: protanopia, deuteranopia, tritanopia, on linear RGB
-    views = [np.eye(3),
-             np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
-                       [-0.003882, -0.048116, 1.051998]]),
-             np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
-                       [-0.011820, 0.042940, 0.968881]]),
-             np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
-                       [0.004733, 0.691367, 0.303900]])]
-    linear = {colour: np.array([part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-                                for part in to_rgb(colour)]) for colour in figures.PALETTE.values()}
+    views = [
+        np.eye(3),
+        np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+        np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+        np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+    ]
+    linear = {
+        colour: np.array(
+            [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+        )
+        for colour in figures.PALETTE.values()
+    }
     for view in views:
         seen = {colour: np.clip(view @ value, 0, 1) ** (1 / 2.2) for colour, value in linear.items()}
         for first, second in itertools.combinations(seen, 2):
@@ -248,11 +330,16 @@ def test_labels_of_a_crowded_front_lie_on_nothing(drawn):
     front = many_models().query("on_front")
     assert len(front) > 10
     for axes, column in zip(drawn["pareto"].axes, ("milliseconds", "megabytes"), strict=True):
-        labels = [(text, matplotlib.text.Text.get_window_extent(text))  # an annotation's own takes in its line
-                  for text, _ in texts_of(drawn["pareto"]) if text in axes.texts]
+        labels = [
+            (text, matplotlib.text.Text.get_window_extent(text))  # an annotation's own takes in its line
+            for text, _ in texts_of(drawn["pareto"])
+            if text in axes.texts
+        ]
         assert sorted(int(text.get_text()) for text, _ in labels) == [
-            number for number, value in enumerate(front.sort_values("accuracy", ascending=False)[column], start=1)
-            if pd.notna(value)]
+            number
+            for number, value in enumerate(front.sort_values("accuracy", ascending=False)[column], start=1)
+            if pd.notna(value)
+        ]
         for (_, first), (_, second) in itertools.combinations(labels, 2):
             assert not first.overlaps(second)
         points = axes.transData.transform(many_models()[[column, "accuracy"]].dropna())
@@ -306,25 +393,38 @@ def test_missing_pieces_leave_a_note(tmp_path):
     assert texts.count("not measured") == 8  # latency and memory of four models
     texts_of(figures.pipeline_picture(frame))
     empty = tables.summarize(tmp_path / "nothing")
-    for draw in (figures.accuracy_over_latency, figures.accuracy_by_stage, figures.cost_by_stage,
-                 figures.pipeline_picture):
+    for draw in (
+        figures.accuracy_over_latency,
+        figures.accuracy_by_stage,
+        figures.cost_by_stage,
+        figures.pipeline_picture,
+    ):
         assert len(texts_of(draw(empty))) == 1
-    for figure in (figures.factorial_effects_figure(tables.factorial_effects(tmp_path / "nothing")),
-                   figures.relation_matrices({}),
-                   figures.teacher_layer_scan({"minilmv2": scanned_students()["minilmv2"]}),
-                   figures.objective_loss_curves({"phases": [], "history": []}),
-                   figures.removal_curves({"units": "layers", "curves": {"top": [{"removed": 0, "accuracy": 1.0}]}}),
-                   figures.cut_curves({}, {}), figures.token_length_histogram([], 8),
-                   figures.training_curves({"phases": [], "history": [], "evaluations": []})):
+    for figure in (
+        figures.factorial_effects_figure(tables.factorial_effects(tmp_path / "nothing")),
+        figures.relation_matrices({}),
+        figures.teacher_layer_scan({"minilmv2": scanned_students()["minilmv2"]}),
+        figures.objective_loss_curves({"phases": [], "history": []}),
+        figures.removal_curves({"units": "layers", "curves": {"top": [{"removed": 0, "accuracy": 1.0}]}}),
+        figures.cut_curves({}, {}),
+        figures.token_length_histogram([], 8),
+        figures.training_curves({"phases": [], "history": [], "evaluations": []}),
+    ):
         assert len(texts_of(figure)) == 1
 
 
 def test_teacher_alone_can_be_drawn(tmp_path):
-    write_chain(tmp_path, leave_out=tuple(key for key in tables.summarize(write_chain(tmp_path / "whole"))["key"]
-                                          if key != TEACHER))
+    write_chain(
+        tmp_path,
+        leave_out=tuple(key for key in tables.summarize(write_chain(tmp_path / "whole"))["key"] if key != TEACHER),
+    )
     frame = tables.summarize(tmp_path)
-    for draw in (figures.accuracy_over_latency, figures.accuracy_by_stage, figures.cost_by_stage,
-                 figures.pipeline_picture):
+    for draw in (
+        figures.accuracy_over_latency,
+        figures.accuracy_by_stage,
+        figures.cost_by_stage,
+        figures.pipeline_picture,
+    ):
         assert texts_of(draw(frame))
 
 
@@ -355,8 +455,10 @@ def test_saved_files_have_the_same_bytes_each_time(tmp_path, summary):
 def test_figures_leave_pyplot_and_settings_alone(summary):
     from matplotlib import pyplot
 
-    before, settings = pyplot.get_fignums(), json.dumps({name: str(value) for name, value in
-                                                         matplotlib.rcParams.items()})
+    before, settings = (
+        pyplot.get_fignums(),
+        json.dumps({name: str(value) for name, value in matplotlib.rcParams.items()}),
+    )
     figure = figures.accuracy_by_stage(summary)
     assert pyplot.get_fignums() == before
     assert json.dumps({name: str(value) for name, value in matplotlib.rcParams.items()}) == settings
@@ -365,15 +467,25 @@ def test_figures_leave_pyplot_and_settings_alone(summary):
     assert size["alt"].startswith("Every model's accuracy with its 95 % interval")
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.4, "0.400"), (12.0, "12.0"), (190.4, "190"), (1280.0, "1,280"),
-                                             (0.0475, "0.0475")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.4, "0.400"), (12.0, "12.0"), (190.4, "190"), (1280.0, "1,280"), (0.0475, "0.0475")]
+)
 def test_three_digits(value, text):
     assert three_digits(value) == text
 
 
 def test_layers_that_differ_in_number_only_are_one_bar():
-    layers = [{"name": f"bert.encoder.layer.{number}.attention.self.query", "kind": "Linear", "quantized": True,
-               "parameters": 100, "bytes_before": 400, "bytes_after": 100} for number in range(12)]
+    layers = [
+        {
+            "name": f"bert.encoder.layer.{number}.attention.self.query",
+            "kind": "Linear",
+            "quantized": True,
+            "parameters": 100,
+            "bytes_before": 400,
+            "bytes_after": 100,
+        }
+        for number in range(12)
+    ]
     figure = figures.quantized_layers(layers)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["layer.*.attention.self.query (12x)"]
     widths = [patch.get_width() for patch in figure.axes[0].patches]
@@ -385,7 +497,9 @@ def test_sensitive_layers_have_a_row_each_or_share_one_in_a_deep_model():
     labels = [label.get_text() for label in few.axes[0].get_yticklabels()]
     assert labels[0] == "0.attention.self.query" and len(labels) == 9 and labels[-1] == "classifier"
     assert [label.get_text() for label in many.axes[0].get_yticklabels()][:2] == [
-        "layer.*.attention.self.query", "layer.*.attention.output.dense"]
+        "layer.*.attention.self.query",
+        "layer.*.attention.output.dense",
+    ]
     assert few.axes[0].get_xscale() == "log"
 
 
@@ -395,9 +509,15 @@ def test_confusion_matrix_shows_counts_and_shares():
 
 
 def test_many_labels_and_long_sentences_stay_inside():
-    wide = figures.relation_matrices({"tokens": [f"token{number}" for number in range(40)], "models": {
-        name: {pair: np.eye(40).tolist() for pair in ("query-query", "key-key", "value-value")}
-        for name in ("teacher", "student before", "student after")}})
+    wide = figures.relation_matrices(
+        {
+            "tokens": [f"token{number}" for number in range(40)],
+            "models": {
+                name: {pair: np.eye(40).tolist() for pair in ("query-query", "key-key", "value-value")}
+                for name in ("teacher", "student before", "student after")
+            },
+        }
+    )
     many = figures.label_balance({"train": {f"label {number}": 10 + number for number in range(7)}})
     for figure in (wide, many):
         inside = figure.bbox.padded(1.0)

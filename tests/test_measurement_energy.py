@@ -33,8 +33,7 @@ def test_packages_are_added_and_their_parts_are_not(tmp_path):
 
 def test_a_counter_that_wraps_goes_on(tmp_path):
     write_zone(tmp_path, "intel-rapl:0", "package-0", 9_900_000)
-    found = energy.cpu_energy(lambda: write_zone(tmp_path, "intel-rapl:0", "package-0", 100_000),
-                              folder=tmp_path)
+    found = energy.cpu_energy(lambda: write_zone(tmp_path, "intel-rapl:0", "package-0", 100_000), folder=tmp_path)
     assert found["joules"] == pytest.approx(0.2)
 
 
@@ -66,8 +65,9 @@ def test_one_unreadable_package_makes_the_sum_unknown(tmp_path):
 
 def test_a_forwards_share_of_the_work_and_the_threads_are_put_back():
     calls, threads = [], torch.get_num_threads()
-    found = energy.forward_energy(lambda inputs: calls.append((inputs, torch.get_num_threads())) or sum(range(200_000)),
-                                  "batch", 1, repeats=5)
+    found = energy.forward_energy(
+        lambda inputs: calls.append((inputs, torch.get_num_threads())) or sum(range(200_000)), "batch", 1, repeats=5
+    )
     assert calls == [("batch", 1)] * 6 and torch.get_num_threads() == threads  # one warm-up
     assert found["repeats"] == 5 and found["threads"] == 1
     assert 0 < found["cpu_seconds"] < 1 and found["wall_seconds"] >= 0.5 * found["cpu_seconds"]

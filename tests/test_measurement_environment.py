@@ -24,8 +24,18 @@ def leaves(value):
 
 def test_description_is_json_and_names_neither_host_nor_folder():
     found = environment.describe_environment()
-    assert set(found) == {"git_revision", "python", "packages", "processor", "processor_flags",
-                          "available_cores", "torch_threads", "memory_bytes", "operating_system", "gpu"}
+    assert set(found) == {
+        "git_revision",
+        "python",
+        "packages",
+        "processor",
+        "processor_flags",
+        "available_cores",
+        "torch_threads",
+        "memory_bytes",
+        "operating_system",
+        "gpu",
+    }
     assert json.loads(json.dumps(found)) == found
     texts = [str(leaf) for leaf in leaves(found)]
     assert platform.node() not in texts
@@ -53,21 +63,25 @@ def test_absent_packages_are_left_out(monkeypatch):
     assert list(environment.package_versions()) == ["numpy"]
 
 
-@pytest.mark.parametrize("flags,int8,bfloat16", [
-    ("fpu avx2", False, False),
-    ("fpu avx2 avx512f avx512_vnni", True, False),
-    ("avx2 avx_vnni", True, False),
-    ("avx512f avx512_vnni avx512_bf16", True, True),
-    ("amx_int8 amx_bf16", True, True),
-    ("fp asimd asimddp bf16", True, True),
-    ("", False, False),
-])
+@pytest.mark.parametrize(
+    "flags,int8,bfloat16",
+    [
+        ("fpu avx2", False, False),
+        ("fpu avx2 avx512f avx512_vnni", True, False),
+        ("avx2 avx_vnni", True, False),
+        ("avx512f avx512_vnni avx512_bf16", True, True),
+        ("amx_int8 amx_bf16", True, True),
+        ("fp asimd asimddp bf16", True, True),
+        ("", False, False),
+    ],
+)
 def test_processor_flags_decide(monkeypatch, flags, int8, bfloat16):
     key = "Features" if "asimd" in flags else "flags"
     monkeypatch.setattr(environment, "_cpuinfo", lambda name: flags if name == key else None)
     monkeypatch.setattr(environment.platform, "system", lambda: "Linux")
-    described = {"processor_flags": {name: name in environment.processor_flags()
-                                     for name in environment.PROCESSOR_FLAGS}}
+    described = {
+        "processor_flags": {name: name in environment.processor_flags() for name in environment.PROCESSOR_FLAGS}
+    }
     assert environment.supports_int8_dot_product(described) is int8
     assert environment.has_native_bfloat16() is bfloat16
 
@@ -80,8 +94,7 @@ def test_a_flag_that_only_begins_alike_does_not_count(monkeypatch):
 
 def test_processor_is_what_the_system_says(monkeypatch):
     assert environment.processor_model()
-    listing = ("processor\t: 0\nmodel name\t: Made-up CPU: 3\nflags\t\t: fpu avx2\n\n"
-               "processor\t: 1\nflags\t\t: none\n")
+    listing = "processor\t: 0\nmodel name\t: Made-up CPU: 3\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: none\n"
     monkeypatch.setattr(environment.Path, "read_text", lambda path: listing)
     assert environment.processor_model() == "Made-up CPU: 3"
     assert environment.processor_flags() == {"fpu", "avx2"}
@@ -89,8 +102,9 @@ def test_processor_is_what_the_system_says(monkeypatch):
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True,
-                          text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_revision_of_a_clean_and_a_changed_checkout(tmp_path):
@@ -127,11 +141,17 @@ def test_free_disk_is_required_where_the_folder_will_lie(tmp_path):
 
 
 def test_importing_environment_memory_and_energy_is_cheap():
-    code = ("import sys, edgemin_utils.measurement.environment, edgemin_utils.measurement.memory, "
-            "edgemin_utils.measurement.energy\n"
-            "edgemin_utils.measurement.environment.describe_environment()\n"
-            "heavy = {'torch', 'transformers', 'datasets', 'scipy', 'pandas'} & set(sys.modules)\n"
-            "sys.exit(f'imported {heavy}' if heavy else 0)")
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           cwd=Path(environment.__file__).resolve().parents[2])
+    code = (
+        "import sys, edgemin_utils.measurement.environment, edgemin_utils.measurement.memory, "
+        "edgemin_utils.measurement.energy\n"
+        "edgemin_utils.measurement.environment.describe_environment()\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(environment.__file__).resolve().parents[2],
+    )
     assert child.returncode == 0, child.stderr

@@ -48,8 +48,8 @@ def test_rounds_are_interleaved_rotated_and_share_their_input(clock):
     result = measure_latency(variants, ["x", "y"], 1, Protocol("own", warm_up=0, runs=4, seconds=0))
     warm_up, timed = clock.calls[:6], clock.calls[6:]
     assert warm_up == [(name, batch) for name in "ABC" for batch in "xy"]
-    assert [name for name, _ in timed] == list("ABC" "BCA" "CAB" "ABC")
-    assert [batch for _, batch in timed] == list("xxx" "yyy" "xxx" "yyy")
+    assert [name for name, _ in timed] == list("ABCBCACABABC")
+    assert [batch for _, batch in timed] == list("xxxyyyxxxyyy")
     assert result.names == ("A", "B", "C")
     assert result.raw_ns.dtype == np.int64
     assert result.raw_ns.tolist() == [[5, 7, 11]] * 4
@@ -106,8 +106,10 @@ def test_a_row_is_noisy_when_its_spread_is_over_a_tenth_of_its_median():
 
 def test_speed_ups_hold_while_the_machine_slows_down(clock):
     drift = lambda run: 1 + 0.02 * run  # noqa: E731
-    variants = {"teacher": clock.variant("teacher", lambda run: 300e6 * drift(run)),
-                "student": clock.variant("student", lambda run: 100e6 * drift(run))}
+    variants = {
+        "teacher": clock.variant("teacher", lambda run: 300e6 * drift(run)),
+        "student": clock.variant("student", lambda run: 100e6 * drift(run)),
+    }
     result = measure_latency(variants, ["x"], 1, Protocol("own", warm_up=1, runs=100, seconds=0))
     assert result.summary()["teacher"]["noisy"]
     found = latency.speed_ups(result, "teacher")
@@ -139,8 +141,7 @@ def test_conditions_are_put_back_after_a_failure_that_names_the_variant():
         raise ValueError("no kernel")
 
     with pytest.raises(ModelError, match="'int8' cannot be timed: no kernel"):
-        measure_latency({"fp32": lambda batch: None, "int8": fail}, [1], threads + 1,
-                        latency.PROTOCOLS["quick"])
+        measure_latency({"fp32": lambda batch: None, "int8": fail}, [1], threads + 1, latency.PROTOCOLS["quick"])
     assert torch.get_num_threads() == threads
     assert gc.isenabled()
 
@@ -180,8 +181,9 @@ def test_progress_runs_to_1_outside_the_timed_calls(clock):
         shares.append(share)
         clock.now += 10**9  # a slow display must not show in the times
 
-    result = measure_latency({"A": clock.variant("A", 200e6)}, ["x"], 1,
-                             Protocol("own", warm_up=0, runs=20, seconds=0), progress)
+    result = measure_latency(
+        {"A": clock.variant("A", 200e6)}, ["x"], 1, Protocol("own", warm_up=0, runs=20, seconds=0), progress
+    )
     assert set(result.of("A")) == {200_000_000}
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
 

@@ -12,7 +12,7 @@ from edgemin_utils.errors import ModelError, SettingError
 from edgemin_utils.measurement import memory
 
 MB = 1_000_000
-LOADERS = '''
+LOADERS = """
 import os, signal, sys, time
 import numpy
 
@@ -41,7 +41,7 @@ def is_killed(folder):
 
 def never_ends(folder):
     time.sleep(60)
-'''
+"""
 
 
 @pytest.fixture
@@ -77,13 +77,21 @@ def test_a_large_parent_does_not_count(loaders):
 
 
 def test_inputs_threads_and_a_process_without_torch(loaders):
-    memory.peak_memory("anything", loader=f"{loaders}:checks_inputs", batch=2, length=9, threads=3,
-                       vocabulary_size=30, token_type_ids=True)
+    memory.peak_memory(
+        "anything",
+        loader=f"{loaders}:checks_inputs",
+        batch=2,
+        length=9,
+        threads=3,
+        vocabulary_size=30,
+        token_type_ids=True,
+    )
 
 
 def test_a_saved_classifier_costs_at_least_its_weights(tmp_path):
-    config = BertConfig(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-                        vocab_size=20_000)
+    config = BertConfig(
+        hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, vocab_size=20_000
+    )
     model = BertForSequenceClassification(config)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     save_model(model, tmp_path)
@@ -93,11 +101,14 @@ def test_a_saved_classifier_costs_at_least_its_weights(tmp_path):
     assert found["cpu_seconds"] > 0
 
 
-@pytest.mark.parametrize("loader,message", [
-    ("fails", "failed: ValueError: weights are damaged"),
-    ("is_killed", r"was killed by signal 9 \(out of memory\?\)"),
-    ("absent", "no attribute 'absent'"),
-])
+@pytest.mark.parametrize(
+    "loader,message",
+    [
+        ("fails", "failed: ValueError: weights are damaged"),
+        ("is_killed", r"was killed by signal 9 \(out of memory\?\)"),
+        ("absent", "no attribute 'absent'"),
+    ],
+)
 def test_a_process_that_dies_is_reported(loaders, loader, message):
     with pytest.raises(ModelError, match=message):
         memory.peak_memory("some-model", loader=f"{loaders}:{loader}", vocabulary_size=50)
@@ -105,8 +116,7 @@ def test_a_process_that_dies_is_reported(loaders, loader, message):
 
 def test_a_process_that_never_ends_is_stopped(loaders):
     with pytest.raises(ModelError, match="some-model: its process took over 1 s"):
-        memory.peak_memory("some-model", loader=f"{loaders}:never_ends", vocabulary_size=50,
-                           timeout_seconds=1)
+        memory.peak_memory("some-model", loader=f"{loaders}:never_ends", vocabulary_size=50, timeout_seconds=1)
 
 
 def test_a_folder_without_a_vocabulary_size_is_refused(loaders, tmp_path):

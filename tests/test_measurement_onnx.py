@@ -49,8 +49,10 @@ def test_a_deployed_classifier_reads_texts_in_a_process_without_torch(exported, 
     with torch.inference_mode():
         wanted = model(**tokenizer(text, return_tensors="pt")).logits.numpy()
     np.testing.assert_allclose(DeployedClassifier(str(tmp_path)).logits_of(text), wanted, atol=1e-4)
-    code = ("import sys; from edgemin_utils.measurement.deployed import load_deployed; load_deployed(sys.argv[1]); "
-            "print({'torch', 'transformers', 'onnx'} & set(sys.modules))")
+    code = (
+        "import sys; from edgemin_utils.measurement.deployed import load_deployed; load_deployed(sys.argv[1]); "
+        "print({'torch', 'transformers', 'onnx'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
     (tmp_path / "tokenizer.json").write_text("{")
@@ -77,7 +79,8 @@ def test_parts_of_a_fused_graph_are_those_of_the_torch_model(exported):
     assert any(node.op_type == "SkipLayerNormalization" for node in graph.graph.node)
     found = onnx_graphs.parameters_of_graph(graph)
     assert {part: found["parts"][part] for part in ("norms", "feed_forward", "attention", "head")} == {
-        part: count for part, count in weights_by_part(model).items() if part != "embeddings"}
+        part: count for part, count in weights_by_part(model).items() if part != "embeddings"
+    }
 
 
 def test_bytes_are_one_a_weight_where_it_is_int8(exported):
@@ -97,8 +100,9 @@ def test_macs_are_the_closed_formulas(exported, batch, length):
     model, path, int8 = exported
     whole = closed_formula_macs(model, batch, length)
     assert onnx_graphs.graph_macs(onnx_graphs.read_graph(path), batch, length) == {"fp32": whole, "int8": 0}
-    assert (onnx_graphs.graph_macs(onnx_graphs.read_graph(int8), batch, length)
-            == macs_by_precision(quantize(model, "dynamic-int8"), batch, length))
+    assert onnx_graphs.graph_macs(onnx_graphs.read_graph(int8), batch, length) == macs_by_precision(
+        quantize(model, "dynamic-int8"), batch, length
+    )
 
 
 def test_vocabulary_and_inputs_come_from_the_file(exported):
@@ -125,16 +129,19 @@ def fused_graph(node: onnx.NodeProto, weights: dict) -> onnx.ModelProto:
     stored = [numpy_helper.from_array(value, name) for name, value in {"table": table, **weights}.items()]
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["states"]), node]
     tokens = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "l"])
-    graph = helper.make_graph(nodes, "fused", [tokens],
-                              [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)], stored)
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17),
-                                                                 helper.make_opsetid("com.microsoft", 1)])
+    graph = helper.make_graph(
+        nodes, "fused", [tokens], [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)], stored
+    )
+    return helper.make_model(
+        graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    )
 
 
 def test_fused_attention_counts_its_projection_and_both_products():
     weights = {"qkv_weight": np.ones((16, 48), np.float32), "qkv_bias": np.ones(48, np.float32)}
-    node = helper.make_node("Attention", ["states", "qkv_weight", "qkv_bias"], ["out"], domain="com.microsoft",
-                            num_heads=2)
+    node = helper.make_node(
+        "Attention", ["states", "qkv_weight", "qkv_bias"], ["out"], domain="com.microsoft", num_heads=2
+    )
     model = fused_graph(node, weights)
     assert onnx_graphs.graph_macs(model, 2, 5)["fp32"] == 2 * (5 * 16 * 48 + 2 * 5 * 5 * 16)
     parts = onnx_graphs.parameters_of_graph(model)["parts"]
@@ -150,8 +157,9 @@ def test_gemm_counts_transposed_weights():
 
 def test_packed_four_bit_weights_are_unpacked_in_the_count():
     packed = np.zeros((8, 1, 8), np.uint8)  # 8 outputs, one block of 16 inputs, two weights a byte
-    node = helper.make_node("MatMulNBits", ["states", "w", "scales"], ["out"], domain="com.microsoft", K=16, N=8,
-                            bits=4, block_size=16)
+    node = helper.make_node(
+        "MatMulNBits", ["states", "w", "scales"], ["out"], domain="com.microsoft", K=16, N=8, bits=4, block_size=16
+    )
     model = fused_graph(node, {"w": packed, "scales": np.ones(8, np.float32)})
     found = {weight.name: weight for weight in onnx_graphs.graph_weights(model)}
     assert found["w"].elements == 16 * 8 and found["w"].size == 64 and found["scales"].elements == 0
@@ -160,10 +168,18 @@ def test_packed_four_bit_weights_are_unpacked_in_the_count():
 
 def test_tables_of_four_bits_are_unpacked_in_the_count():
     """Of 4-bit integers, and of bytes that each hold two."""
-    for kind, table in (("UINT4", helper.make_tensor("t", TensorProto.UINT4, (50, 32), bytes(50 * 16), raw=True)),
-                        ("UINT8", numpy_helper.from_array(np.zeros((50, 16), np.uint8), "t"))):
-        node = helper.make_node("GatherBlockQuantized", ["t", "input_ids", "scales"], ["out"], domain="com.microsoft",
-                                quantize_axis=1, block_size=32)
+    for kind, table in (
+        ("UINT4", helper.make_tensor("t", TensorProto.UINT4, (50, 32), bytes(50 * 16), raw=True)),
+        ("UINT8", numpy_helper.from_array(np.zeros((50, 16), np.uint8), "t")),
+    ):
+        node = helper.make_node(
+            "GatherBlockQuantized",
+            ["t", "input_ids", "scales"],
+            ["out"],
+            domain="com.microsoft",
+            quantize_axis=1,
+            block_size=32,
+        )
         model = fused_graph(node, {"scales": np.ones((50, 1), np.float32)})
         del model.graph.node[0]
         model.graph.initializer.append(table)
@@ -180,9 +196,12 @@ def test_what_is_no_model_is_refused(tmp_path):
             function(broken)
         with pytest.raises(ModelError, match="there is no file"):
             function(tmp_path / "absent.onnx")
-    images = helper.make_graph([helper.make_node("Relu", ["pixels"], ["out"])], "vision",
-                               [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3])],
-                               [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3])])
+    images = helper.make_graph(
+        [helper.make_node("Relu", ["pixels"], ["out"])],
+        "vision",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3])],
+    )
     onnx.save(helper.make_model(images, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "v.onnx")
     with pytest.raises(ModelError, match="takes pixels; a text classifier takes integers, input_ids among them"):
         OnnxSession(tmp_path / "v.onnx")

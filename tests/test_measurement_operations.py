@@ -22,14 +22,22 @@ from edgemin_utils.quantization import quantize
 # torch announces that its eager quantization will go.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
 
-STUDENT = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536,
-                     vocab_size=30522)
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-         "vocab_size": 100}
+STUDENT = BertConfig(
+    hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536, vocab_size=30522
+)
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+}
 SMALL_MODELS = {
     "bert": (BertForSequenceClassification, BertConfig(**SMALL)),
-    "distilbert": (DistilBertForSequenceClassification,
-                   DistilBertConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=96, vocab_size=100)),
+    "distilbert": (
+        DistilBertForSequenceClassification,
+        DistilBertConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=96, vocab_size=100),
+    ),
     "roberta": (RobertaForSequenceClassification, RobertaConfig(**SMALL)),
     "electra": (ElectraForSequenceClassification, ElectraConfig(**SMALL, embedding_size=32)),
 }
@@ -62,8 +70,9 @@ def test_closed_formula_written_out():
     head = hidden * hidden + hidden * 2
     assert operations.closed_formula_macs(small("bert"), batch, length) == batch * (2 * layer + head)
     # ELECTRA projects its smaller embeddings first.
-    assert (operations.closed_formula_macs(small("electra"), batch, length)
-            == batch * (2 * layer + head + length * 32 * hidden))
+    assert operations.closed_formula_macs(small("electra"), batch, length) == batch * (
+        2 * layer + head + length * 32 * hidden
+    )
 
 
 def test_three_counts_agree_on_a_model_of_unequal_layers():
@@ -113,10 +122,13 @@ def test_attention_grows_with_the_square_of_the_length_and_everything_with_the_b
     assert operations.closed_formula_macs(model, 5, 32) == 5 * one
 
 
-@pytest.mark.parametrize("model_class,config,expected", [
-    (DistilBertForSequenceClassification, DistilBertConfig(), 5.594e9),
-    (BertForSequenceClassification, STUDENT, 2.875e9),
-])
+@pytest.mark.parametrize(
+    "model_class,config,expected",
+    [
+        (DistilBertForSequenceClassification, DistilBertConfig(), 5.594e9),
+        (BertForSequenceClassification, STUDENT, 2.875e9),
+    ],
+)
 def test_papers_models_at_one_row_of_128_tokens(model_class, config, expected):
     found = operations.count_operations(on_meta(model_class, config), 1, 128)
     # The expected values were taken with fvcore's count of layer norms, 5 an element.

@@ -25,10 +25,17 @@ from edgemin_utils.measurement import parameters
 # torch announces that its eager quantization will go.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-         "vocab_size": 100, "max_position_embeddings": 40}
-STUDENT = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536,
-                     vocab_size=30522)
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 100,
+    "max_position_embeddings": 40,
+}
+STUDENT = BertConfig(
+    hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536, vocab_size=30522
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +61,10 @@ def small_bert():
 
 def quantized_everywhere(model: nn.Module) -> nn.Module:
     """Linear layers to INT8 and embedding tables to 8 bits a weight."""
-    qconfig = {nn.Linear: torch.ao.quantization.default_dynamic_qconfig,
-               nn.Embedding: torch.ao.quantization.float_qparams_weight_only_qconfig}
+    qconfig = {
+        nn.Linear: torch.ao.quantization.default_dynamic_qconfig,
+        nn.Embedding: torch.ao.quantization.float_qparams_weight_only_qconfig,
+    }
     return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), qconfig)
 
 
@@ -101,7 +110,8 @@ def test_removing_24_heads_shows_in_the_honest_count_and_not_in_the_papers():
 
 def test_bytes_are_four_a_weight_in_fp32(student):
     assert parameters.bytes_by_part(student) == {
-        part: 4 * count for part, count in parameters.weights_by_part(student).items()}
+        part: 4 * count for part, count in parameters.weights_by_part(student).items()
+    }
 
 
 def test_bytes_of_quantized_linear_layers(student, quantized_student):
@@ -137,7 +147,8 @@ def test_bytes_of_a_quantized_model_are_those_of_its_saved_weights(small_bert, t
         with safe_open(next((tmp_path / scheme).glob("*.safetensors")), "pt") as file:
             stored = [file.get_tensor(name) for name in file.keys()]
         assert sum(parameters.bytes_by_part(quantized).values()) == sum(
-            tensor.numel() * tensor.element_size() for tensor in stored)
+            tensor.numel() * tensor.element_size() for tensor in stored
+        )
 
 
 @pytest.mark.parametrize("scheme", ["dynamic-int8", "dynamic-int8-embeddings"])
@@ -167,14 +178,18 @@ def test_a_shared_weight_is_counted_once(small_bert):
     assert sum(parameters.weights_by_part(shared).values()) == parameters.stored_weights(shared)
 
 
-@pytest.mark.parametrize("model_class,config", [
-    (BertForSequenceClassification, BertConfig(**SMALL)),
-    (RobertaForSequenceClassification, RobertaConfig(**SMALL)),
-    (ElectraForSequenceClassification, ElectraConfig(**SMALL, embedding_size=16)),
-    (DistilBertForSequenceClassification,
-     DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, vocab_size=100,
-                      max_position_embeddings=40)),
-])
+@pytest.mark.parametrize(
+    "model_class,config",
+    [
+        (BertForSequenceClassification, BertConfig(**SMALL)),
+        (RobertaForSequenceClassification, RobertaConfig(**SMALL)),
+        (ElectraForSequenceClassification, ElectraConfig(**SMALL, embedding_size=16)),
+        (
+            DistilBertForSequenceClassification,
+            DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, vocab_size=100, max_position_embeddings=40),
+        ),
+    ],
+)
 def test_parts_have_their_size_in_every_family(model_class, config):
     with torch.device("meta"):
         model = model_class(config)

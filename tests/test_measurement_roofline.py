@@ -12,8 +12,13 @@ from edgemin_utils.measurement.operations import closed_formula_macs
 from edgemin_utils.measurement.roofline import Peaks, Work, bound_ms, with_bound, work_of_model
 from edgemin_utils.quantization import quantize
 
-PEAKS = Peaks(threads=1, fp32_macs_per_second=50e9, int8_macs_per_second=200e9, int8_kernel="made up",
-              bandwidth=((2**20, 80e9), (2**24, 40e9), (2**28, 20e9)))
+PEAKS = Peaks(
+    threads=1,
+    fp32_macs_per_second=50e9,
+    int8_macs_per_second=200e9,
+    int8_kernel="made up",
+    bandwidth=((2**20, 80e9), (2**24, 40e9), (2**28, 20e9)),
+)
 
 
 def test_bound_is_the_longer_of_arithmetic_and_reading():
@@ -36,9 +41,11 @@ def test_bound_is_below_every_time_of_a_machine_that_never_beats_its_peaks():
     for _ in range(200):
         work = Work(*(int(value) for value in torch.randint(1, 10**9, (3,), generator=generator)))
         slower = 1 + torch.rand(3, generator=generator).double()
-        seconds = (work.fp32_macs / PEAKS.fp32_macs_per_second * slower[0]
-                   + work.int8_macs / PEAKS.int8_macs_per_second * slower[1]
-                   + work.bytes_read / PEAKS.bytes_per_second(work.bytes_read) * slower[2])
+        seconds = (
+            work.fp32_macs / PEAKS.fp32_macs_per_second * slower[0]
+            + work.int8_macs / PEAKS.int8_macs_per_second * slower[1]
+            + work.bytes_read / PEAKS.bytes_per_second(work.bytes_read) * slower[2]
+        )
         row = with_bound({"median_ms": float(1e3 * seconds)}, [work], PEAKS)
         assert row["bound_ms"] <= row["median_ms"] and row["of_bound"] >= 1
         assert row["of_bound"] == row["median_ms"] / row["bound_ms"]

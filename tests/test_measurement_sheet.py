@@ -39,9 +39,18 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(folder):
     """The sheet that the command writes, and what it prints."""
-    arguments = ["measure", *(str(folder / name) for name in NAMES[:1]), "--against",
-                 *(str(folder / name) for name in NAMES[1:]), *FEW, "--no-memory",
-                 "--texts", str(folder / "texts.txt"), "--json", str(folder / "sheet.json")]
+    arguments = [
+        "measure",
+        *(str(folder / name) for name in NAMES[:1]),
+        "--against",
+        *(str(folder / name) for name in NAMES[1:]),
+        *FEW,
+        "--no-memory",
+        "--texts",
+        str(folder / "texts.txt"),
+        "--json",
+        str(folder / "sheet.json"),
+    ]
     assert cli.main(arguments) == 0
     return json.loads((folder / "sheet.json").read_text())
 
@@ -51,8 +60,9 @@ def test_every_model_has_its_counts(measured):
     plain = small_model()
     for model in measured["models"]:
         assert sum(model["parameters"]["parts"].values()) == model["parameters"]["stored"]
-        assert model["bytes"]["stored"] == sum(sum(sizes.values()) for sizes in
-                                               model["parameters"]["part_bytes"].values())
+        assert model["bytes"]["stored"] == sum(
+            sum(sizes.values()) for sizes in model["parameters"]["part_bytes"].values()
+        )
         assert model["bytes"]["file"] >= model["bytes"]["stored"]
         assert 0 < model["energy"]["cpu_seconds"] and (model["energy"]["joules"] or 1) > 0
     by_name = {model["name"]: model for model in measured["models"]}
@@ -89,8 +99,17 @@ def test_every_latency_has_its_bound_and_speed_ups_are_over_the_first_other(meas
 
 def test_the_printed_sheet_names_everything(measured):
     text = sheet_text(measured)
-    for title in ("Parameters", "Bytes (MB = 10^6 bytes)", "Operations of one forward", "QUICK LOOK", "Speed-ups",
-                  "Throughput", "CPU-seconds a row", "Machine: ", "Peak with 1 thread(s)"):
+    for title in (
+        "Parameters",
+        "Bytes (MB = 10^6 bytes)",
+        "Operations of one forward",
+        "QUICK LOOK",
+        "Speed-ups",
+        "Throughput",
+        "CPU-seconds a row",
+        "Machine: ",
+        "Peak with 1 thread(s)",
+    ):
         assert title in text
     assert measured["int8_note"].split()[0] in text
     assert "No tokenizer lies beside model.onnx" in text and "Rows of text: lines of texts.txt." in text
@@ -105,8 +124,12 @@ def test_int8_note_stands_only_where_int8_is(measured):
 
 def test_memory_is_of_a_fresh_process(folder, capsys):
     path = folder / "memory.json"
-    assert cli.main(["measure", str(folder / "model.onnx"), *FEW, "--texts", str(folder / "texts.txt"), "--json",
-                     str(path)]) == 0
+    assert (
+        cli.main(
+            ["measure", str(folder / "model.onnx"), *FEW, "--texts", str(folder / "texts.txt"), "--json", str(path)]
+        )
+        == 0
+    )
     found = json.loads(path.read_text())["models"][0]["memory"]
     assert 0 < found["baseline_bytes"] < found["peak_bytes"]
     assert "Above imports MB" in capsys.readouterr().out
@@ -128,6 +151,7 @@ def test_compile_that_fails_is_a_sentence(folder, monkeypatch):
     def broken(module):
         def call(**inputs):
             raise RuntimeError("no compiler found\nmore lines")
+
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
@@ -168,13 +192,21 @@ def test_models_of_the_same_folder_name_are_told_apart(folder, tmp_path):
     other = tmp_path / "plain"
     save_model(small_model(), other)
     assert [model.name for model in open_models([str(folder / "plain"), str(other)])] == [
-        str(folder / "plain"), str(other)]
+        str(folder / "plain"),
+        str(other),
+    ]
 
 
-@pytest.mark.parametrize("name, message", [
-    ("/absent/folder", "there is no model folder"), ("/absent/model.onnx", "there is no file"),
-    ("empty", "holds no config.json"), ("notes.txt", "is a file, and not an .onnx file"),
-    ("broken.onnx", "is no ONNX model")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("/absent/folder", "there is no model folder"),
+        ("/absent/model.onnx", "there is no file"),
+        ("empty", "holds no config.json"),
+        ("notes.txt", "is a file, and not an .onnx file"),
+        ("broken.onnx", "is no ONNX model"),
+    ],
+)
 def test_refusals_are_one_line(tmp_path, capsys, name, message):
     (tmp_path / "empty").mkdir()
     for file in ("notes.txt", "broken.onnx", "texts.txt"):
@@ -187,7 +219,9 @@ def test_refusals_are_one_line(tmp_path, capsys, name, message):
 
 def test_texts_come_from_lines_or_dev_rows(tmp_path, folder):
     assert read_texts(str(folder / "texts.txt")) == (
-        [("the film was good",), ("a very dull story", "and the end")], "lines of texts.txt")
+        [("the film was good",), ("a very dull story", "and the end")],
+        "lines of texts.txt",
+    )
     rows, source = read_texts(task="qqp", rows=3)
     assert len(rows) == 3 and all(len(row) == 2 for row in rows) and "synthetic" in source
     with pytest.raises(DataError, match="there is no file"):

@@ -20,13 +20,33 @@ SECTIONS = ["Question", "Set-up", "Method", "Run", "Result", "What it means", "T
 REPOSITORY = "https://colab.research.google.com/github/edgemin/edgemin/blob/main/notebooks"
 # Every stage of a chain, with as little of each as still runs: these models have learnt nothing.
 SMALL = {
-    "train_rows": 120, "dev_rows": 60, "vocabulary_size": 300, "teacher_layers": 2, "teacher_hidden_size": 24,
-    "teacher_heads": 4, "teacher_intermediate_size": 48, "teacher_epochs": 1, "student": "scratch",
-    "student_layers": 1, "student_hidden_size": 24, "student_heads": 4, "student_intermediate_size": 48,
-    "relation_heads": 4, "distillation_epochs": 0.5, "prediction_epochs": 1, "head_prune_ratio": 0.25,
-    "recovery_epochs": 0.5, "importance_rows": 32, "scan_rows": 12, "random_draws": 1, "factorial": False,
+    "train_rows": 120,
+    "dev_rows": 60,
+    "vocabulary_size": 300,
+    "teacher_layers": 2,
+    "teacher_hidden_size": 24,
+    "teacher_heads": 4,
+    "teacher_intermediate_size": 48,
+    "teacher_epochs": 1,
+    "student": "scratch",
+    "student_layers": 1,
+    "student_hidden_size": 24,
+    "student_heads": 4,
+    "student_intermediate_size": 48,
+    "relation_heads": 4,
+    "distillation_epochs": 0.5,
+    "prediction_epochs": 1,
+    "head_prune_ratio": 0.25,
+    "recovery_epochs": 0.5,
+    "importance_rows": 32,
+    "scan_rows": 12,
+    "random_draws": 1,
+    "factorial": False,
     "compared_cuts": ["gradient-neurons-0.25-vocabulary-seen-3-rounds-2"],
-    "latency_lengths": [32], "latency_threads": [1], "latency_protocol": "quick", "memory_runs": 1,
+    "latency_lengths": [32],
+    "latency_threads": [1],
+    "latency_protocol": "quick",
+    "memory_runs": 1,
     "bootstrap_samples": 100,
 }
 
@@ -99,8 +119,9 @@ def test_code_cells_are_short_and_define_nothing(notebook):
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source
         nodes = list(ast.walk(ast.parse(without_magics(cell.source))))
-        assert not any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
-                       for node in nodes), cell.source
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda) for node in nodes
+        ), cell.source
 
 
 def test_no_path_of_one_machine_is_written_down(notebook):
@@ -114,7 +135,7 @@ def test_badge_and_links_lead_to_this_and_the_neighbouring_chapters(name, notebo
     place = NAMES.index(name)
     linked = re.findall(r"\]\((\w+\.ipynb)\)", text(notebook))
     assert all((FOLDER / target).is_file() for target in linked)
-    for neighbour in (*NAMES[max(0, place - 1):place], *NAMES[place + 1:place + 2]):
+    for neighbour in (*NAMES[max(0, place - 1) : place], *NAMES[place + 1 : place + 2]):
         assert f"{neighbour}.ipynb" in linked
 
 
@@ -132,8 +153,14 @@ def test_chapters_have_the_same_sections_in_the_same_order(chapter):
 def execute(name: str, executed: Path, study: Path) -> nbformat.NotebookNode:
     """The notebook under bare papermill, with nothing but its parameters given."""
     parameters = {"output_dir": str(study), "seed": 3, "overrides": SMALL}
-    return papermill.execute_notebook(FOLDER / f"{name}.ipynb", executed / f"{name}.ipynb", parameters, cwd=FOLDER,
-                                      kernel_name="python3", progress_bar=False)
+    return papermill.execute_notebook(
+        FOLDER / f"{name}.ipynb",
+        executed / f"{name}.ipynb",
+        parameters,
+        cwd=FOLDER,
+        kernel_name="python3",
+        progress_bar=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +188,12 @@ def test_every_latency_stands_beside_the_least_it_could_be(finished):
 
 
 def test_the_analysis_shows_the_papers_numbers(finished):
-    shown = "\n".join(output.data.get("text/html", "") for cell in code_cells(finished[1]["05_analysis"])
-                      for output in cell.outputs if "data" in output)
+    shown = "\n".join(
+        output.data.get("text/html", "")
+        for cell in code_cells(finished[1]["05_analysis"])
+        for output in cell.outputs
+        if "data" in output
+    )
     for text in ("66.96M", "11.94M", "32,178,818", "65.09 MB", "C15", "reproduced only under the paper"):
         assert text in shown
 
@@ -178,8 +209,12 @@ def test_executed_notebooks_hold_no_errors_and_no_noise(finished):
 
 def test_every_figure_and_sentence_of_the_chapters_is_drawn(finished):
     def outputs(name, kind):
-        return [output.data[kind] for cell in code_cells(finished[1][name]) for output in cell.outputs
-                if kind in output.get("data", {})]
+        return [
+            output.data[kind]
+            for cell in code_cells(finished[1][name])
+            for output in cell.outputs
+            if kind in output.get("data", {})
+        ]
 
     figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 6, "04_quantization": 3}
     assert {name: len(outputs(name, "image/png")) for name in figures} == figures
@@ -189,8 +224,10 @@ def test_every_figure_and_sentence_of_the_chapters_is_drawn(finished):
     assert "`model.parameters()` lists" in "\n".join(outputs("04_quantization", "text/markdown"))
 
 
-@pytest.mark.parametrize("name, first", [("02_distillation", "01_teacher"), ("03_pruning", "02_distillation"),
-                                         ("04_quantization", "03_pruning")])
+@pytest.mark.parametrize(
+    "name, first",
+    [("02_distillation", "01_teacher"), ("03_pruning", "02_distillation"), ("04_quantization", "03_pruning")],
+)
 def test_a_chapter_before_its_time_names_the_one_to_run_first(tmp_path, name, first):
     with pytest.raises(papermill.PapermillExecutionError) as failure:
         execute(name, tmp_path, tmp_path / "study")

@@ -30,27 +30,55 @@ def test_every_entry_is_implemented_sourced_and_feels_known_settings(name):
 
 
 def test_all_are_the_papers_world():
-    assert EVERY_OBJECTIVE == ("none", "logits", "distilbert", "pkd", "pkd-last", "tinybert", "minilm", "minilmv2",
-                               "mlkd", "shd")
+    assert EVERY_OBJECTIVE == (
+        "none",
+        "logits",
+        "distilbert",
+        "pkd",
+        "pkd-last",
+        "tinybert",
+        "minilm",
+        "minilmv2",
+        "mlkd",
+        "shd",
+    )
 
 
-@pytest.mark.parametrize("name, objective, changes, assistant", [
-    ("none", "none", {}, ""), ("none-pretrained", "none-pretrained", {}, ""),
-    ("pkd-last", "pkd-last", {"objective": "pkd-last"}, ""),
-    ("minilmv2-layer-3", "minilmv2", {"objective": "minilmv2", "teacher_layer": 3}, ""),
-    ("minilm-transfer-500", "minilm", {"objective": "minilm", "transfer_rows": 500}, ""),
-    ("minilmv2-layer-0-transfer-9-by-assistant", "minilmv2",
-     {"objective": "minilmv2", "teacher_layer": 0, "transfer_rows": 9}, "minilmv2-assistant"),
-    ("mlkd-assistant", "mlkd", {"objective": "mlkd"}, ""),
-])
+@pytest.mark.parametrize(
+    "name, objective, changes, assistant",
+    [
+        ("none", "none", {}, ""),
+        ("none-pretrained", "none-pretrained", {}, ""),
+        ("pkd-last", "pkd-last", {"objective": "pkd-last"}, ""),
+        ("minilmv2-layer-3", "minilmv2", {"objective": "minilmv2", "teacher_layer": 3}, ""),
+        ("minilm-transfer-500", "minilm", {"objective": "minilm", "transfer_rows": 500}, ""),
+        (
+            "minilmv2-layer-0-transfer-9-by-assistant",
+            "minilmv2",
+            {"objective": "minilmv2", "teacher_layer": 0, "transfer_rows": 9},
+            "minilmv2-assistant",
+        ),
+        ("mlkd-assistant", "mlkd", {"objective": "mlkd"}, ""),
+    ],
+)
 def test_a_students_name_says_how_it_learns(name, objective, changes, assistant):
     student = read_student(name)
     assert (student.objective, student.changes, student.assistant) == (objective, changes, assistant)
     assert student.is_assistant == (name == "mlkd-assistant")
 
 
-@pytest.mark.parametrize("name", ["minilmv3", "pkd-layer-1", "none-transfer-5", "none-by-assistant", "minilmv2-layer-",
-                                  "minilmv2-by-assistant-layer-1", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minilmv3",
+        "pkd-layer-1",
+        "none-transfer-5",
+        "none-by-assistant",
+        "minilmv2-layer-",
+        "minilmv2-by-assistant-layer-1",
+        "",
+    ],
+)
 def test_what_names_no_student_is_refused(name):
     assert read_student(name) is None
     for setting in ("objective", "compared_objectives"):
@@ -89,14 +117,27 @@ def test_the_main_student_may_come_by_an_assistant():
     assert not stages["distillation/minilmv2-assistant"].optional
 
 
-@pytest.mark.parametrize("change, touched", [
-    ({"relation_heads": 24}, {"minilmv2", "minilmv2-by-assistant", "minilmv2-assistant", "minilmv2-layer-0"}),
-    ({"teacher_layer": 1}, {"minilmv2", "minilmv2-by-assistant", "minilmv2-assistant"}),
-    ({"intermediate_weight": 2.0}, {"distilbert", "pkd", "pkd-last", "shd"}),
-    ({"assistant_layers": 3}, {"minilmv2-by-assistant", "minilmv2-assistant"}),
-    ({"distillation_learning_rate": 1e-4}, {"tinybert", "minilm", "minilmv2", "mlkd", "minilmv2-by-assistant",
-                                            "minilmv2-assistant", "minilmv2-layer-0"}),
-])
+@pytest.mark.parametrize(
+    "change, touched",
+    [
+        ({"relation_heads": 24}, {"minilmv2", "minilmv2-by-assistant", "minilmv2-assistant", "minilmv2-layer-0"}),
+        ({"teacher_layer": 1}, {"minilmv2", "minilmv2-by-assistant", "minilmv2-assistant"}),
+        ({"intermediate_weight": 2.0}, {"distilbert", "pkd", "pkd-last", "shd"}),
+        ({"assistant_layers": 3}, {"minilmv2-by-assistant", "minilmv2-assistant"}),
+        (
+            {"distillation_learning_rate": 1e-4},
+            {
+                "tinybert",
+                "minilm",
+                "minilmv2",
+                "mlkd",
+                "minilmv2-by-assistant",
+                "minilmv2-assistant",
+                "minilmv2-layer-0",
+            },
+        ),
+    ],
+)
 def test_a_setting_makes_only_those_students_anew_that_feel_it(tmp_path, change, touched):
     compared = {"compared_objectives": "all,minilmv2-by-assistant,minilmv2-layer-0"}
     old, new = (Run(load_settings("demo", {**compared, **changes}), "sst2", 0, tmp_path) for changes in ({}, change))
@@ -109,8 +150,10 @@ def test_every_distilled_student_feels_transfer_text_and_only_its_content_counts
     first.write_text("sentence\nsome words\n")
     second.write_text("sentence\nsome words\n")
     third.write_text("sentence\nother words\n")
-    runs = [Run(load_settings("demo", {"transfer_file": str(path), "compared_objectives": "none"}), "sst2", 0, tmp_path)
-            for path in (first, second, third)]
+    runs = [
+        Run(load_settings("demo", {"transfer_file": str(path), "compared_objectives": "none"}), "sst2", 0, tmp_path)
+        for path in (first, second, third)
+    ]
     prints = [[run.fingerprint(f"distillation/{name}") for name in ("minilmv2", "none")] for run in runs]
     assert prints[0] == prints[1] and prints[0][0] != prints[2][0] and prints[0][1] == prints[2][1]
 

@@ -41,22 +41,39 @@ def record(models):
     """A record with everything in it, from two runs a model: its numbers are real, and mean nothing."""
     found = results.count_record(models)
     with pytest.MonkeyPatch.context() as patch:  # fresh processes have tests of their own
-        patch.setattr(timing, "peak_memory", lambda folder, **options: {
-            "baseline_bytes": 50_000_000, "resident_bytes": 60_000_000, "peak_bytes": 70_000_000})
-        found["timing"] = timing.measure_paper(models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384),
-                                               samples=50, repeats=2)
+        patch.setattr(
+            timing,
+            "peak_memory",
+            lambda folder, **options: {
+                "baseline_bytes": 50_000_000,
+                "resident_bytes": 60_000_000,
+                "peak_bytes": 70_000_000,
+            },
+        )
+        found["timing"] = timing.measure_paper(
+            models, SHORT, lengths=(8, 16), widths=(256, 320, 376, 384), samples=50, repeats=2
+        )
     return json.loads(json.dumps(found))
 
 
 # ---- the digits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, claimed, honest", [
-    ("teacher_parameters", "66.96M", "66,955,010"), ("student_parameters", "33.36M", "33,360,770"),
-    ("final_parameters", "11.94M", "32,178,818"), ("parameter_ratio", "2.8x", "1.04x"),
-    ("student_file", "127 MB", "133.57 MB"), ("quantized_file", "66 MB", "69.45 MB"),
-    ("final_file", "65.09 MB", "68.26 MB"), ("file_ratio", "1.96x", "1.96x"), ("smallest_file", "33 MB", "34.53 MB"),
-    ("removed_heads", "20 %", "16.7 %")])
+@pytest.mark.parametrize(
+    "name, claimed, honest",
+    [
+        ("teacher_parameters", "66.96M", "66,955,010"),
+        ("student_parameters", "33.36M", "33,360,770"),
+        ("final_parameters", "11.94M", "32,178,818"),
+        ("parameter_ratio", "2.8x", "1.04x"),
+        ("student_file", "127 MB", "133.57 MB"),
+        ("quantized_file", "66 MB", "69.45 MB"),
+        ("final_file", "65.09 MB", "68.26 MB"),
+        ("file_ratio", "1.96x", "1.96x"),
+        ("smallest_file", "33 MB", "34.53 MB"),
+        ("removed_heads", "20 %", "16.7 %"),
+    ],
+)
 def test_the_papers_digits_come_out_of_its_own_counting(counted, name, claimed, honest):
     count = counted[name]
     assert (count.claimed, count.counted, count.honest) == (claimed, claimed, honest)
@@ -81,8 +98,12 @@ def test_the_three_counts_agree_on_every_model_of_the_paper(models):
 
 def test_11_94_million_is_embeddings_and_layer_norms(models):
     listed = counts.listed_after_quantization(models)
-    assert listed == {"word embeddings": 30522 * 384, "position embeddings": 512 * 384,
-                      "token type embeddings": 2 * 384, "layer norms": 25 * 2 * 384}
+    assert listed == {
+        "word embeddings": 30522 * 384,
+        "position embeddings": 512 * 384,
+        "token type embeddings": 2 * 384,
+        "layer norms": 25 * 2 * 384,
+    }
     assert sum(listed.values()) == 11_937_024 == framework_parameters(models.pruned_quantized)
     parts = counts.weights_of_parts(models)
     assert sum(parts["final"].values()) == stored_weights(models.pruned_quantized)
@@ -90,8 +111,10 @@ def test_11_94_million_is_embeddings_and_layer_norms(models):
 
 
 def test_heads_of_the_two_cuts(models):
-    heads = {name: [layer.num_heads for layer in encoder_layers(getattr(models, name))]
-             for name in ("student", "pruned", "fifth")}
+    heads = {
+        name: [layer.num_heads for layer in encoder_layers(getattr(models, name))]
+        for name in ("student", "pruned", "fifth")
+    }
     assert heads["student"] == [12] * 12 and heads["pruned"] == [10] * 12
     assert heads["fifth"] == [9] * 5 + [10] * 7 and sum(heads["student"]) - sum(heads["fifth"]) == 29
 
@@ -111,24 +134,46 @@ def verdicts(*arguments):
 
 def test_counts_alone_decide_what_needs_no_clock(counted):
     assert verdicts(counted) == {
-        "C1": REPRODUCED, "C2": REPRODUCED, "C3": PAPER_ONLY, "C4": PAPER_ONLY, "C5": NOT_REPRODUCED, "C6": UNTESTED,
-        "C7": UNTESTED, "C8": PAPER_ONLY, "C9": NOT_REPRODUCED, "C10": UNTESTED, "C11": PAPER_ONLY, "C12": UNTESTED,
-        "C13": UNTESTED, "C14": UNTESTED, "C15": UNTESTED}
+        "C1": REPRODUCED,
+        "C2": REPRODUCED,
+        "C3": PAPER_ONLY,
+        "C4": PAPER_ONLY,
+        "C5": NOT_REPRODUCED,
+        "C6": UNTESTED,
+        "C7": UNTESTED,
+        "C8": PAPER_ONLY,
+        "C9": NOT_REPRODUCED,
+        "C10": UNTESTED,
+        "C11": PAPER_ONLY,
+        "C12": UNTESTED,
+        "C13": UNTESTED,
+        "C14": UNTESTED,
+        "C15": UNTESTED,
+    }
 
 
 def made_up(reduction, interaction, over_teacher, peaks, model=timing.FINAL):
     """A timing of one model whose verdicts are known by hand."""
     rows = {"over_student": 1 / (1 - reduction), "over_teacher": over_teacher}
-    memory = [{"model": name, "process": "Python", "baseline_bytes": 50e6, "resident_bytes": 60e6, "peak_bytes": peak}
-              for name, peak in zip((timing.TEACHER, model), peaks, strict=True)]
+    memory = [
+        {"model": name, "process": "Python", "baseline_bytes": 50e6, "resident_bytes": 60e6, "peak_bytes": peak}
+        for name, peak in zip((timing.TEACHER, model), peaks, strict=True)
+    ]
     low, high = interaction
-    return {**{name: [{"model": model, "input": "1x32", "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}]
-               for name, ratio in rows.items()}, "memory": memory,
-            "latency": [{"model": model, "input": "1x32", "median_ms": 16.0}],
-            "interaction": [{"input": "1x32", "ratio": (low + high) / 2, "low": low, "high": high}],
-            "parts": [{"input": "1x32", "predicted": 1.0}],
-            "energy": [{"model": name, "input": "1x32", "cpu_seconds": 0.016, "joules": None}
-                       for name in (timing.TEACHER, timing.FINAL)]}
+    return {
+        **{
+            name: [{"model": model, "input": "1x32", "ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1}]
+            for name, ratio in rows.items()
+        },
+        "memory": memory,
+        "latency": [{"model": model, "input": "1x32", "median_ms": 16.0}],
+        "interaction": [{"input": "1x32", "ratio": (low + high) / 2, "low": low, "high": high}],
+        "parts": [{"input": "1x32", "predicted": 1.0}],
+        "energy": [
+            {"model": name, "input": "1x32", "cpu_seconds": 0.016, "joules": None}
+            for name in (timing.TEACHER, timing.FINAL)
+        ],
+    }
 
 
 def test_measured_claims_are_borne_out_by_rule(counted):
@@ -154,7 +199,7 @@ def study(tmp_path):
 
 
 def test_accuracy_is_read_beside_the_student_without_distillation(study, counted):
-    row, = study_accuracy(study)
+    (row,) = study_accuracy(study)
     assert results.accuracy_record([study, study])["accuracy"] == [row]  # the first study of a task counts
     # The example's final model misses 8 of 40 rows, its teacher 4, the undistilled one alike 18.
     assert row["accuracy"] == pytest.approx(32 / 40) and row["kept"] == pytest.approx(32 / 36)
@@ -177,18 +222,28 @@ def test_synthetic_rows_say_nothing_about_accuracy(tmp_path):
 
 def test_the_interaction_is_that_of_the_medians(record):
     for row in record["timing"]["interaction"]:
-        medians = {item["model"]: item["median_ms"] for item in record["timing"]["latency"]
-                   if item["input"] == row["input"]}
+        medians = {
+            item["model"]: item["median_ms"] for item in record["timing"]["latency"] if item["input"] == row["input"]
+        }
         both = medians[timing.FINAL] * medians[timing.STUDENT] / (medians[timing.PRUNED] * medians[timing.INT8])
         assert row["ratio"] == pytest.approx(both) and row["low"] <= row["ratio"] <= row["high"]
 
 
 def parts_of(rounds, **changes):
     """Two rounds of parts that add up to their models: rest 10 in FP32 and 8 in INT8, times in ns."""
-    ms = {"products fp32 whole": 60, "products fp32 pruned": 50, "products int8 whole": 20, "products int8 pruned": 17,
-          "attention whole": 6, "attention pruned": 5}
-    ms |= {f"model {precision} {form}": ms[f"products {precision} {form}"] + ms[f"attention {form}"] + rest
-           for precision, rest in (("fp32", 10), ("int8", 8)) for form in ("whole", "pruned")} | changes
+    ms = {
+        "products fp32 whole": 60,
+        "products fp32 pruned": 50,
+        "products int8 whole": 20,
+        "products int8 pruned": 17,
+        "attention whole": 6,
+        "attention pruned": 5,
+    }
+    ms |= {
+        f"model {precision} {form}": ms[f"products {precision} {form}"] + ms[f"attention {form}"] + rest
+        for precision, rest in (("fp32", 10), ("int8", 8))
+        for form in ("whole", "pruned")
+    } | changes
     raw = np.array([[value * 1e6 for value in ms.values()]] * rounds, dtype=np.int64)
     return LatencyResult(tuple(ms), raw, 1, SHORT)
 
@@ -209,8 +264,11 @@ def test_parts_run_every_product_and_every_head_once(models):
     seen, hooks = [], []
     for layer in encoder_layers(models.pruned):
         for name in interaction.PRODUCTS:
-            hooks.append(getattr(layer, name).register_forward_hook(
-                lambda module, inputs, output: seen.append((module, tuple(output.shape)))))
+            hooks.append(
+                getattr(layer, name).register_forward_hook(
+                    lambda module, inputs, output: seen.append((module, tuple(output.shape)))
+                )
+            )
     interaction._products(models.pruned, 4)(None)
     for hook in hooks:
         hook.remove()
@@ -224,18 +282,24 @@ def test_parts_stand_in_the_record_and_add_up(record):
     for row in results.parts_rows(record):
         whole = next(item for item in record["timing"]["parts"] if item["input"] == row["input"])["parts_ms"]
         assert row["products"] + row["attention"] + row["rest"] == pytest.approx(
-            whole[f"model {row['precision']} {row['form']}"])
+            whole[f"model {row['precision']} {row['form']}"]
+        )
 
 
 def test_runs_of_the_latency_protocol_are_set_side_by_side(record):
     def run(fast, small):
-        return {"over_teacher": [{"model": "final model", "input": "1x32", "ratio": fast}],
-                "over_student": [{"model": "final model", "input": "1x32", "ratio": small}],
-                "interaction": [{"input": "1x32", "ratio": 1.0}]}
+        return {
+            "over_teacher": [{"model": "final model", "input": "1x32", "ratio": fast}],
+            "over_student": [{"model": "final model", "input": "1x32", "ratio": small}],
+            "interaction": [{"input": "1x32", "ratio": 1.0}],
+        }
 
     rows = timing.repeated_ratios([run(4.0, 2.0), run(4.2, 1.9), run(4.1, 2.0)])
     assert [(row["ratio"], row["runs"]) for row in rows] == [
-        ("over the teacher", [4.0, 4.2, 4.1]), ("over the student", [2.0, 1.9, 2.0]), ("interaction", [1.0, 1.0, 1.0])]
+        ("over the teacher", [4.0, 4.2, 4.1]),
+        ("over the student", [2.0, 1.9, 2.0]),
+        ("interaction", [1.0, 1.0, 1.0]),
+    ]
     assert [row["disagreement"] for row in rows] == pytest.approx([0.05, 2.0 / 1.9 - 1, 0])
     sentence = results.repeatability_sentence({"timing": {"repeated": rows}})
     assert "Over 3 runs" in sentence and "the 3 ratios agree within 5.3 %" in sentence
@@ -272,8 +336,10 @@ def test_every_digit_of_the_honest_model(models, record):
     assert "SST-2 10,053 (6,735 rows)" in honest.honest_note(counted)
 
 
-@pytest.mark.parametrize("name, value, number", [
-    ("parameters", 11_940_001, "C3"), ("file_bytes", 33_000_001, "C4, C11"), ("macs", 2_152_000_000, "C5")])
+@pytest.mark.parametrize(
+    "name, value, number",
+    [("parameters", 11_940_001, "C3"), ("file_bytes", 33_000_001, "C4, C11"), ("macs", 2_152_000_000, "C5")],
+)
 def test_a_count_beyond_its_limit_makes_no_claim_true(record, name, value, number):
     rows = {row.number: row for row in honest.made_true({**record["honest"], name: value}, "")}
     assert rows[number].verdict == honest.NOT_MADE_TRUE
@@ -296,13 +362,17 @@ def test_measured_claims_are_made_true_by_rule(record):
 
 def test_accuracy_of_the_honest_recipe_comes_from_studies_that_ran_it(study, record):
     assert study_accuracy(study, "honest") == []
-    final = next(found for found in find_records(study) if found.content["steps"][-1:] == ["quantize:dynamic-int8"]
-                 and found.content["student"] != "none" and found.content["pruned"])
+    final = next(
+        found
+        for found in find_records(study)
+        if found.content["steps"][-1:] == ["quantize:dynamic-int8"]
+        and found.content["student"] != "none"
+        and found.content["pruned"]
+    )
     shutil.copytree(final.folder, final.folder.with_name("honest"))
     steps = ["distill:minilmv2", *record["honest"]["recipe"][1:3], "distill:minilmv2", *record["honest"]["recipe"][4:]]
-    write_json(final.folder.with_name("honest") / "record.json",
-               {**final.content, "variant": "honest", "steps": steps})
-    row, = study_accuracy(study, "honest")
+    write_json(final.folder.with_name("honest") / "record.json", {**final.content, "variant": "honest", "steps": steps})
+    (row,) = study_accuracy(study, "honest")
     assert row["accuracy"] == row["paper_accuracy"] == pytest.approx(32 / 40) and not row["papers_models"]
     assert study_accuracy(study) and row["undistilled_form"] == "not compressed"
     table = {item.number: item for item in honest.made_true(record["honest"], "", None, [row])}
@@ -314,8 +384,15 @@ def test_accuracy_of_the_honest_recipe_comes_from_studies_that_ran_it(study, rec
 
 def test_a_line_over_the_widths_finds_fixed_cost_and_steps():
     def rows(fixed, step):
-        return [{"input": "1x128", "direction": "into heads", "width": width, "fp32_ms": fixed + 0.01 * width
-                 + step * (width % 64 != 0)} for width in range(256, 513, 8)]
+        return [
+            {
+                "input": "1x128",
+                "direction": "into heads",
+                "width": width,
+                "fp32_ms": fixed + 0.01 * width + step * (width % 64 != 0),
+            }
+            for width in range(256, 513, 8)
+        ]
 
     found = results.width_line(rows(3.84, 0.0), "fp32")
     assert found["fixed"] == pytest.approx(0.5) and found["scatter"] == pytest.approx(0, abs=1e-9)
@@ -327,10 +404,17 @@ def test_record_draws_every_table_and_figure_again(record, tmp_path):
     results.write_record(record, tmp_path)
     first = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
     assert {path.name for path in first} == {
-        *(f"{name}.{kind}" for name in ("claims", "counts", "honest", "latency", "memory", "interaction",
-                                            "repeatability") for kind in ("csv", "md", "tex")),
-        *(f"{name}.{kind}" for name in ("listed_parameters", "operation_ratios", "latency", "products", "time_parts")
-          for kind in ("svg", "png"))}
+        *(
+            f"{name}.{kind}"
+            for name in ("claims", "counts", "honest", "latency", "memory", "interaction", "repeatability")
+            for kind in ("csv", "md", "tex")
+        ),
+        *(
+            f"{name}.{kind}"
+            for name in ("listed_parameters", "operation_ratios", "latency", "products", "time_parts")
+            for kind in ("svg", "png")
+        ),
+    }
     again = {path: path.read_bytes() for path in results.write_results(results.read_record(tmp_path), tmp_path)}
     assert first == again
     text = (tmp_path / "tables" / "claims.md").read_text()

@@ -22,15 +22,37 @@ def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
     tokenizer = train_tokenizer(embedded_corpus("sst2", train_rows=500)["train"]["sentence"], 3000)
     torch.manual_seed(0)
-    for name, model in (("teacher", scratch_model("distilbert", 6, 768, 12, 3072, 30522, LABELS, 512)),
-                        ("student", scratch_model("bert", 12, 384, 12, 1536, 30522, LABELS, 512))):
+    for name, model in (
+        ("teacher", scratch_model("distilbert", 6, 768, 12, 3072, 30522, LABELS, 512)),
+        ("student", scratch_model("bert", 12, 384, 12, 1536, 30522, LABELS, 512)),
+    ):
         save_model(model, folder / name, tokenizer)
-    run = open_run("sst2", "paper", 0, folder / "study", {
-        "data_source": "embedded", "teacher": str(folder / "teacher"), "student": str(folder / "student"),
-        "train_fraction": 1, "train_rows": 24, "dev_rows": 12, "holdout_fraction": 0.2, "batch_size": 8,
-        "teacher_epochs": 1, "distillation_epochs": 1, "prediction_epochs": 1, "recovery_epochs": 1, "factorial": False,
-        "compared_objectives": [], "importance_rows": 8, "scan_rows": 4, "random_draws": 1,
-        "training_precision": "float32"})
+    run = open_run(
+        "sst2",
+        "paper",
+        0,
+        folder / "study",
+        {
+            "data_source": "embedded",
+            "teacher": str(folder / "teacher"),
+            "student": str(folder / "student"),
+            "train_fraction": 1,
+            "train_rows": 24,
+            "dev_rows": 12,
+            "holdout_fraction": 0.2,
+            "batch_size": 8,
+            "teacher_epochs": 1,
+            "distillation_epochs": 1,
+            "prediction_epochs": 1,
+            "recovery_epochs": 1,
+            "factorial": False,
+            "compared_objectives": [],
+            "importance_rows": 8,
+            "scan_rows": 4,
+            "random_draws": 1,
+            "training_precision": "float32",
+        },
+    )
     keys = [key for key in run.plan if not key.startswith("measurement") and "head-scan" not in key]
     return run, {key: stages.run_stage(run, key).results for key in keys}
 
@@ -55,8 +77,10 @@ def test_every_stage_trained_a_few_steps_and_left_predictions(chain):
         assert losses and all(loss == loss for loss in losses)
     for key in main_path(run.settings):
         assert len(stages.read_predictions(run.stage_folder(key), "dev")) == 12
-    assert [phase["name"] for phase in results[main_path(run.settings)[1]]["training"]["phases"]] == \
-        ["relations", "soft targets"]
+    assert [phase["name"] for phase in results[main_path(run.settings)[1]]["training"]["phases"]] == [
+        "relations",
+        "soft targets",
+    ]
     assert results[TEACHER]["model"]["family"] == "distilbert"
 
 

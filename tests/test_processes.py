@@ -19,11 +19,24 @@ from edgemin_utils.stages import train_teacher_and_students
 # Without dropout, and with rows that fill every batch, two processes have nothing to differ in but rounding. The
 # soft-target loss is a mean over rows, as gradients are over processes.
 SETTINGS = {
-    "holdout_fraction": 0, "dropout": 0, "batch_size": 16, "teacher_batch_size": 32,
-    "teacher_epochs": 2, "distillation_epochs": 0, "prediction_epochs": 1, "objective": "logits",
+    "holdout_fraction": 0,
+    "dropout": 0,
+    "batch_size": 16,
+    "teacher_batch_size": 32,
+    "teacher_epochs": 2,
+    "distillation_epochs": 0,
+    "prediction_epochs": 1,
+    "objective": "logits",
     "compared_objectives": "",
-    "teacher_layers": 1, "teacher_hidden_size": 16, "teacher_heads": 2, "teacher_intermediate_size": 16,
-    "student_layers": 1, "student_hidden_size": 8, "student_heads": 2, "student_intermediate_size": 8}
+    "teacher_layers": 1,
+    "teacher_hidden_size": 16,
+    "teacher_heads": 2,
+    "teacher_intermediate_size": 16,
+    "student_layers": 1,
+    "student_hidden_size": 8,
+    "student_heads": 2,
+    "student_intermediate_size": 8,
+}
 STAGES = ("teacher/fine-tuned", "distillation/logits")
 
 
@@ -42,12 +55,36 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes_it(tmp_path, s
     alone = open_run("sst2", "demo", 0, tmp_path / "alone", settings)
     assert [record.key for record in train_teacher_and_students(alone)] == list(STAGES)
     # torch's own launcher, as `accelerate launch` starts it on GPUs; without any, the processes compute on the CPU.
-    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               "-m", "edgemin_utils", "train", "--tasks", "sst2", "--output-dir", str(tmp_path / "together")]
+    command = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "edgemin_utils",
+        "train",
+        "--tasks",
+        "sst2",
+        "--output-dir",
+        str(tmp_path / "together"),
+    ]
     command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    shown = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=280,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    shown = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert shown.returncode == 0, shown.stderr[-3000:]
     together = open_run("sst2", "demo", 0, tmp_path / "together", settings)
     for key in STAGES:
@@ -57,8 +94,10 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes_it(tmp_path, s
         torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
         one, two = (pd.read_csv(run.stage_folder(key) / "predictions-dev.csv") for run in (alone, together))
         pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-5)
-        phases = [json.loads((run.stage_folder(key) / "record.json").read_text())["results"]["training"]["phases"]
-                  for run in (alone, together)]
+        phases = [
+            json.loads((run.stage_folder(key) / "record.json").read_text())["results"]["training"]["phases"]
+            for run in (alone, together)
+        ]
         assert [[phase["processes"] for phase in of_run] for of_run in phases] == [[1], [2]]
         assert phases[0][0]["steps"] == phases[1][0]["steps"] == 4
     left = sorted(path.name for path in (tmp_path / "together/sst2/seed-0").rglob("*") if path.name.startswith("."))
@@ -84,8 +123,10 @@ def test_only_what_needs_no_cut_is_trained_together(tmp_path, monkeypatch):
 
 def test_every_path_of_the_settings_has_to_be_seen(tmp_path):
     (tmp_path / "rows").mkdir()
-    settings = load_settings("demo", {"data_dir": str(tmp_path / "rows"), "teacher": str(tmp_path / "weights"),
-                                      "student": "an/id-of-the-hub"})
+    settings = load_settings(
+        "demo",
+        {"data_dir": str(tmp_path / "rows"), "teacher": str(tmp_path / "weights"), "student": "an/id-of-the-hub"},
+    )
     assert paths_of_settings(settings) == [str(tmp_path / "rows"), str(tmp_path / "weights")]
     assert missing_paths(paths_of_settings(settings)) == [str(tmp_path / "weights")]
     with mark_in(tmp_path / "study") as mark:

@@ -63,8 +63,11 @@ def test_heads_neurons_and_a_layer_cut_together_equal_their_masks(family):
         for mask, numbers in zip(masks[units], removed, strict=True):
             mask[numbers] = 0
     masks["layers"][1][0] = 0
-    with masked_units(model, masks["heads"]), masked_units(model, masks["neurons"], "neurons"), \
-            masked_units(model, masks["layers"], "layers"):
+    with (
+        masked_units(model, masks["heads"]),
+        masked_units(model, masks["neurons"], "neurons"),
+        masked_units(model, masks["layers"], "layers"),
+    ):
         masked = logits(model, batch)
     by_formula = sum(parameters_of_units(model, removed, units) for units, removed in REMOVED.items())
     before = sum(p.numel() for p in model.parameters())
@@ -113,8 +116,11 @@ def test_gradient_importance_is_the_leave_a_little_out_loss_difference(units):
     place_of = {"heads": 2, "neurons": 2, "layers": 0}
     epsilon, total = 1e-5, 0.0
     for place in range(len(rows)):
-        batch = {"input_ids": torch.tensor([rows[place]["input_ids"]]), "labels": torch.tensor([rows[place]["labels"]]),
-                 "attention_mask": torch.ones(1, rows[place]["length"], dtype=torch.long)}
+        batch = {
+            "input_ids": torch.tensor([rows[place]["input_ids"]]),
+            "labels": torch.tensor([rows[place]["labels"]]),
+            "attention_mask": torch.ones(1, rows[place]["length"], dtype=torch.long),
+        }
         losses = []
         for factor in (1 + epsilon, 1 - epsilon):
             masks = [mask.double() for mask in full_masks(model, units)]
@@ -133,11 +139,15 @@ def test_gradient_l2_is_the_length_of_the_gradient_that_autograd_gives():
     importance = gradient_l2_importance(model, rows, tokenizer, double_loss, 3)
     total = 0.0
     for place in range(len(rows)):
-        batch = {"input_ids": torch.tensor([rows[place]["input_ids"]]), "labels": torch.tensor([rows[place]["labels"]]),
-                 "attention_mask": torch.ones(1, rows[place]["length"], dtype=torch.long)}
+        batch = {
+            "input_ids": torch.tensor([rows[place]["input_ids"]]),
+            "labels": torch.tensor([rows[place]["labels"]]),
+            "attention_mask": torch.ones(1, rows[place]["length"], dtype=torch.long),
+        }
         nudge = torch.zeros(1, rows[place]["length"], 48, dtype=torch.float64, requires_grad=True)
         handle = encoder_layers(model)[1].attention_output.register_forward_pre_hook(
-            lambda _module, inputs, nudge=nudge: (inputs[0] + nudge,))
+            lambda _module, inputs, nudge=nudge: (inputs[0] + nudge,)
+        )
         double_loss(model, batch)[0].backward()
         handle.remove()
         total += float(nudge.grad[0, :, 24:36].norm())  # head 2
@@ -151,8 +161,9 @@ def test_taylor_is_the_gradient_score_averaged_over_a_units_activations():
     same = rows.filter(lambda row: row["length"] == rows[0]["length"])
     assert len(same) > 1
     for units, width in (("heads", 12), ("neurons", 1), ("layers", 48)):
-        taylor, gradient = (score(model, same, tokenizer, label_loss, 4, units)
-                            for score in (taylor_importance, gradient_importance))
+        taylor, gradient = (
+            score(model, same, tokenizer, label_loss, 4, units) for score in (taylor_importance, gradient_importance)
+        )
         for one, other in zip(taylor, gradient, strict=True):
             np.testing.assert_allclose(one * rows[0]["length"] * width, other, rtol=1e-4)
 
@@ -167,13 +178,15 @@ def test_leave_one_out_is_the_loss_of_the_cut_model_minus_that_of_the_whole():
     def model():
         return small_model(vocabulary_size=len(tokenizer))
 
-    heads, layers = (leave_one_out_importance(model(), rows, tokenizer, label_loss, 4, units)
-                     for units in ("heads", "layers"))
+    heads, layers = (
+        leave_one_out_importance(model(), rows, tokenizer, label_loss, 4, units) for units in ("heads", "layers")
+    )
     whole, headless = mean_loss(model()), model()
     remove_units(headless, [[], [2], []])
     assert heads[1][2] == pytest.approx(mean_loss(headless) - whole, abs=1e-5)
     assert [values[0] for values in layers] == pytest.approx(
-        [mean_loss(without_layers(model(), [number])) - whole for number in range(3)], abs=1e-5)
+        [mean_loss(without_layers(model(), [number])) - whole for number in range(3)], abs=1e-5
+    )
     with pytest.raises(MethodRefused, match="neurons are too many"):
         leave_one_out_importance(model(), rows, tokenizer, label_loss, 4, "neurons")
 
@@ -206,8 +219,14 @@ def test_magnitude_by_hand():
     model = small_model(layers=1)
     layer = encoder_layers(model)[0]
     with torch.no_grad():
-        for linear in (layer.query, layer.key, layer.value, layer.attention_output, layer.feed_forward_in,
-                       layer.feed_forward_out):
+        for linear in (
+            layer.query,
+            layer.key,
+            layer.value,
+            layer.attention_output,
+            layer.feed_forward_in,
+            layer.feed_forward_out,
+        ):
             linear.weight.zero_()
         layer.query.weight[12:24] = 1.0  # head 1: 12 x 48 ones
         layer.attention_output.weight[:, 12:24] = 2.0  # and 48 x 12 twos
@@ -255,8 +274,9 @@ def test_rounds_remove_what_one_cut_would():
     for scope in ("layer", "global"):
         left, counts, seen = [10, 7, 12], (10, 7, 12), []
         for number in range(1, 4):
-            removed = plan_removal([generator.random(count) for count in left], 0.5, scope, 1,
-                                   Progress(counts, number, 3))
+            removed = plan_removal(
+                [generator.random(count) for count in left], 0.5, scope, 1, Progress(counts, number, 3)
+            )
             left = [count - len(numbers) for count, numbers in zip(left, removed, strict=True)]
             seen.append(sum(counts) - sum(left))
         whole = plan_removal([generator.random(count) for count in counts], 0.5, scope)
@@ -266,15 +286,27 @@ def test_rounds_remove_what_one_cut_would():
             assert left == [5, 4, 6]
 
 
-@pytest.mark.parametrize("which, gone", [("top-2", [2, 3]), ("least-2", [1, 3]), ("0-2", [0, 2]), ("3", [3]),
-                                         ("spaced-0.5", [0, 2]), ("spaced-0.25", [2]), ("spaced-0.9", [0, 1, 2])])
+@pytest.mark.parametrize(
+    "which, gone",
+    [
+        ("top-2", [2, 3]),
+        ("least-2", [1, 3]),
+        ("0-2", [0, 2]),
+        ("3", [3]),
+        ("spaced-0.5", [0, 2]),
+        ("spaced-0.25", [2]),
+        ("spaced-0.9", [0, 1, 2]),
+    ],
+)
 def test_layers_to_drop(which, gone):
     importance = [np.array([value]) for value in (4.0, 1.0, 3.0, 2.0)]
     assert plan_layers(which, range(4), importance) == gone
 
 
-@pytest.mark.parametrize("count, share, stay", [
-    (12, 0.5, [1, 3, 5, 7, 9, 11]), (3, 0.5, [0, 2]), (2, 0.5, [1]), (12, 0.34, [0, 2, 3, 5, 6, 8, 9, 11])])
+@pytest.mark.parametrize(
+    "count, share, stay",
+    [(12, 0.5, [1, 3, 5, 7, 9, 11]), (3, 0.5, [0, 2]), (2, 0.5, [1]), (12, 0.34, [0, 2, 3, 5, 6, 8, 9, 11])],
+)
 def test_what_stays_is_evenly_spaced(count, share, stay):
     gone = plan_layers(f"spaced-{share}", range(count))
     assert sorted(set(range(count)) - set(gone)) == stay
@@ -293,9 +325,15 @@ def test_layers_go_in_rounds_by_their_source_numbers():
     assert plan_layers("least-2", [0, 1, 3], [np.array([value]) for value in (4.0, 5.0, 1.0)], second) == [3]
 
 
-@pytest.mark.parametrize("which, message", [("top-3", "at least one must stay"), ("0-1-2", "at least one must stay"),
-                                            ("spaced-0.2", "is no layer; ask for a larger share"),
-                                            ("3", "layer 3 cannot be dropped from a model of 3 layers")])
+@pytest.mark.parametrize(
+    "which, message",
+    [
+        ("top-3", "at least one must stay"),
+        ("0-1-2", "at least one must stay"),
+        ("spaced-0.2", "is no layer; ask for a larger share"),
+        ("3", "layer 3 cannot be dropped from a model of 3 layers"),
+    ],
+)
 def test_layers_that_cannot_go_are_refused(which, message):
     with pytest.raises(MethodRefused, match=message):
         plan_layers(which, range(3), [np.ones(1)] * 3)

@@ -33,9 +33,18 @@ def cut_model(name, model, importance=magnitude):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("name", [
-    "magnitude-heads-0.5", "magnitude-neurons-0.3", RAGGED, "layers-top-1", "layers-0-2", "magnitude-layers-least-1",
-    "magnitude-heads-0.5-neurons-0.4-multiple-16-layers-1-global-rounds-3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "magnitude-heads-0.5",
+        "magnitude-neurons-0.3",
+        RAGGED,
+        "layers-top-1",
+        "layers-0-2",
+        "magnitude-layers-least-1",
+        "magnitude-heads-0.5-neurons-0.4-multiple-16-layers-1-global-rounds-3",
+    ],
+)
 def test_parameters_removed_equal_the_closed_formula_and_the_count(family, name):
     model = small_model(family)
     before = sum(p.numel() for p in model.parameters())
@@ -44,13 +53,16 @@ def test_parameters_removed_equal_the_closed_formula_and_the_count(family, name)
     assert before - sum(p.numel() for p in cut.model.parameters()) == cut.parameters_removed > 0
     # Hidden size 48, heads of 12, four heads and 96 neurons a layer.
     whole_layer = 4 * (4 * 12 * 48 + 3 * 12) + 96 * (2 * 48 + 1) + 6 * 48
-    left = sum(heads * (4 * 12 * 48 + 3 * 12) + neurons * (2 * 48 + 1) + 6 * 48
-               for heads, neurons in zip(shapes["heads"], shapes["intermediate_sizes"], strict=True))
+    left = sum(
+        heads * (4 * 12 * 48 + 3 * 12) + neurons * (2 * 48 + 1) + 6 * 48
+        for heads, neurons in zip(shapes["heads"], shapes["intermediate_sizes"], strict=True)
+    )
     assert cut.parameters_removed == 3 * whole_layer - left
 
 
 def test_what_is_gone_is_told_in_the_sources_numbers():
     """Three rounds over four layers of eight heads whose importance is their own number; layer 1 goes as a whole."""
+
     def importance(model, units):
         assert units == "heads"
         return [np.array(cut.units["heads"][number], dtype=float) for number in cut.layers]
@@ -131,8 +143,9 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **extra).logits
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning",
-                            "ignore:Exporting aten")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Exporting aten"
+)
 @pytest.mark.parametrize("family, dynamo", [*((family, False) for family in FAMILY_NAMES), ("bert", True)])
 def test_ragged_models_are_exported_to_onnx(family, dynamo, tmp_path):
     """By tracing, which is quick; and by torch.export, once."""
@@ -140,10 +153,21 @@ def test_ragged_models_are_exported_to_onnx(family, dynamo, tmp_path):
     batch = small_batch(rows=3, tokens=9) | {"token_type_ids": torch.zeros(3, 9, dtype=torch.long)}
     inputs = {name: batch[name] for name in input_names(model)}
     any_size = torch.export.Dim.DYNAMIC
-    sizes = {"dynamic_shapes": tuple({0: any_size, 1: any_size} for _ in inputs)} if dynamo else \
-        {"dynamic_axes": {name: {0: "rows", 1: "tokens"} for name in inputs}}
-    torch.onnx.export(Logits(model).eval(), tuple(inputs.values()), str(tmp_path / "model.onnx"), verbose=False,
-                      input_names=list(inputs), output_names=["logits"], dynamo=dynamo, **sizes)
+    sizes = (
+        {"dynamic_shapes": tuple({0: any_size, 1: any_size} for _ in inputs)}
+        if dynamo
+        else {"dynamic_axes": {name: {0: "rows", 1: "tokens"} for name in inputs}}
+    )
+    torch.onnx.export(
+        Logits(model).eval(),
+        tuple(inputs.values()),
+        str(tmp_path / "model.onnx"),
+        verbose=False,
+        input_names=list(inputs),
+        output_names=["logits"],
+        dynamo=dynamo,
+        **sizes,
+    )
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     for rows, length in ((3, 9), (2, 5)):
         other = small_batch(rows, length, seed=rows) | {"token_type_ids": torch.zeros(rows, length, dtype=torch.long)}

@@ -17,14 +17,41 @@ from edgemin_utils.teacher_signals import CachedSignals, signal_source
 from edgemin_utils.tokenization import train_tokenizer
 from edgemin_utils.training import batch_maker, predict
 
-CUTS = ("gradient-l2-heads-0.5", "taylor-neurons-0.5-multiple-16-rounds-2", "magnitude-layers-least-1", "layers-top-1",
-        "vocabulary", "random-heads-0.25-vocabulary-seen-3-global-draw-2-without-distillation", "layers-0-1")
-TINY = {"train_rows": 96, "dev_rows": 48, "teacher_layers": 2, "teacher_hidden_size": 24, "teacher_heads": 4,
-        "teacher_intermediate_size": 48, "student": "teacher-layers", "student_from_layers": [0, 1],
-        "objective": "logits", "compared_objectives": [], "teacher_epochs": 1, "distillation_epochs": 0.5,
-        "prediction_epochs": 0.5, "recovery_epochs": 0.5, "vocabulary_size": 900, "random_draws": 1,
-        "importance_rows": 24, "scan_rows": 24, "holdout_fraction": 0.2, "latency_lengths": [8],
-        "latency_threads": [1], "factorial": False, "compared_cuts": list(CUTS), "evaluation_batch_size": 32}
+CUTS = (
+    "gradient-l2-heads-0.5",
+    "taylor-neurons-0.5-multiple-16-rounds-2",
+    "magnitude-layers-least-1",
+    "layers-top-1",
+    "vocabulary",
+    "random-heads-0.25-vocabulary-seen-3-global-draw-2-without-distillation",
+    "layers-0-1",
+)
+TINY = {
+    "train_rows": 96,
+    "dev_rows": 48,
+    "teacher_layers": 2,
+    "teacher_hidden_size": 24,
+    "teacher_heads": 4,
+    "teacher_intermediate_size": 48,
+    "student": "teacher-layers",
+    "student_from_layers": [0, 1],
+    "objective": "logits",
+    "compared_objectives": [],
+    "teacher_epochs": 1,
+    "distillation_epochs": 0.5,
+    "prediction_epochs": 0.5,
+    "recovery_epochs": 0.5,
+    "vocabulary_size": 900,
+    "random_draws": 1,
+    "importance_rows": 24,
+    "scan_rows": 24,
+    "holdout_fraction": 0.2,
+    "latency_lengths": [8],
+    "latency_threads": [1],
+    "factorial": False,
+    "compared_cuts": list(CUTS),
+    "evaluation_batch_size": 32,
+}
 STUDENT = distillation_key("logits")
 
 
@@ -39,8 +66,9 @@ def tiny_run(folder, **overrides):
 @pytest.fixture(scope="module", autouse=True)
 def a_vocabulary_larger_than_the_rows_need():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgemin_utils.stages.train_tokenizer",
-                      lambda texts, size: train_tokenizer([*texts, *ABSENT], size))
+        patch.setattr(
+            "edgemin_utils.stages.train_tokenizer", lambda texts, size: train_tokenizer([*texts, *ABSENT], size)
+        )
         yield
 
 
@@ -110,14 +138,16 @@ def test_after_a_vocabulary_cut_the_model_reads_through_its_own_tokenizer(chain)
     assert results["parameters_removed"] == (len(whole) - len(smaller)) * 24
     assert results["model"]["vocabulary_size"] == len(smaller)
     rows = tokenized_task(run, smaller, [model])
-    np.testing.assert_array_equal(predict(model, rows.dev["dev"], smaller).argmax(1),
-                                  read_predictions(run.stage_folder(key), "dev")["prediction"])
+    np.testing.assert_array_equal(
+        predict(model, rows.dev["dev"], smaller).argmax(1), read_predictions(run.stage_folder(key), "dev")["prediction"]
+    )
     # Every train row is read as before, so the cut alone changes nothing on them; dev rows may have lost tokens.
     for mine, theirs in zip(rows.train, tokenized_task(run, whole, [teacher]).train, strict=True):
         assert smaller.convert_ids_to_tokens(mine["input_ids"]) == whole.convert_ids_to_tokens(theirs["input_ids"])
     assert tokens["rows_in_other_tokens"]["dev"] == sum(
         smaller.convert_ids_to_tokens(mine["input_ids"]) != whole.convert_ids_to_tokens(theirs["input_ids"])
-        for mine, theirs in zip(rows.dev["dev"], tokenized_task(run, whole, [teacher]).dev["dev"], strict=True))
+        for mine, theirs in zip(rows.dev["dev"], tokenized_task(run, whole, [teacher]).dev["dev"], strict=True)
+    )
 
 
 def test_soft_targets_after_a_vocabulary_cut_are_those_of_the_teachers_own_tokens(chain, monkeypatch):
@@ -130,8 +160,10 @@ def test_soft_targets_after_a_vocabulary_cut_are_those_of_the_teachers_own_token
     rows = all_rows.train
     expected = predict(teacher[1], tokenized_task(run, teacher[0], [teacher[1]], all_rows.data).train, teacher[0])
     seen = {}
-    monkeypatch.setattr("edgemin_utils.distillation.soft_targets.soft_target_divergence",
-                        lambda soft, logits, temperature: seen.setdefault("soft", soft).sum() * 0)
+    monkeypatch.setattr(
+        "edgemin_utils.distillation.soft_targets.soft_target_divergence",
+        lambda soft, logits, temperature: seen.setdefault("soft", soft).sum() * 0,
+    )
     places = [7, 3, 11]
     batch = batch_maker(rows, tokenizer)(places) | {"position": torch.tensor(places)}
     answer_loss(run, run.settings_of(key), teacher, [model, teacher[1]], all_rows.data)(model, batch)
@@ -158,8 +190,16 @@ def test_signals_computed_batch_by_batch_are_the_cached_ones_also_for_other_ids(
 
 def test_later_stages_work_on_a_cut_vocabulary_and_every_model_is_timed_on_its_own_tokens(tmp_path, monkeypatch):
     """Relations after a cut vocabulary, quantization of the result, and the costs of all."""
-    run = tiny_run(tmp_path, compared_cuts=[], objective="none", head_prune_ratio=0, prune_vocabulary=True,
-                   relation_heads=6, student_from_layers=[0], recipe=["prune", "distill:minilmv2"])
+    run = tiny_run(
+        tmp_path,
+        compared_cuts=[],
+        objective="none",
+        head_prune_ratio=0,
+        prune_vocabulary=True,
+        relation_heads=6,
+        student_from_layers=[0],
+        recipe=["prune", "distill:minilmv2"],
+    )
     made = {key: stages.run_stage(run, key) for key, stage in run.plan.items() if stage.keeps_model}
     distilled = made["distillation/none+vocabulary+minilmv2"].results
     assert [phase["name"] for phase in distilled["training"]["phases"]] == ["relations", "soft targets"]
@@ -168,9 +208,10 @@ def test_later_stages_work_on_a_cut_vocabulary_and_every_model_is_timed_on_its_o
     small = distilled["model"]["vocabulary_size"]
     assert made["quantization/none+vocabulary+dynamic-int8"].results["model"]["vocabulary_size"] == small
     timed = {}
-    monkeypatch.setattr("edgemin_utils.cost.predictor",
-                        lambda model: lambda batch: timed.setdefault(
-                            model.config.vocab_size, []).append(batch["input_ids"]))
+    monkeypatch.setattr(
+        "edgemin_utils.cost.predictor",
+        lambda model: lambda batch: timed.setdefault(model.config.vocab_size, []).append(batch["input_ids"]),
+    )
     monkeypatch.setattr("edgemin_utils.cost.peak_memory", lambda *arguments, **named: {})
     costs = measure_chain(run).results
     assert costs["timed_as"]["distillation/none"] != costs["timed_as"]["pruning/none+vocabulary"]
@@ -178,8 +219,9 @@ def test_later_stages_work_on_a_cut_vocabulary_and_every_model_is_timed_on_its_o
     for size, inputs in timed.items():
         assert max(int(batch.max()) for batch in inputs) < size
     # The tokens of the first dev row, in both numberings.
-    texts = {size: load_stage_model(run, key)[0]
-             for size, key in ((whole, TEACHER), (small, "pruning/none+vocabulary"))}
+    texts = {
+        size: load_stage_model(run, key)[0] for size, key in ((whole, TEACHER), (small, "pruning/none+vocabulary"))
+    }
     row = tokenized_task(run, texts[whole], [load_stage_model(run, TEACHER)[1]]).data.dev["dev"][0]["sentence"]
     for size, tokenizer in texts.items():
         ids = tokenizer(row, truncation=True, max_length=48)["input_ids"]
@@ -190,8 +232,11 @@ def test_the_teacher_itself_is_cut_recovers_with_its_own_soft_targets_and_is_qua
     """A recipe without a student: cut, recovery, quantization, what lies on disk, and what a bundle is made from."""
     made, records = chain
     cut = "gradient-neurons-0.5-multiple-16-vocabulary-most-300"
-    run = tiny_run(made.study, recipe=f"teacher+prune:{cut}+quantize:dynamic-int8-embeddings,"
-                                      "teacher+quantize:dynamic-int8", compared_cuts=[])
+    run = tiny_run(
+        made.study,
+        recipe=f"teacher+prune:{cut}+quantize:dynamic-int8-embeddings,teacher+quantize:dynamic-int8",
+        compared_cuts=[],
+    )
     keys = [key for key, stage in run.plan.items() if stage.student == "teacher"]
     pruned, small, whole = (stages.run_stage(run, key) for key in keys)
     teacher, results = records[TEACHER].results, pruned.results
@@ -200,20 +245,26 @@ def test_the_teacher_itself_is_cut_recovers_with_its_own_soft_targets_and_is_qua
     assert results["model"]["intermediate_sizes"] == [32, 32] and results["model"]["vocabulary_size"] == 300
     gone = teacher["size"]["stored_weights"] - results["size"]["stored_weights"]
     # Of each of two layers 16 neurons with their biases; of the vocabulary all but 300 rows.
-    assert results["parameters_removed"] == gone == 2 * 16 * (2 * 24 + 1) + (
-        teacher["model"]["vocabulary_size"] - 300) * 24
+    assert (
+        results["parameters_removed"]
+        == gone
+        == 2 * 16 * (2 * 24 + 1) + (teacher["model"]["vocabulary_size"] - 300) * 24
+    )
     assert pruned.content["student"] == "teacher" and pruned.content["distilled"] is False
     # The weights on disk are another model's than the teacher's, and each reloads to the answers that it gave.
     for record in (pruned, small, whole):
         tokenizer, model = load_stage_model(run, record.key)
         rows = tokenized_task(run, tokenizer, [model])
-        np.testing.assert_array_equal(predict(model, rows.dev["dev"], tokenizer, 1).argmax(1),
-                                      read_predictions(record.folder, "dev")["prediction"])
+        np.testing.assert_array_equal(
+            predict(model, rows.dev["dev"], tokenizer, 1).argmax(1),
+            read_predictions(record.folder, "dev")["prediction"],
+        )
     assert small.results["size_before"] == results["size"] and whole.results["size_before"] == teacher["size"]
     assert small.results["size"]["model_bytes"] < whole.results["size"]["model_bytes"]
     # The cut one is timed by itself.
     assert representatives({one.key: one for one in (records[TEACHER], pruned, small)}) == {
-        key: key for key in (TEACHER, pruned.key, small.key)}
+        key: key for key in (TEACHER, pruned.key, small.key)
+    }
     source = open_source(str(pruned.folder))
     assert source.provenance["steps"] == ["teacher", f"prune:{cut}"] and len(source.tokenizer) == 300
 
@@ -231,8 +282,14 @@ def test_a_text_of_ones_own_decides_which_tokens_stay(tmp_path, chain):
     results = stages.run_stage(run, key).results
     assert results["vocabulary"]["rows_in_other_tokens"]["dev"] == 48
     # Relations compare token by token, which such a student cannot.
-    other = tiny_run(made.study, vocabulary_text=str(words), compared_cuts=[], objective="minilmv2",
-                     relation_heads=6, recipe=["prune:vocabulary", "distill"])
+    other = tiny_run(
+        made.study,
+        vocabulary_text=str(words),
+        compared_cuts=[],
+        objective="minilmv2",
+        relation_heads=6,
+        recipe=["prune:vocabulary", "distill"],
+    )
     for name in ("distillation/none", "pruning/none+vocabulary"):
         stages.run_stage(other, name)
     refused = stages.run_stage(other, "distillation/none+vocabulary+minilmv2").refused

@@ -16,10 +16,20 @@ from edgemin_utils.tasks import find_task
 from edgemin_utils.tokenization import load_tokenizer, rows_in_other_tokens, tokenize, train_tokenizer
 from edgemin_utils.training import predict
 
-CORPUS = ["the film was good and the story warm", "naïve 東京 café dull plot", "unbelievable storytelling \U0001F600"]
+CORPUS = ["the film was good and the story warm", "naïve 東京 café dull plot", "unbelievable storytelling \U0001f600"]
 SEEN = ["the film", "good story , warm"]
-ODD = ["zyzzyva quixotry", "the café was naïve", "東京 film", "\U0001F600 good \U0001F600", "a" * 120,
-       "ÅNGSTRÖM İstanbul", "don't... re-do\tit\n", "", "\u200b\u0301", "\U0001F468\u200d\U0001F469 ok"]
+ODD = [
+    "zyzzyva quixotry",
+    "the café was naïve",
+    "東京 film",
+    "\U0001f600 good \U0001f600",
+    "a" * 120,
+    "ÅNGSTRÖM İstanbul",
+    "don't... re-do\tit\n",
+    "",
+    "\u200b\u0301",
+    "\U0001f468\u200d\U0001f469 ok",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +51,25 @@ def test_what_is_kept(tokenizer):
     assert kept == sorted(set(kept)) and set(tokenizer.all_special_ids) <= set(kept)
     assert {"film", "story", "warm", "東", "##東", "z", "##z"} <= set(names)
     assert not {"unbelievable", "dull", "plot"} & set(names)
-    assert {name for name in names if len(name.removeprefix("##")) > 1 and not name.startswith("[")} == \
-        {"the", "film", "good", "story", "warm"}
+    assert {name for name in names if len(name.removeprefix("##")) > 1 and not name.startswith("[")} == {
+        "the",
+        "film",
+        "good",
+        "story",
+        "warm",
+    }
 
 
 def test_a_token_must_be_seen_often_enough(tokenizer):
     texts = ["the film", "the good film", "the"]
-    words = [{name for name in tokenizer.convert_ids_to_tokens(tokens_in_use(tokenizer, texts, least))
-              if name in ("the", "film", "good")} for least in (1, 2, 3, 4)]
+    words = [
+        {
+            name
+            for name in tokenizer.convert_ids_to_tokens(tokens_in_use(tokenizer, texts, least))
+            if name in ("the", "film", "good")
+        }
+        for least in (1, 2, 3, 4)
+    ]
     assert words == [{"the", "film", "good"}, {"the", "film"}, {"the"}, set()]
 
 
@@ -150,8 +171,9 @@ def test_rows_in_other_tokens_are_counted(tokenizer):
 
 
 def test_byte_pairs_are_refused_with_the_reason():
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"<unk>": 0, "a": 1, "b": 2, "ab": 3},
-                                                         merges=[("a", "b")], unk_token="<unk>"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={"<unk>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")], unk_token="<unk>")
+    )
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     with pytest.raises(MethodRefused, match="a BPE vocabulary is not cut: its longer tokens are merges"):

@@ -46,8 +46,10 @@ def logits(model, batch):
 
 
 def single_rows(batch):
-    return [{name: values[row:row + 1] for name, values in batch.items() if name != "labels"}
-            for row in range(len(batch["input_ids"]))]
+    return [
+        {name: values[row : row + 1] for name, values in batch.items() if name != "labels"}
+        for row in range(len(batch["input_ids"]))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +116,9 @@ def test_weights_layers_and_bytes_add_up(name, model, folders):
     assert weights_by_part(reloaded) == weights_by_part(model)
     assert sum(row["bytes_after"] for row in table) == sum(bytes_by_part(reloaded).values())
     kinds = {row["kind"] for row in table if row["quantized"]}
-    assert kinds == (set() if name == "onnx-float32" else {"Linear", "Embedding"} if "embeddings" in name
-                     else {"Linear"})
+    assert kinds == (
+        set() if name == "onnx-float32" else {"Linear", "Embedding"} if "embeddings" in name else {"Linear"}
+    )
     linear = [row for row in table if row["kind"] == "Linear"]
     assert len({row["quantized"] for row in linear}) == 1
     extra = saved_bytes(folders[name])["model_bytes"] - sum(bytes_by_part(reloaded).values())
@@ -151,7 +154,7 @@ def test_damaged_weights_are_one_clear_error(name, folders, tmp_path):
     for path in folders[name].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = (tmp_path / file).read_bytes()
-    for damaged in (content[:len(content) // 2], b"", b"not a model"):
+    for damaged in (content[: len(content) // 2], b"", b"not a model"):
         (tmp_path / file).write_bytes(damaged)
         with pytest.raises(ModelError, match="truncated or damaged.*quantize anew"):
             load_model(tmp_path)
@@ -218,8 +221,12 @@ def test_weights_are_rounded_to_the_grid_of_one_scale_a_matrix(model, quantized)
 
 
 def test_packed_weights_vanish_from_the_framework_count_but_are_all_stored(model, quantized):
-    linear = sum(parameter.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)
-                 for parameter in module.parameters())
+    linear = sum(
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+        for parameter in module.parameters()
+    )
     assert framework_parameters(quantized["dynamic-int8"]) == framework_parameters(model) - linear
     assert framework_parameters(quantized["onnx-float32"]) == 0
 
@@ -227,8 +234,9 @@ def test_packed_weights_vanish_from_the_framework_count_but_are_all_stored(model
 @pytest.mark.parametrize("name", ["dynamic-int8", "dynamic-int8-embeddings", "weight-int4", "weight-int4-embeddings"])
 def test_bytes_are_those_of_the_stored_tensors(name, model, quantized, folders):
     stored = load_file(folders[name] / WEIGHTS_FILES[name.split("-")[0]]).values()
-    assert sum(row["bytes_after"] for row in layer_table(model, quantized[name])) == \
-        sum(value.numel() * value.element_size() for value in stored)
+    assert sum(row["bytes_after"] for row in layer_table(model, quantized[name])) == sum(
+        value.numel() * value.element_size() for value in stored
+    )
 
 
 def test_int4_takes_half_a_byte_a_weight_and_two_bytes_a_group(model, quantized):
@@ -248,8 +256,10 @@ def test_what_was_fused_is_in_the_description(quantized):
 
 
 def test_per_channel_has_a_scale_for_each_output(model, quantized):
-    one, each = ({row["name"]: row["bytes_after"] for row in layer_table(model, quantized[name])}
-                 for name in ("onnx-dynamic-int8", "onnx-dynamic-int8-channels"))
+    one, each = (
+        {row["name"]: row["bytes_after"] for row in layer_table(model, quantized[name])}
+        for name in ("onnx-dynamic-int8", "onnx-dynamic-int8-channels")
+    )
     name = "bert.encoder.layer.0.intermediate.dense"
     assert each[name] - one[name] == 5 * (96 - 1)
 
@@ -273,8 +283,10 @@ def test_int8_weights_in_the_graph_are_on_the_symmetric_grid(model, quantized):
     import onnx
 
     weight = encoder_layers(model)[0].feed_forward_in.weight.detach().numpy().T
-    stored = {item.name: onnx.numpy_helper.to_array(item)
-              for item in onnx.load_from_string(quantized["onnx-dynamic-int8"].graph).graph.initializer}
+    stored = {
+        item.name: onnx.numpy_helper.to_array(item)
+        for item in onnx.load_from_string(quantized["onnx-dynamic-int8"].graph).graph.initializer
+    }
     scale = np.abs(weight).max() / np.float32(127)
     by_hand = np.clip(np.round(weight / scale), -127, 127)
     found = [value for value in stored.values() if value.dtype == np.int8 and value.shape == weight.shape]
@@ -301,15 +313,19 @@ def test_minmax_scales_are_the_range_of_the_calibration_rows(model):
 
     rows, seen = single_rows(small_batch(4, 10)), []
     hook = encoder_layers(model)[0].feed_forward_in.register_forward_hook(
-        lambda _module, inputs, _output: seen.append(inputs[0]))
+        lambda _module, inputs, _output: seen.append(inputs[0])
+    )
     for row in rows:
         logits(model, row)
     hook.remove()
     low, high = min(item.min() for item in seen), max(item.max() for item in seen)
     scale = float((max(high, 0) - min(low, 0)) / 255)
     made = quantize(model, "onnx-static-int8-minmax", rows)
-    scales = [float(onnx.numpy_helper.to_array(item)) for item in onnx.load_from_string(made.graph).graph.initializer
-              if item.name.endswith("_scale") and not item.dims]
+    scales = [
+        float(onnx.numpy_helper.to_array(item))
+        for item in onnx.load_from_string(made.graph).graph.initializer
+        if item.name.endswith("_scale") and not item.dims
+    ]
     assert min(abs(found / scale - 1) for found in scales) < 1e-4
 
 
@@ -353,8 +369,10 @@ def test_a_build_without_quantized_kernels_is_refused(model, monkeypatch):
         quantize(model, "dynamic-int8")
 
 
-@pytest.mark.parametrize("name, missing", [("onnx-float32", "onnxscript"), ("onnx-dynamic-int8", "onnxruntime"),
-                                           ("dynamic-int8", "torch.ao")])
+@pytest.mark.parametrize(
+    "name, missing",
+    [("onnx-float32", "onnxscript"), ("onnx-dynamic-int8", "onnxruntime"), ("dynamic-int8", "torch.ao")],
+)
 def test_a_package_that_cannot_be_imported_is_a_refusal_that_names_it(name, missing, model, monkeypatch):
     real = builtins.__import__
 
@@ -423,6 +441,7 @@ def _session(graph):
 
 
 def _run(session, inputs):
-    feed = {item.name: inputs.get(item.name, torch.zeros_like(inputs["input_ids"])).numpy()
-            for item in session.get_inputs()}
+    feed = {
+        item.name: inputs.get(item.name, torch.zeros_like(inputs["input_ids"])).numpy() for item in session.get_inputs()
+    }
     return torch.from_numpy(session.run(None, feed)[0])

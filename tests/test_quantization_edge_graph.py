@@ -36,8 +36,12 @@ def bert():
     """A model of unequal layers, its graph for single texts, that for pairs, and (matrix bits, embedding bits) -> that
     of other bits."""
     model = unequal("bert")
-    return (model, edge_graph(model, LONGEST, pair=False), edge_graph(model, LONGEST, pair=True),
-            {bits: edge_graph(model, LONGEST, False, *bits) for bits in FOUR_BITS})
+    return (
+        model,
+        edge_graph(model, LONGEST, pair=False),
+        edge_graph(model, LONGEST, pair=True),
+        {bits: edge_graph(model, LONGEST, False, *bits) for bits in FOUR_BITS},
+    )
 
 
 @pytest.fixture(params=["bert", "roberta"])
@@ -73,8 +77,11 @@ def test_inputs_are_ids_and_mask_alone_and_attention_is_fused_in_unequal_layers(
     _, graph = made
     assert [item.name for item in graph.graph.input] == ["input_ids", "attention_mask"]
     assert [item.name for item in graph.graph.output] == ["logits"]
-    heads = [{item.name: item.i for item in node.attribute}["num_heads"] for node in graph.graph.node
-             if node.op_type == "QAttention"]
+    heads = [
+        {item.name: item.i for item in node.attribute}["num_heads"]
+        for node in graph.graph.node
+        if node.op_type == "QAttention"
+    ]
     assert heads == [3, 4]
 
 
@@ -96,8 +103,11 @@ def test_the_last_layer_is_computed_for_the_first_token_alone(made):
 def test_every_matrix_is_int8_and_positions_that_no_input_reaches_are_gone(made):
     model, graph = made
     weights = {weight.name: weight for weight in graph_weights(graph)}
-    matrices = [weight for weight in weights.values() if weight.elements and min(weight.shape, default=0) > 2
-                and len(weight.shape) == 2]
+    matrices = [
+        weight
+        for weight in weights.values()
+        if weight.elements and min(weight.shape, default=0) > 2 and len(weight.shape) == 2
+    ]
     assert len(matrices) == 2 * 4 + 2 + 1 and {weight.precision for weight in matrices} == {"int8"}  # head of 2: below
     reserved = 2 if model.config.model_type == "roberta" else 0
     tables = sorted(weight.shape for weight in weights.values() if weight.table and weight.elements)
@@ -115,8 +125,10 @@ def test_a_pair_keeps_its_token_types(bert):
     batch = small_batch(2, 10)
     batch["token_type_ids"] = (torch.arange(10) >= 5).long().repeat(2, 1)
     with torch.inference_mode():
-        wanted, single = (model(batch["input_ids"], batch["attention_mask"], token_type_ids=types).logits.numpy()
-                          for types in (batch["token_type_ids"], torch.zeros_like(batch["token_type_ids"])))
+        wanted, single = (
+            model(batch["input_ids"], batch["attention_mask"], token_type_ids=types).logits.numpy()
+            for types in (batch["token_type_ids"], torch.zeros_like(batch["token_type_ids"]))
+        )
     error = np.abs(run(graph, batch) - wanted).max()
     assert error < 0.05 * np.abs(wanted).max() + 0.02 and error < np.abs(single - wanted).max() / 2
 
@@ -147,8 +159,10 @@ def test_four_bits_change_the_weights_they_are_for_and_nothing_else(bert, bits):
     model, eight, graph = bert[0], bert[1], bert[3][bits]
     batch = small_batch(4, 12)
     with torch.inference_mode():
-        wanted, unrounded = (one(batch["input_ids"], batch["attention_mask"]).logits.numpy()
-                             for one in (with_rounded_weights(model, *bits), model))
+        wanted, unrounded = (
+            one(batch["input_ids"], batch["attention_mask"]).logits.numpy()
+            for one in (with_rounded_weights(model, *bits), model)
+        )
     found = run(graph, batch)
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max() + 0.02 < np.abs(found - unrounded).max()
     assert graph_macs(graph, 1, 10) == graph_macs(eight, 1, 10) and vocabulary_size(graph) == 60

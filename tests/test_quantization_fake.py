@@ -39,9 +39,10 @@ def test_values_and_gradients_are_those_of_torchs_fake_quantizer(make_grid, low,
     grid = make_grid(0.5 * values)
     upstream = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
     found = []
-    for quantizer in (lambda item: rounded_to(grid, item),
-                      lambda item: torch.fake_quantize_per_tensor_affine(item, float(grid.scale),
-                                                                         int(grid.zero_point), low, high)):
+    for quantizer in (
+        lambda item: rounded_to(grid, item),
+        lambda item: torch.fake_quantize_per_tensor_affine(item, float(grid.scale), int(grid.zero_point), low, high),
+    ):
         item = values.clone().requires_grad_()
         rounded = quantizer(item)
         rounded.backward(upstream)
@@ -82,8 +83,10 @@ def test_one_layer_alone_and_none_at_all():
         assert torch.equal(logits(model, batch), before)
 
 
-@pytest.mark.parametrize("number_format, layers, message", [("int9", None, "did you mean 'int8'"),
-                                                            ("int8", ["classifer"], "did you mean 'classifier'")])
+@pytest.mark.parametrize(
+    "number_format, layers, message",
+    [("int9", None, "did you mean 'int8'"), ("int8", ["classifer"], "did you mean 'classifier'")],
+)
 def test_an_unknown_format_or_layer_is_refused(number_format, layers, message):
     with pytest.raises(SettingError, match=message), fake_quantization(small_model(), number_format, layers):
         pass

@@ -16,8 +16,9 @@ from edgemin_utils.quantization.integers import (
 )
 
 # torch announces that its eager quantization will go.
-pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning",
-                                         "ignore:Please use quant_min:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per:UserWarning", "ignore:Please use quant_min:UserWarning"
+)
 
 
 def test_symmetric_int8_by_hand():
@@ -65,8 +66,9 @@ def test_activations_against_numpy_and_torchs_observer():
     scale = (high - low) / np.float32(127)
     zero_point = np.round(-low / scale)
     grid = activation_grid(torch.from_numpy(values))
-    np.testing.assert_array_equal(grid.integers(torch.from_numpy(values)).numpy(),
-                                  np.clip(np.round(values / scale) + zero_point, 0, 127))
+    np.testing.assert_array_equal(
+        grid.integers(torch.from_numpy(values)).numpy(), np.clip(np.round(values / scale) + zero_point, 0, 127)
+    )
     observer = MinMaxObserver(dtype=torch.quint8, qscheme=torch.per_tensor_affine, reduce_range=True)
     observer(torch.from_numpy(values))
     wanted = observer.calculate_qparams()

@@ -44,17 +44,25 @@ def ragged():
 def looked_up():
     """float32 (ROWS, WIDTH) and (WIDTH, OUTPUTS), and the graph of rows looked up and of given rows' product."""
     generator = np.random.default_rng(0)
-    table, matrix = (generator.normal(0.02, 0.1, shape).astype(np.float32) for shape in
-                     ((ROWS, WIDTH), (WIDTH, OUTPUTS)))
+    table, matrix = (
+        generator.normal(0.02, 0.1, shape).astype(np.float32) for shape in ((ROWS, WIDTH), (WIDTH, OUTPUTS))
+    )
     table[3] = np.abs(table[3])  # a row on one side of 0, which is still on its grid
     stored = [numpy_helper.from_array(value, name) for name, value in (("table", table), ("matrix", matrix))]
-    nodes = [helper.make_node("Gather", ["table", "ids"], ["rows"], name="look_up"),
-             helper.make_node("MatMul", ["states", "matrix"], ["product"], name="linear")]
-    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
-              helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", WIDTH])]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="look_up"),
+        helper.make_node("MatMul", ["states", "matrix"], ["product"], name="linear"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+        helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", WIDTH]),
+    ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("rows", "product")]
-    graph = helper.make_model(helper.make_graph(nodes, "two", inputs, outputs, stored), ir_version=10,
-                              opset_imports=[helper.make_opsetid("", 18)])
+    graph = helper.make_model(
+        helper.make_graph(nodes, "two", inputs, outputs, stored),
+        ir_version=10,
+        opset_imports=[helper.make_opsetid("", 18)],
+    )
     with quiet_onnx():
         return table, matrix, quantize_to_int4(graph, ["MatMul", "Gather"])
 
@@ -74,13 +82,18 @@ def test_integers_scales_and_zero_points_are_those_worked_out_by_hand(looked_up)
         np.testing.assert_allclose(one, wanted, rtol=1e-6)
     gathered = used["GatherBlockQuantized"].input
     bytes_of = [np.frombuffer(stored[gathered[place]].raw_data, np.uint8) for place in (0, 3)]
-    found = [halves(bytes_of[0])[:ROWS * WIDTH].reshape(ROWS, WIDTH), numpy_helper.to_array(stored[gathered[2]]),
-             halves(bytes_of[1])[:ROWS * 3].reshape(ROWS, 3)]
+    found = [
+        halves(bytes_of[0])[: ROWS * WIDTH].reshape(ROWS, WIDTH),
+        numpy_helper.to_array(stored[gathered[2]]),
+        halves(bytes_of[1])[: ROWS * 3].reshape(ROWS, 3),
+    ]
     for one, wanted in zip(found, grid_of_blocks(table), strict=True):
         np.testing.assert_allclose(one, wanted, rtol=1e-6)
     # 5 outputs of 3 blocks, each of 32 bytes and a scale, and 2 bytes of zero points; 7 rows of 150, none padded.
-    sizes = {node: sum(len(stored[used[node].input[place]].raw_data) for place in places)
-             for node, places in onnx_int4.STORED_INPUTS.items()}
+    sizes = {
+        node: sum(len(stored[used[node].input[place]].raw_data) for place in places)
+        for node, places in onnx_int4.STORED_INPUTS.items()
+    }
     assert sizes == {"MatMulNBits": 5 * (3 * (32 + 4) + 2), "GatherBlockQuantized": 525 + 4 * 21 + 11}
 
 
@@ -97,7 +110,9 @@ def test_operators_compute_with_the_rounded_weights(looked_up):
     # Inputs off that grid move by half a step of their block at most.
     states = generator.normal(size=(4, WIDTH)).astype(np.float32)
     product = session.run(["product"], {"ids": ids, "states": states})[0]
-    steps = np.repeat(np.stack([np.abs(states[:, start:start + 64]).max(1) for start in (0, 64, 128)], 1) / 127, 64, 1)
+    steps = np.repeat(
+        np.stack([np.abs(states[:, start : start + 64]).max(1) for start in (0, 64, 128)], 1) / 127, 64, 1
+    )
     furthest = steps[:, :WIDTH] / 2 @ np.abs(rounded(matrix.T).T)
     assert (np.abs(product - states @ rounded(matrix.T).T) <= furthest + 1e-4).all()
 

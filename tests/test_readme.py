@@ -19,8 +19,11 @@ def listed_modules() -> list[str]:
 
 def test_every_module_of_the_package_is_listed_once():
     package = PROJECT / "edgemin_utils"
-    present = [path.name for path in package.iterdir()
-               if not path.name.startswith("__") and (path.suffix == ".py" or (path / "__init__.py").is_file())]
+    present = [
+        path.name
+        for path in package.iterdir()
+        if not path.name.startswith("__") and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    ]
     assert sorted(listed_modules()) == sorted(present)
 
 
@@ -35,8 +38,10 @@ def test_linked_and_named_files_exist(text):
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_links_within_a_page_lead_to_a_heading(text):
-    slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
-             for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    slugs = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
     assert [anchor for anchor in re.findall(r"\]\((?:README\.md)?#([\w-]+)\)", text) if anchor not in slugs] == []
 
 

@@ -54,10 +54,14 @@ def rows(records):
 def made_up(count, seed):
     """Candidates with numbers on a coarse grid, so that many are equal, some without a latency."""
     generator = np.random.default_rng(seed)
-    frame = pd.DataFrame({"key": [f"model {number}" for number in range(count)],
-                          "accuracy": generator.integers(60, 66, count).astype(float),
-                          "megabytes": generator.integers(1, 5, count).astype(float),
-                          "milliseconds": generator.integers(1, 5, count).astype(float)})
+    frame = pd.DataFrame(
+        {
+            "key": [f"model {number}" for number in range(count)],
+            "accuracy": generator.integers(60, 66, count).astype(float),
+            "megabytes": generator.integers(1, 5, count).astype(float),
+            "milliseconds": generator.integers(1, 5, count).astype(float),
+        }
+    )
     frame.loc[generator.random(count) < 0.2, "milliseconds"] = np.nan
     return frame
 
@@ -68,7 +72,12 @@ def made_up(count, seed):
 def test_every_model_is_a_candidate_with_its_numbers(rows):
     assert set(rows["key"]) == {*WRONG, TUNED}
     assert rows["kind"].value_counts().to_dict() == {
-        "quantized": 4, "pruned": 2, "student": 2, "teacher": 1, "tuned": 1}
+        "quantized": 4,
+        "pruned": 2,
+        "student": 2,
+        "teacher": 1,
+        "tuned": 1,
+    }
     row = rows.loc[PRUNED_INT8]
     assert (row["accuracy"], row["megabytes"], row["milliseconds"]) == pytest.approx((80.0, 0.4, 2.0))
     assert np.isnan(rows.loc[TUNED, "milliseconds"])
@@ -87,8 +96,9 @@ def test_another_input_is_another_latency(records):
 
 
 def test_a_few_bytes_are_no_gain():
-    frame = pd.DataFrame({"accuracy": [80.0, 82.0, 79.0], "megabytes": [53.20253, 53.202534, 53.1],
-                          "milliseconds": [4.0, 4.0, 4.0]})
+    frame = pd.DataFrame(
+        {"accuracy": [80.0, 82.0, 79.0], "megabytes": [53.20253, 53.202534, 53.1], "milliseconds": [4.0, 4.0, 4.0]}
+    )
     assert on_front(frame).tolist() == [False, True, True]
 
 
@@ -114,7 +124,12 @@ def test_the_table_holds_each_tasks_front_best_first(records):
 def test_a_quantized_models_bundle_is_built_from_its_float_stage(records):
     models = records.of_task("sst2")[0].models
     assert {key: bundle_stage(models[key]) for key in (TEACHER, PRUNED, TUNED, DISTILLED_INT8, PRUNED_INT8)} == {
-        TEACHER: TEACHER, PRUNED: PRUNED, TUNED: TUNED, DISTILLED_INT8: DISTILLED, PRUNED_INT8: PRUNED}
+        TEACHER: TEACHER,
+        PRUNED: PRUNED,
+        TUNED: TUNED,
+        DISTILLED_INT8: DISTILLED,
+        PRUNED_INT8: PRUNED,
+    }
 
 
 def test_a_bundle_of_the_compressed_teacher_is_built_from_its_float_stage(tmp_path):
@@ -134,9 +149,14 @@ def test_the_command_names_a_folder_of_records(study, rows):
     assert words[4] == f"bundles/sst2-{PRUNED.split('/')[1]}" and len(words) == 5
 
 
-@pytest.mark.parametrize("scheme, options", [
-    ("onnx-int4", ["--matrix-bits", "4"]), ("onnx-dynamic-int8-embeddings", []),
-    ("onnx-int4-embeddings", ["--matrix-bits", "4", "--embedding-bits", "4"])])
+@pytest.mark.parametrize(
+    "scheme, options",
+    [
+        ("onnx-int4", ["--matrix-bits", "4"]),
+        ("onnx-dynamic-int8-embeddings", []),
+        ("onnx-int4-embeddings", ["--matrix-bits", "4", "--embedding-bits", "4"]),
+    ],
+)
 def test_the_command_stores_in_four_bits_what_the_scheme_does(study, rows, scheme, options):
     row = {**rows.loc[PRUNED_INT8], "key": f"quantization/minilmv2+gradient-heads-0.2+{scheme}"}
     words = shlex.split(bundle_command(study, row))
@@ -146,8 +166,16 @@ def test_the_command_stores_in_four_bits_what_the_scheme_does(study, rows, schem
 # ---- the choice --------------------------------------------------------------------------------------------------
 
 
-BUDGETS = [Budget(), Budget(megabytes=2), Budget(milliseconds=2), Budget(accuracy=63),
-           Budget(megabytes=3, milliseconds=2), Budget(3, 3, 64), Budget(0.5, 0.5, 90), Budget(accuracy=99)]
+BUDGETS = [
+    Budget(),
+    Budget(megabytes=2),
+    Budget(milliseconds=2),
+    Budget(accuracy=63),
+    Budget(megabytes=3, milliseconds=2),
+    Budget(3, 3, 64),
+    Budget(0.5, 0.5, 90),
+    Budget(accuracy=99),
+]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -155,15 +183,25 @@ def test_the_choice_is_what_trying_every_model_finds(budget):
     for seed in range(5):
         frame = made_up(30, seed)
         models = frame.fillna({"milliseconds": np.inf}).to_dict("records")
-        fitting = [model for model in models
-                   if (budget.megabytes is None or model["megabytes"] <= budget.megabytes)
-                   and (budget.milliseconds is None or model["milliseconds"] <= budget.milliseconds)
-                   and (budget.accuracy is None or model["accuracy"] >= budget.accuracy)]
-        front = {model["key"] for model in fitting if not any(
-            other["accuracy"] >= model["accuracy"] and other["megabytes"] <= model["megabytes"]
-            and other["milliseconds"] <= model["milliseconds"]
-            and (other["accuracy"], -other["megabytes"], -other["milliseconds"])
-            != (model["accuracy"], -model["megabytes"], -model["milliseconds"]) for other in fitting)}
+        fitting = [
+            model
+            for model in models
+            if (budget.megabytes is None or model["megabytes"] <= budget.megabytes)
+            and (budget.milliseconds is None or model["milliseconds"] <= budget.milliseconds)
+            and (budget.accuracy is None or model["accuracy"] >= budget.accuracy)
+        ]
+        front = {
+            model["key"]
+            for model in fitting
+            if not any(
+                other["accuracy"] >= model["accuracy"]
+                and other["megabytes"] <= model["megabytes"]
+                and other["milliseconds"] <= model["milliseconds"]
+                and (other["accuracy"], -other["megabytes"], -other["milliseconds"])
+                != (model["accuracy"], -model["megabytes"], -model["milliseconds"])
+                for other in fitting
+            )
+        }
         choice = choose(frame, budget)
         assert choice.fitting == len(fitting)
         assert set(choice.front["key"]) == front
@@ -175,13 +213,16 @@ def test_the_choice_is_what_trying_every_model_finds(budget):
 
 
 def test_the_nearest_by_hand():
-    frame = pd.DataFrame({"key": ["a", "b"], "accuracy": [90.0, 72.0], "megabytes": [30.0, 11.0],
-                          "milliseconds": [5.0, 5.0]})
+    frame = pd.DataFrame(
+        {"key": ["a", "b"], "accuracy": [90.0, 72.0], "megabytes": [30.0, 11.0], "milliseconds": [5.0, 5.0]}
+    )
     choice = choose(frame, Budget(megabytes=10, milliseconds=6, accuracy=80))
     # a is 20 MB over 10 (2.0); b is 1 MB over 10 (0.1) and 8 points under 80 (0.1)
     assert choice.nearest["key"] == "b" and choice.front.empty and choice.fitting == 0
-    assert [(miss.quantity, miss.by) for miss in choice.misses] == [("megabytes", pytest.approx(1.0)),
-                                                                    ("accuracy", pytest.approx(8.0))]
+    assert [(miss.quantity, miss.by) for miss in choice.misses] == [
+        ("megabytes", pytest.approx(1.0)),
+        ("accuracy", pytest.approx(8.0)),
+    ]
     assert distance(choice.misses) == pytest.approx(np.sqrt(0.02))
 
 
@@ -197,9 +238,16 @@ def test_a_limit_that_is_met_exactly_is_met(rows):
     assert choose(rows, Budget(0.4, 2.0, 80.0)).front["key"].tolist() == [PRUNED_INT8]
 
 
-@pytest.mark.parametrize(("limits", "message"), [
-    ((0, None, None), "0 MB"), ((None, -1, None), "-1 ms"), ((None, None, 0.8), "in percent"),
-    ((None, None, 101), "in percent"), ((float("nan"), None, None), "nan MB")])
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ((0, None, None), "0 MB"),
+        ((None, -1, None), "-1 ms"),
+        ((None, None, 0.8), "in percent"),
+        ((None, None, 101), "in percent"),
+        ((float("nan"), None, None), "nan MB"),
+    ],
+)
 def test_budgets_that_cannot_be_meant(limits, message):
     with pytest.raises(SettingError, match=message):
         Budget(*limits)
@@ -230,8 +278,9 @@ def run(capsys, *arguments):
 
 
 def test_text_shows_models_intervals_and_commands(study, capsys):
-    status, text = run(capsys, "--output-dir", study, "--task", "sst2", "--max-mb", 0.6, "--max-ms", 3,
-                       "--min-accuracy", 75)
+    status, text = run(
+        capsys, "--output-dir", study, "--task", "sst2", "--max-mb", 0.6, "--max-ms", 3, "--min-accuracy", 75
+    )
     assert status == 0
     assert "sst2 (synthetic data), at most 0.6 MB, at most 3 ms (1x128, one thread), at least 75 % accuracy" in text
     assert "2 of 10 models fit; 2 on the Pareto front" in text
@@ -240,7 +289,8 @@ def test_text_shows_models_intervals_and_commands(study, capsys):
     asked = [read_arguments(shlex.split(line)[1:]) for line in commands]
     assert {options.command for options in asked} == {"bundle"}
     assert [(options.model, options.output) for options in asked] == [
-        (str(study / "sst2" / "seed-0" / key), f"{BUNDLES}/sst2-{key.split('/')[1]}") for key in (DISTILLED, PRUNED)]
+        (str(study / "sst2" / "seed-0" / key), f"{BUNDLES}/sst2-{key.split('/')[1]}") for key in (DISTILLED, PRUNED)
+    ]
     assert "not measured, so the latency limit leaves them out: Distilled + fine-tuned" in " ".join(text.split())
     assert "Records without a model" in text and "noisy" not in text
     assert all(len(line) <= 120 for line in text.splitlines() if not line.startswith("edgemin "))
@@ -263,8 +313,11 @@ def test_text_says_what_comes_nearest_and_what_it_misses(study, capsys):
 def test_json_is_for_machines(study, capsys):
     status, text = run(capsys, "--output-dir", study, "--json", "--max-ms", 1.5, "--length", 32, "--count", 2)
     found = json.loads(text)
-    assert status == 0 and found["input"] == "1x32" and found["budget"] == {"megabytes": None, "milliseconds": 1.5,
-                                                                            "accuracy": None}
+    assert (
+        status == 0
+        and found["input"] == "1x32"
+        and found["budget"] == {"megabytes": None, "milliseconds": 1.5, "accuracy": None}
+    )
     task = found["tasks"][0]
     assert (task["task"], task["models"], task["fitting"], task["synthetic"]) == ("sst2", 10, 4, True)
     assert [row["key"] for row in task["recommended"]] == [DISTILLED_INT8, PRUNED_INT8]
@@ -276,8 +329,9 @@ def test_json_holds_the_nearest(study, capsys):
     status, text = run(capsys, "--output-dir", study, "--json", "--task", "sst2", "--max-mb", 0.2, "--length", "dev")
     task = json.loads(text)["tasks"][0]
     assert status == 1 and task["recommended"] == [] and task["nearest"]["key"] == PRUNED_INT8
-    assert task["nearest"]["misses"] == [{"quantity": "megabytes", "limit": 0.2, "by": pytest.approx(0.2),
-                                          "share": pytest.approx(1.0)}]
+    assert task["nearest"]["misses"] == [
+        {"quantity": "megabytes", "limit": 0.2, "by": pytest.approx(0.2), "share": pytest.approx(1.0)}
+    ]
 
 
 def test_a_study_that_was_never_timed(tmp_path, capsys):
@@ -288,10 +342,16 @@ def test_a_study_that_was_never_timed(tmp_path, capsys):
     assert status == 0 and "Latency and memory are not measured." in text
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--task", "sst"], "did you mean 'sst2'?"), (["--max-mb", "big"], "'big' is not a number"),
-    (["--length", "0"], "'0' is not a whole number of at least 1"), (["--min-accuracy", "0.9"], "in percent"),
-    (["--max-gb", "1"], "unknown option '--max-gb'; did you mean '--max-mb'?")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "sst"], "did you mean 'sst2'?"),
+        (["--max-mb", "big"], "'big' is not a number"),
+        (["--length", "0"], "'0' is not a whole number of at least 1"),
+        (["--min-accuracy", "0.9"], "in percent"),
+        (["--max-gb", "1"], "unknown option '--max-gb'; did you mean '--max-mb'?"),
+    ],
+)
 def test_refusals_are_one_line(study, arguments, message, capsys):
     assert cli.main(["recommend", "--output-dir", str(study), *arguments]) == 2
     error = capsys.readouterr().err

@@ -23,9 +23,11 @@ def run_at(folder, **overrides):
 
 def make(run, key, value=1):
     """A stage with next to nothing in it; returns how often it was computed by the length of its calls list."""
+
     def compute(folder):
         (folder / "model.txt").write_text(str(value))
         return {"value": value}
+
     return run.run_stage(key, compute)
 
 
@@ -47,15 +49,18 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
     assert first.folder == tmp_path / "sst2" / "seed-0" / "teacher" / "fine-tuned"
 
 
-@pytest.mark.parametrize("setting, value, stale", [
-    ("teacher_learning_rate", 1e-5, {"teacher", "distillation", "pruning", "quantization", "measurement"}),
-    ("student_layers", 1, {"distillation", "pruning", "quantization", "measurement"}),
-    ("recovery_epochs", 3, {"pruned", "quantized-pruned", "measurement"}),
-    ("latency_protocol", "full", {"measurement"}),
-    ("evaluation_batch_size", 16, set()),
-    ("scan_rows", 9, {"scan"}),
-    ("relation_heads", 24, {"distilled", "measurement"}),
-])
+@pytest.mark.parametrize(
+    "setting, value, stale",
+    [
+        ("teacher_learning_rate", 1e-5, {"teacher", "distillation", "pruning", "quantization", "measurement"}),
+        ("student_layers", 1, {"distillation", "pruning", "quantization", "measurement"}),
+        ("recovery_epochs", 3, {"pruned", "quantized-pruned", "measurement"}),
+        ("latency_protocol", "full", {"measurement"}),
+        ("evaluation_batch_size", 16, set()),
+        ("scan_rows", 9, {"scan"}),
+        ("relation_heads", 24, {"distilled", "measurement"}),
+    ],
+)
 def test_one_changed_setting_reruns_that_stage_and_what_follows_and_nothing_else(tmp_path, setting, value, stale):
     make_all(run_at(tmp_path))
     changed = run_at(tmp_path, **{setting: value})
@@ -74,8 +79,10 @@ def test_one_changed_setting_reruns_that_stage_and_what_follows_and_nothing_else
 def test_a_stale_stage_says_why(tmp_path):
     make_all(run_at(tmp_path), TEACHER, BASELINE)
     changed = run_at(tmp_path, teacher_epochs=99)
-    assert changed.state(TEACHER).reason == "teacher_epochs was 8.0, now 99.0" or \
-        "teacher_epochs was" in changed.state(TEACHER).reason
+    assert (
+        changed.state(TEACHER).reason == "teacher_epochs was 8.0, now 99.0"
+        or "teacher_epochs was" in changed.state(TEACHER).reason
+    )
     assert changed.state(BASELINE).reason == f"{TEACHER} changed"
     other_rows = open_run("sst2", "demo", 0, tmp_path, {"train_rows": 30})
     assert "the data changed" in other_rows.state(TEACHER).reason
@@ -111,9 +118,14 @@ def test_a_damaged_record_is_named_and_made_anew(tmp_path, damage):
     run = run_at(tmp_path)
     path = make(run, TEACHER).folder / "record.json"
     content = json.loads(path.read_text())
-    path.write_text({"half": path.read_text()[:100], "version": json.dumps({**content, "record_version": 99}),
-                     "not an object": "[]",
-                     "missing key": json.dumps({k: v for k, v in content.items() if k != "results"})}[damage])
+    path.write_text(
+        {
+            "half": path.read_text()[:100],
+            "version": json.dumps({**content, "record_version": 99}),
+            "not an object": "[]",
+            "missing key": json.dumps({k: v for k, v in content.items() if k != "results"}),
+        }[damage]
+    )
     words = {"half": "half written", "version": "version 99", "not an object": "version None", "missing key": "lacks"}
     with pytest.raises(StageError, match=f"{words[damage]}.*run the same command again"):
         read_record(path.parent)
@@ -154,11 +166,13 @@ def test_full_disk_is_one_sentence_and_finished_stages_are_kept(tmp_path, monkey
 
 
 def test_kill_in_the_middle_of_a_stage_leaves_no_half_made_one(tmp_path):
-    code = ("import sys, time; from edgemin_utils.records import open_run\n"
-            "run = open_run('sst2', 'demo', 0, sys.argv[1], {'train_rows': 20})\n"
-            "def compute(folder):\n"
-            "    (folder / 'model.txt').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-            "run.run_stage('teacher/fine-tuned', compute)\n")
+    code = (
+        "import sys, time; from edgemin_utils.records import open_run\n"
+        "run = open_run('sst2', 'demo', 0, sys.argv[1], {'train_rows': 20})\n"
+        "def compute(folder):\n"
+        "    (folder / 'model.txt').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+        "run.run_stage('teacher/fine-tuned', compute)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
@@ -185,8 +199,12 @@ def test_record_content_is_plain_json_with_numpy_and_nan_turned(tmp_path):
     import numpy as np
 
     write_json(tmp_path / "x.json", {"a": np.float32(0.5), "b": np.arange(3), "c": float("nan"), "d": (1, tmp_path)})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 0.5, "b": [0, 1, 2], "c": None,
-                                                             "d": [1, str(tmp_path)]}
+    assert json.loads((tmp_path / "x.json").read_text()) == {
+        "a": 0.5,
+        "b": [0, 1, 2],
+        "c": None,
+        "d": [1, str(tmp_path)],
+    }
     assert os.listdir(tmp_path) == ["x.json"]
 
 
@@ -203,11 +221,18 @@ def test_a_record_says_where_and_how_long_it_ran(tmp_path):
 def test_the_plan_holds_the_whole_factorial_and_the_main_path():
     settings = load_settings("demo")
     plan = plan_chain(settings)
-    combinations = {(stage.distilled, stage.pruned, stage.quantized) for stage in plan.values()
-                    if stage.student and stage.keeps_model}
+    combinations = {
+        (stage.distilled, stage.pruned, stage.quantized)
+        for stage in plan.values()
+        if stage.student and stage.keeps_model
+    }
     assert len(combinations) == 8
-    assert list(main_path(settings)) == [TEACHER, STUDENT, "pruning/minilmv2+gradient-heads-0.2",
-                                         "quantization/minilmv2+gradient-heads-0.2+dynamic-int8"]
+    assert list(main_path(settings)) == [
+        TEACHER,
+        STUDENT,
+        "pruning/minilmv2+gradient-heads-0.2",
+        "quantization/minilmv2+gradient-heads-0.2+dynamic-int8",
+    ]
     seen = set()
     for key, stage in plan.items():
         assert set(stage.upstream) <= seen  # what a stage needs comes before it
@@ -241,8 +266,11 @@ def test_drive_is_mounted_on_colab_only_and_only_for_a_folder_on_it(tmp_path, mo
     drive.mount = mounted.append
     run_at("/content/drive/MyDrive/edgemin")
     assert mounted == []
-    for name, module in (("google", types.ModuleType("google")), ("google.colab", types.ModuleType("google.colab")),
-                         ("google.colab.drive", drive)):
+    for name, module in (
+        ("google", types.ModuleType("google")),
+        ("google.colab", types.ModuleType("google.colab")),
+        ("google.colab.drive", drive),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
     run_at(tmp_path)
     assert mounted == []
@@ -260,5 +288,7 @@ def test_a_chain_is_opened_again_under_its_own_settings(tmp_path):
     assert open_chain(first.folder).settings == first.settings and open_chain(tmp_path / "mnli" / "seed-0") is None
     chains = chains_of(first)
     assert [(chain.task, chain.seed, chain.settings.factorial) for chain in chains] == [
-        ("sst2", 0, True), ("qqp", 3, False)]
+        ("sst2", 0, True),
+        ("qqp", 3, False),
+    ]
     assert all(chain.state(TEACHER).status == "done" for chain in chains)

@@ -1,5 +1,3 @@
-
-
 from pathlib import Path
 
 import pandas as pd
@@ -74,12 +72,24 @@ def test_a_study_without_records_is_refused(tmp_path):
 def test_a_chains_command_names_no_folder_of_ones_own(tmp_path):
     folder = tmp_path / "laptop" / "qqp" / "seed-2"
     folder.mkdir(parents=True)
-    write_json(folder / "chain.json", {"profile": "laptop", "overrides": {
-        "data_source": "folder", "data_dir": str(tmp_path), "teacher": str(tmp_path), "student": "prajjwal1/bert-tiny",
-        "train_rows": 9, "compared_objectives": ["none"]}})
+    write_json(
+        folder / "chain.json",
+        {
+            "profile": "laptop",
+            "overrides": {
+                "data_source": "folder",
+                "data_dir": str(tmp_path),
+                "teacher": str(tmp_path),
+                "student": "prajjwal1/bert-tiny",
+                "train_rows": 9,
+                "compared_objectives": ["none"],
+            },
+        },
+    )
     assert chain_command(folder) == (
         "edgemin run --profile laptop --tasks qqp --seeds 2 --data-dir DATA_DIR --teacher TEACHER_DIR "
-        "--student prajjwal1/bert-tiny --set train_rows=9 --set compared_objectives=none")
+        "--student prajjwal1/bert-tiny --set train_rows=9 --set compared_objectives=none"
+    )
 
 
 def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
@@ -96,4 +106,3 @@ def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
     assert f"{100 * split['accuracy']:.1f}" in text
     with pytest.raises(StageError, match="no place marked <!-- demo results -->"):
         fill_marked_place(text, "demo results", "x")
-

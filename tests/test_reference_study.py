@@ -19,7 +19,10 @@ def test_parts_share_no_chain_and_cover_three_seeds_of_every_task():
     chains = [(part.task, seed) for part in PARTS for seed in part.seeds]
     assert len(chains) == len(set(chains))
     assert {task: sorted(seed for other, seed in chains if other == task) for task, _ in chains} == {
-        "sst2": [0, 1, 2], "mnli": [0, 1, 2], "qqp": [0, 1, 2]}
+        "sst2": [0, 1, 2],
+        "mnli": [0, 1, 2],
+        "qqp": [0, 1, 2],
+    }
 
 
 class Result:
@@ -29,8 +32,13 @@ class Result:
 
 def test_only_what_is_asked_for_runs(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(reference_study, "run_study", lambda profile, tasks, seeds, settings, study, jobs, console:
-                        asked.append((tasks, seeds, settings["data_dir"], study)) or Result(True))
+    monkeypatch.setattr(
+        reference_study,
+        "run_study",
+        lambda profile, tasks, seeds, settings, study, jobs, console: (
+            asked.append((tasks, seeds, settings["data_dir"], study)) or Result(True)
+        ),
+    )
     assert run_reference("rows", "weights", tmp_path, tasks=["qqp"], seeds=[0, 2]) == tmp_path
     assert asked == [(["qqp"], [0], "rows", tmp_path), (["qqp"], [2], "rows", tmp_path)]
 

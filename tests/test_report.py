@@ -24,16 +24,27 @@ def study(tmp_path):
 def executed_notebook(path: Path) -> Path:
     """A small executed notebook with a picture, a formula, a badge, a widget and a warning."""
     output = nbformat.v4.new_output
-    code = nbformat.v4.new_code_cell("figure", id="code", execution_count=1, outputs=[
-        output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "picture"},
-               metadata={"image/png": {"alt": "what is drawn"}}),
-        output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "bar"}),
-        output("stream", name="stderr", text="a warning about /some/folder"),
-        output("stream", name="stdout", text="printed result"),
-        output("display_data", {"text/markdown": "kept $p < 0.05$"}),
-    ])
+    code = nbformat.v4.new_code_cell(
+        "figure",
+        id="code",
+        execution_count=1,
+        outputs=[
+            output(
+                "display_data",
+                {"image/png": "iVBORw0KGgo=", "text/plain": "picture"},
+                metadata={"image/png": {"alt": "what is drawn"}},
+            ),
+            output(
+                "display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "bar"}
+            ),
+            output("stream", name="stderr", text="a warning about /some/folder"),
+            output("stream", name="stdout", text="printed result"),
+            output("display_data", {"text/markdown": "kept $p < 0.05$"}),
+        ],
+    )
     prose = nbformat.v4.new_markdown_cell(
-        "# Title\n[![Badge](https://example.org/badge.svg)](https://example.org)\n\n$$s = \\frac{a}{b}$$\n", id="prose")
+        "# Title\n[![Badge](https://example.org/badge.svg)](https://example.org)\n\n$$s = \\frac{a}{b}$$\n", id="prose"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[prose, code], metadata={"widgets": {"state": {}}}), path)
     return path
@@ -48,9 +59,17 @@ def test_report_has_tables_and_figures_and_the_same_bytes_twice(study):
     path = report.write_report(study)
     first = all_bytes(study / "report")
     assert path == study / "report" / "report.html" and path.is_file()
-    assert {"tables/main_results.csv", "tables/cost.md", "tables/latency.tex", "tables/recommended.csv",
-            "figures/pareto_sst2.png", "figures/accuracy_over_latency.svg", "figures/pipeline_sst2.png",
-            "figures/cost_by_stage_mnli.png", "report.html"} <= first.keys()
+    assert {
+        "tables/main_results.csv",
+        "tables/cost.md",
+        "tables/latency.tex",
+        "tables/recommended.csv",
+        "figures/pareto_sst2.png",
+        "figures/accuracy_over_latency.svg",
+        "figures/pipeline_sst2.png",
+        "figures/cost_by_stage_mnli.png",
+        "report.html",
+    } <= first.keys()
     assert report.write_report(study) == path
     assert all_bytes(study / "report") == first
 
@@ -65,8 +84,16 @@ def test_report_without_an_executed_analysis_is_the_folder(study):
 def test_report_of_hardly_any_records(tmp_path):
     path = tmp_path / "sst2" / "seed-0" / TEACHER
     path.mkdir(parents=True)
-    content = {"record_version": 2, "stage": "teacher", "variant": "fine-tuned", "task": "sst2", "seed": 0,
-               "fingerprint": "x", "identity": {}, "results": {}}
+    content = {
+        "record_version": 2,
+        "stage": "teacher",
+        "variant": "fine-tuned",
+        "task": "sst2",
+        "seed": 0,
+        "fingerprint": "x",
+        "identity": {},
+        "results": {},
+    }
     (path / "record.json").write_text(json.dumps(content))
     report.write_report(tmp_path)
     assert (tmp_path / "report" / "tables" / "main_results.csv").is_file()
@@ -132,8 +159,9 @@ def test_notebook_is_committed_clean():
 def test_every_cell_of_the_notebook_runs_on_records(study, monkeypatch):
     """All cells in order on hand-made records; only the measurement, which needs models, is left out."""
     measured = []
-    monkeypatch.setattr(analysis, "measure_chains", lambda run: measured.append(run) or report.tables.chains_table(
-        run.study))
+    monkeypatch.setattr(
+        analysis, "measure_chains", lambda run: measured.append(run) or report.tables.chains_table(run.study)
+    )
     shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         if cell.cell_type == "code":
@@ -174,6 +202,15 @@ def test_nothing_to_measure_is_an_error(tmp_path):
 
 def test_figures_follow_the_records(study):
     names = set(report.study_figures(study))
-    assert names == {"pipeline_sst2", "pipeline_mnli", "cost_by_stage_sst2", "cost_by_stage_mnli",
-                     "pareto_sst2", "pareto_mnli", "accuracy_by_stage", "accuracy_over_latency", "factorial_effects",
-                     "comparison_objectives"}
+    assert names == {
+        "pipeline_sst2",
+        "pipeline_mnli",
+        "cost_by_stage_sst2",
+        "cost_by_stage_mnli",
+        "pareto_sst2",
+        "pareto_mnli",
+        "accuracy_by_stage",
+        "accuracy_over_latency",
+        "factorial_effects",
+        "comparison_objectives",
+    }

@@ -29,9 +29,12 @@ def test_the_paper_chain_trains_what_its_settings_say():
     settings = load_settings("paper")
     kept, by_batch = (scale.training_loads(settings, 1000, tokens, 768) for tokens in (10, 10**4))
     assert {load.stage: (load.model, load.epochs) for load in kept} == {
-        "teacher/fine-tuned": ("teacher", 3), "distillation/minilmv2": ("student", 6),
-        "distillation/none": ("student", 6), "pruning/minilmv2+gradient-heads-0.2": ("student", 1),
-        "pruning/none+gradient-heads-0.2": ("student", 1)}
+        "teacher/fine-tuned": ("teacher", 3),
+        "distillation/minilmv2": ("student", 6),
+        "distillation/none": ("student", 6),
+        "pruning/minilmv2+gradient-heads-0.2": ("student", 1),
+        "pruning/none+gradient-heads-0.2": ("student", 1),
+    }
     assert [load.teacher_rows_on_cpu for load in kept] == [0, 1000, 0, 1000, 0]
     assert [load.teacher_rows_on_device for load in by_batch] == [0, 6000, 0, 0, 0]
     # Eight students, two of them looked at right after the cut too; one teacher, and its answers to train rows.
@@ -70,8 +73,10 @@ def test_speeds_are_measured_by_the_own_loop():
 
 
 def test_predictions_run_at_the_slower_model_s_speed():
-    speeds = {"teacher": {"prediction_rows_per_second": 3.0, "forward_flops": 100},
-              "student": {"prediction_rows_per_second": 5.0, "forward_flops": 40}}
+    speeds = {
+        "teacher": {"prediction_rows_per_second": 3.0, "forward_flops": 100},
+        "student": {"prediction_rows_per_second": 5.0, "forward_flops": 40},
+    }
     assert scale.cpu_speed({"models": speeds}) == 200
 
 

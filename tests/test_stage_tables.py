@@ -11,8 +11,14 @@ from edgemin_utils.errors import DataError
 from edgemin_utils.records import Record, open_run
 from edgemin_utils.tables import stage_findings, stage_tables
 
-METRICS = {"accuracy": 0.8, "f1": 0.75, "matthews_correlation": 0.6, "rows": 50, "accuracy_low": 0.67,
-           "accuracy_high": 0.89}
+METRICS = {
+    "accuracy": 0.8,
+    "f1": 0.75,
+    "matthews_correlation": 0.6,
+    "rows": 50,
+    "accuracy_low": 0.67,
+    "accuracy_high": 0.89,
+}
 BYTES_BEFORE = {"embeddings": 400, "attention": 400, "feed_forward": 1000, "norms": 40, "head": 160}
 BYTES_AFTER = {"embeddings": 400, "attention": 110, "feed_forward": 260, "norms": 40, "head": 40}
 PARTS = {"embeddings": 100, "attention": 100, "feed_forward": 250, "norms": 10, "head": 40}
@@ -27,19 +33,50 @@ def predictions(answers: list[int], labels: list[int]) -> dict[str, pd.DataFrame
 
 
 def quantization_results(**changes) -> dict:
-    size = {"framework_parameters": 110, "stored_weights": 500, "parts": PARTS, "bytes_per_part": BYTES_AFTER,
-            "model_bytes": 1_000_000}
-    layers = [{"name": "word", "kind": "Embedding", "quantized": False, "parameters": 100, "bytes_before": 400,
-               "bytes_after": 400},
-              {"name": "query", "kind": "Linear", "quantized": True, "parameters": 300, "bytes_before": 1200,
-               "bytes_after": 310}]
-    latency = [{"model": model, "input": name, "median_ms": median, "iqr_ms": 0.1, "runs": 30, "threads": 1,
-                "noisy": False} for name, fp32, int8 in (("1x32", 1.0, 2.0), ("1x128", 6.0, 4.0))
-               for model, median in (("fp32", fp32), ("quantized", int8))]
-    before = {"framework_parameters": 500, "stored_weights": 500, "model_bytes": 2_000_000,
-              "bytes_per_part": BYTES_BEFORE}
-    return {"size": size, "size_before": before, "layers": layers, "agreement": {"dev": 0.96},
-            "metrics": {"dev": METRICS}, "quick_latency": latency} | changes
+    size = {
+        "framework_parameters": 110,
+        "stored_weights": 500,
+        "parts": PARTS,
+        "bytes_per_part": BYTES_AFTER,
+        "model_bytes": 1_000_000,
+    }
+    layers = [
+        {
+            "name": "word",
+            "kind": "Embedding",
+            "quantized": False,
+            "parameters": 100,
+            "bytes_before": 400,
+            "bytes_after": 400,
+        },
+        {
+            "name": "query",
+            "kind": "Linear",
+            "quantized": True,
+            "parameters": 300,
+            "bytes_before": 1200,
+            "bytes_after": 310,
+        },
+    ]
+    latency = [
+        {"model": model, "input": name, "median_ms": median, "iqr_ms": 0.1, "runs": 30, "threads": 1, "noisy": False}
+        for name, fp32, int8 in (("1x32", 1.0, 2.0), ("1x128", 6.0, 4.0))
+        for model, median in (("fp32", fp32), ("quantized", int8))
+    ]
+    before = {
+        "framework_parameters": 500,
+        "stored_weights": 500,
+        "model_bytes": 2_000_000,
+        "bytes_per_part": BYTES_BEFORE,
+    }
+    return {
+        "size": size,
+        "size_before": before,
+        "layers": layers,
+        "agreement": {"dev": 0.96},
+        "metrics": {"dev": METRICS},
+        "quick_latency": latency,
+    } | changes
 
 
 # ---- how a table is shown --------------------------------------------------------------------------------------
@@ -100,10 +137,15 @@ def test_settings_of_a_model_that_the_chain_does_not_have_are_left_out(tmp_path)
 
 def test_data_table_has_one_row_a_split():
     words = {"median": 7.0, "p90": 11.0, "p99": 14.0, "longest": 17.0}
-    table = stage_tables.data_table({
-        "statistics": {"train": {"rows": 90, "labels": {}, "words": words},
-                       "dev": {"rows": 10, "labels": {}, "words": words}},
-        "truncated_rows": {"train": 3, "dev": 0}})
+    table = stage_tables.data_table(
+        {
+            "statistics": {
+                "train": {"rows": 90, "labels": {}, "words": words},
+                "dev": {"rows": 10, "labels": {}, "words": words},
+            },
+            "truncated_rows": {"train": 3, "dev": 0},
+        }
+    )
     assert table["Rows"].tolist() == [90, 10] and table["Rows cut"].tolist() == [3, 0]
 
 
@@ -141,19 +183,49 @@ def test_models_that_answered_different_rows_are_not_compared():
 
 
 def test_paired_tests_as_text():
-    test = pd.DataFrame([{"split": "dev", "rows": 20, "difference": -35.0, "low": -55.0, "high": -10.0, "only_first": 8,
-                          "only_second": 1, "p_value": 0.0004}])
+    test = pd.DataFrame(
+        [
+            {
+                "split": "dev",
+                "rows": 20,
+                "difference": -35.0,
+                "low": -55.0,
+                "high": -10.0,
+                "only_first": 8,
+                "only_second": 1,
+                "p_value": 0.0004,
+            }
+        ]
+    )
     row = stage_tables.paired_tests_table({"a, then b": test}).iloc[0]
     assert row["Difference (points) [95 % interval]"] == "-35.0 [-55.0, -10.0]"
     assert row["p (McNemar)"] == "<0.001" and row["Comparison"] == "a, then b"
 
 
-@pytest.mark.parametrize("difference, p_value, words", [
-    (5.0, 0.01, "distillation helped: +5.0 points"), (5.0, 0.2, "did not help measurably"),
-    (-5.0, 0.01, "did not help, accuracy fell: -5.0 points"), (0.0, 1.0, "did not help measurably")])
+@pytest.mark.parametrize(
+    "difference, p_value, words",
+    [
+        (5.0, 0.01, "distillation helped: +5.0 points"),
+        (5.0, 0.2, "did not help measurably"),
+        (-5.0, 0.01, "did not help, accuracy fell: -5.0 points"),
+        (0.0, 1.0, "did not help measurably"),
+    ],
+)
 def test_a_step_helps_only_where_the_rows_can_tell(difference, p_value, words):
-    test = pd.DataFrame([{"split": "dev", "rows": 20, "difference": difference, "low": -6.0, "high": 8.0,
-                          "only_first": 1, "only_second": 2, "p_value": p_value}])
+    test = pd.DataFrame(
+        [
+            {
+                "split": "dev",
+                "rows": 20,
+                "difference": difference,
+                "low": -6.0,
+                "high": 8.0,
+                "only_first": 1,
+                "only_second": 2,
+                "p_value": p_value,
+            }
+        ]
+    )
     (sentence,) = stage_findings.comparison_sentences("distillation", test)
     assert words in sentence and "20 rows" in sentence
 
@@ -164,8 +236,11 @@ def test_share_kept_of_the_teacher():
 
 
 def test_teacher_is_held_against_the_most_frequent_label():
-    results = {"data": {"labels": ["no", "yes"], "statistics": {"dev": {"labels": {"no": 15, "yes": 35}}}},
-               "metrics": {"dev": METRICS}, "confusion": {"dev": [[9, 6], [4, 31]]}}
+    results = {
+        "data": {"labels": ["no", "yes"], "statistics": {"dev": {"labels": {"no": 15, "yes": 35}}}},
+        "metrics": {"dev": METRICS},
+        "confusion": {"dev": [[9, 6], [4, 31]]},
+    }
     accuracy, error = stage_findings.teacher_sentences(results)
     assert 'which is not clearly more than the 70.0 % of always answering "yes"' in accuracy  # 67 % to 89 %
     assert '"no" taken for "yes", 6 of 15 such rows' in error
@@ -176,8 +251,12 @@ def test_teacher_is_held_against_the_most_frequent_label():
 
 
 def test_rows_that_were_cut_are_told():
-    data = {"source": "synthetic corpus", "notes": ["train: 5 rows used"], "truncated_rows": {"train": 2, "dev": 1},
-            "statistics": {"train": {"rows": 90}, "dev": {"rows": 10}}}
+    data = {
+        "source": "synthetic corpus",
+        "notes": ["train: 5 rows used"],
+        "truncated_rows": {"train": 2, "dev": 1},
+        "statistics": {"train": {"rows": 90}, "dev": {"rows": 10}},
+    }
     sentences = stage_findings.data_sentences(data)
     assert sentences[1].startswith("3 of 100 rows were longer") and sentences[2] == "train: 5 rows used."
     whole = stage_findings.data_sentences(data | {"truncated_rows": {"train": 0, "dev": 0}})
@@ -188,9 +267,10 @@ def test_rows_that_were_cut_are_told():
 
 
 def model_record(heads=(4, 4), weights=1000, megabytes=2.0) -> Record:
-    return record(model={"layers": len(heads), "hidden_size": 64, "heads": list(heads),
-                         "intermediate_sizes": [128] * len(heads)},
-                  size={"stored_weights": weights, "model_bytes": megabytes * 1e6})
+    return record(
+        model={"layers": len(heads), "hidden_size": 64, "heads": list(heads), "intermediate_sizes": [128] * len(heads)},
+        size={"stored_weights": weights, "model_bytes": megabytes * 1e6},
+    )
 
 
 def test_models_table_spells_out_unequal_layers():
@@ -206,8 +286,11 @@ def test_relation_heads_are_free_of_attention_heads():
 
 
 def test_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refusal():
-    trained = record(size={"stored_weights": 500}, metrics={"dev": METRICS},
-                     training={"phases": [{"seconds": 2.0}, {"seconds": 3.5}]})
+    trained = record(
+        size={"stored_weights": 500},
+        metrics={"dev": METRICS},
+        training={"phases": [{"seconds": 2.0}, {"seconds": 3.5}]},
+    )
     test = stage_tables.paired_tests(predictions([0, 0, 0, 0], [0, 1, 1, 0]), predictions([0, 1, 1, 0], [0, 1, 1, 0]))
     students = {"none": trained, "minilmv2-layer-2": trained, "tinybert": record(refused="unequal heads")}
     table = stage_tables.objectives_table(students, {"minilmv2-layer-2": test}).set_index("Student")
@@ -222,16 +305,25 @@ def test_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refu
 
 
 def test_training_table_has_one_row_a_phase():
-    phase = {"name": "relations", "epochs": 0.5, "steps": 7, "seconds": 2.0, "examples_per_second": 99.6,
-             "precision": "float32"}
+    phase = {
+        "name": "relations",
+        "epochs": 0.5,
+        "steps": 7,
+        "seconds": 2.0,
+        "examples_per_second": 99.6,
+        "precision": "float32",
+    }
     table = stage_tables.training_table({"Student": record(training={"phases": [phase, phase | {"name": "soft"}]})})
     assert table["Phase"].tolist() == ["relations", "soft"] and table["Rows a second"].tolist() == [100, 100]
 
 
 def test_distance_of_relations_is_the_total_variation():
     teacher, before, after = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5], [0.6, 0.4]]
-    models = {"teacher": {"query-query": teacher}, "student before": {"query-query": before},
-              "student after": {"query-query": after}}
+    models = {
+        "teacher": {"query-query": teacher},
+        "student before": {"query-query": before},
+        "student after": {"query-query": after},
+    }
     (sentence,) = stage_findings.relation_sentences({"tokens": ["a", "b"], "models": models})
     assert "nearer to the teacher" in sentence and "distance 0.25 before, 0.05 after" in sentence
     assert "without a relation objective" in stage_findings.relation_sentences({})[0]
@@ -242,10 +334,19 @@ def test_distance_of_relations_is_the_total_variation():
 
 def test_importance_sentences_compare_the_criteria():
     curve = [{"removed": number, "accuracy": 0.9 - 0.1 * number} for number in range(4)]
-    scan = {"importance": {"gradient": [[1.0, 2.0], [3.0, 4.0]], "magnitude": [[4.0, 3.0], [2.0, 1.0]]},
-            "curves": {"gradient": curve, "magnitude": curve, "random-1": [{"removed": 2, "accuracy": 0.5}],
-                       "random-2": [{"removed": 2, "accuracy": 0.6}]},
-            "units": "heads", "total": 4, "rows": 100, "split": "hold-out"}
+    scan = {
+        "importance": {"gradient": [[1.0, 2.0], [3.0, 4.0]], "magnitude": [[4.0, 3.0], [2.0, 1.0]]},
+        "curves": {
+            "gradient": curve,
+            "magnitude": curve,
+            "random-1": [{"removed": 2, "accuracy": 0.5}],
+            "random-2": [{"removed": 2, "accuracy": 0.6}],
+        },
+        "units": "heads",
+        "total": 4,
+        "rows": 100,
+        "split": "hold-out",
+    }
     correlation, half = stage_findings.importance_sentences(scan)
     assert "-1.00" in correlation
     assert "from 90.0 % to 70.0 % by gradient, 70.0 % by magnitude, 55.0 % in a random order (mean of 2)" in half
@@ -254,13 +355,21 @@ def test_importance_sentences_compare_the_criteria():
 
 
 def test_cut_sentences_count_twice():
-    dense = {"model": {"heads": [12] * 12, "intermediate_sizes": [1536] * 12},
-             "size": {"stored_weights": 33_360_770, "model_bytes": 133_500_000}}
+    dense = {
+        "model": {"heads": [12] * 12, "intermediate_sizes": [1536] * 12},
+        "size": {"stored_weights": 33_360_770, "model_bytes": 133_500_000},
+    }
     # 24 heads of size 32 in a model of hidden size 384: 4 x 32 x 384 weights and 3 x 32 biases each.
     removed = 24 * (4 * 32 * 384 + 3 * 32)
-    pruned = {"removed_heads": [[0, 1]] * 12, "removed_neurons": [0] * 12, "parameters_removed": removed, "ratio": 0.2,
-              "removed_layers": [], "vocabulary": None,
-              "size": {"stored_weights": 32_178_818, "model_bytes": 128_700_000}}
+    pruned = {
+        "removed_heads": [[0, 1]] * 12,
+        "removed_neurons": [0] * 12,
+        "parameters_removed": removed,
+        "ratio": 0.2,
+        "removed_layers": [],
+        "vocabulary": None,
+        "size": {"stored_weights": 32_178_818, "model_bytes": 128_700_000},
+    }
     heads, parameters, file = stage_findings.cut_sentences(dense, pruned)
     assert "24 of 144 heads are gone: 16.7 %, where the setting asks for 20 %" in heads
     assert "1,181,952 by the formula, 1,181,952 by counting before and after (the same)" in parameters
@@ -271,12 +380,21 @@ def test_cut_sentences_count_twice():
 
 
 def test_cut_sentences_name_layers_and_tokens():
-    dense = {"model": {"heads": [4] * 4, "intermediate_sizes": [8] * 4, "layers": 4},
-             "size": {"stored_weights": 1000, "model_bytes": 4_000_000}}
+    dense = {
+        "model": {"heads": [4] * 4, "intermediate_sizes": [8] * 4, "layers": 4},
+        "size": {"stored_weights": 1000, "model_bytes": 4_000_000},
+    }
     tokens = {"tokens_before": 500, "tokens_after": 400, "rows_in_other_tokens": {"dev": 30}}
-    pruned = {"removed_heads": [[]] * 4, "removed_neurons": [0] * 4, "parameters_removed": 300, "ratio": 0,
-              "removed_layers": [1, 3], "vocabulary": tokens, "metrics": {"dev": {"rows": 200}},
-              "size": {"stored_weights": 700, "model_bytes": 2_800_000}}
+    pruned = {
+        "removed_heads": [[]] * 4,
+        "removed_neurons": [0] * 4,
+        "parameters_removed": 300,
+        "ratio": 0,
+        "removed_layers": [1, 3],
+        "vocabulary": tokens,
+        "metrics": {"dev": {"rows": 200}},
+        "size": {"stored_weights": 700, "model_bytes": 2_800_000},
+    }
     layers, vocabulary, *_ = stage_findings.cut_sentences(dense, pruned)
     assert layers == "2 of 4 layers went as a whole: number 1, 3, counted from 0."
     assert "100 of 500 tokens are gone (20.0 %); 30 of 200 dev rows are now cut into other tokens" in vocabulary
@@ -285,8 +403,11 @@ def test_cut_sentences_name_layers_and_tokens():
 
 
 def test_recovery_in_points():
-    pruned = {"metrics_before": {"dev": {"accuracy": 0.9}}, "metrics_after_cut": {"dev": {"accuracy": 0.7}},
-              "metrics": {"dev": {"accuracy": 0.85}}}
+    pruned = {
+        "metrics_before": {"dev": {"accuracy": 0.9}},
+        "metrics_after_cut": {"dev": {"accuracy": 0.7}},
+        "metrics": {"dev": {"accuracy": 0.85}},
+    }
     (sentence,) = stage_findings.recovery_sentences(pruned)
     assert "70.0 % right after it (-20.0 points), 85.0 % after recovery (+15.0; -5.0 in all)" in sentence
 

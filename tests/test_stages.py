@@ -17,12 +17,29 @@ from edgemin_utils.errors import ModelError, StageError
 from edgemin_utils.records import open_run
 from edgemin_utils.training import predict
 
-TINY = {"train_rows": 120, "dev_rows": 60, "teacher_layers": 2, "teacher_hidden_size": 24, "teacher_heads": 4,
-        "teacher_intermediate_size": 48, "student": "teacher-layers", "student_from_layers": [0],
-        "relation_heads": 6, "teacher_epochs": 1,
-        "distillation_epochs": 0.5, "prediction_epochs": 0.5, "recovery_epochs": 0.5, "vocabulary_size": 600,
-        "head_prune_ratio": 0.25, "feed_forward_prune_ratio": 0.25, "random_draws": 1, "importance_rows": 32,
-        "latency_lengths": [8], "latency_threads": [1], "holdout_fraction": 0.2}
+TINY = {
+    "train_rows": 120,
+    "dev_rows": 60,
+    "teacher_layers": 2,
+    "teacher_hidden_size": 24,
+    "teacher_heads": 4,
+    "teacher_intermediate_size": 48,
+    "student": "teacher-layers",
+    "student_from_layers": [0],
+    "relation_heads": 6,
+    "teacher_epochs": 1,
+    "distillation_epochs": 0.5,
+    "prediction_epochs": 0.5,
+    "recovery_epochs": 0.5,
+    "vocabulary_size": 600,
+    "head_prune_ratio": 0.25,
+    "feed_forward_prune_ratio": 0.25,
+    "random_draws": 1,
+    "importance_rows": 32,
+    "latency_lengths": [8],
+    "latency_threads": [1],
+    "holdout_fraction": 0.2,
+}
 
 
 def tiny_run(folder, task="sst2", seed=0, **overrides):
@@ -73,8 +90,11 @@ def test_the_cut_is_real_and_smaller_in_every_count(chain):
     _, student, pruned, quantized = (records[key].results for key in main_path(run.settings))
     assert pruned["model"]["heads"] == [3] and pruned["model"]["intermediate_sizes"] == [36]
     # One head of size 6 and 12 neurons in hidden size 24.
-    assert pruned["parameters_removed"] == 4 * 6 * 24 + 3 * 6 + 12 * (2 * 24 + 1) == \
-        student["size"]["stored_weights"] - pruned["size"]["stored_weights"]
+    assert (
+        pruned["parameters_removed"]
+        == 4 * 6 * 24 + 3 * 6 + 12 * (2 * 24 + 1)
+        == student["size"]["stored_weights"] - pruned["size"]["stored_weights"]
+    )
     assert quantized["size"]["stored_weights"] == pruned["size"]["stored_weights"]
     assert quantized["size"]["framework_parameters"] < pruned["size"]["framework_parameters"]
     assert quantized["size"]["model_bytes"] < pruned["size"]["model_bytes"] < student["size"]["model_bytes"]
@@ -150,10 +170,12 @@ def test_the_same_seed_gives_the_same_predictions_and_another_seed_others(tmp_pa
 def test_kill_in_the_middle_and_the_same_command_again_gives_an_undisturbed_studys_predictions(tmp_path, chain):
     """SIGKILL while the student trains; then the same stages again."""
     run, _ = chain
-    code = ("import sys, json; from edgemin_utils import stages; from edgemin_utils.records import open_run\n"
-            "run = open_run('mnli', 'demo', 0, sys.argv[1], json.loads(sys.argv[2]))\n"
-            "stages.fine_tune_teacher(run); print('teacher', flush=True)\n"
-            "stages.train_student(run, 'distillation/minilmv2'); print('student', flush=True)\n")
+    code = (
+        "import sys, json; from edgemin_utils import stages; from edgemin_utils.records import open_run\n"
+        "run = open_run('mnli', 'demo', 0, sys.argv[1], json.loads(sys.argv[2]))\n"
+        "stages.fine_tune_teacher(run); print('teacher', flush=True)\n"
+        "stages.train_student(run, 'distillation/minilmv2'); print('student', flush=True)\n"
+    )
     import json
 
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(TINY)]
@@ -187,11 +209,16 @@ def test_behind_a_quantize_aware_step_models_are_judged_with_both_kinds_of_numbe
     run = open_run("mnli", "demo", 0, chain[0].study, {**TINY, "recipe": "proposal", "quantize_aware_format": "int4"})
     made = {key: stages.run_stage(run, key) for key in run.plan if "int4-aware" in key}
     assert [record.content["steps"][-1].split(":")[0] for record in made.values()] == [
-        "quantize-aware", "prune", "fine-tune", "quantize"]
+        "quantize-aware",
+        "prune",
+        "fine-tune",
+        "quantize",
+    ]
     for record in list(made.values())[:3]:
         results = record.results
         assert results["fake_quantization"] == "int4" and set(results["metrics_fake_quantized"]) == set(
-            results["metrics"])
+            results["metrics"]
+        )
         model = quantization.load_model(record.folder)
         assert all(type(layer) is torch.nn.Linear for layer in quantization.linear_layers(model).values())
     assert "fake_quantization" not in list(made.values())[3].results
@@ -267,8 +294,9 @@ def test_student_with_another_vocabulary_is_refused(tmp_path, chain):
     stages.fine_tune_teacher(other)
     tokenizer, teacher = stages.load_stage_model(run, TEACHER)
     with pytest.raises(ModelError, match="another vocabulary"):
-        stages.make_student(tiny_run(run.study, "mnli", student=str(other.stage_folder(TEACHER))).settings, 0, teacher,
-                            tokenizer)
+        stages.make_student(
+            tiny_run(run.study, "mnli", student=str(other.stage_folder(TEACHER))).settings, 0, teacher, tokenizer
+        )
 
 
 def test_rows_longer_than_the_model_are_cut_and_counted(tmp_path):

@@ -70,8 +70,7 @@ def predictions_from(correct: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def test_compare_predictions_counts_and_signs():
     first, second = correct_pair(both=60, only_first=4, only_second=14, neither=22)
     labels = np.arange(100) % 2
-    found = statistics.compare_predictions(predictions_from(first, labels), predictions_from(second, labels),
-                                           labels)
+    found = statistics.compare_predictions(predictions_from(first, labels), predictions_from(second, labels), labels)
     assert found["rows"] == 100
     assert (found["first_accuracy"], found["second_accuracy"]) == pytest.approx((0.64, 0.74))
     assert found["difference"] == pytest.approx(0.10)
@@ -82,8 +81,9 @@ def test_compare_predictions_counts_and_signs():
 def test_paired_interval_of_a_difference_matches_the_closed_form_and_is_narrower_than_the_unpaired_one():
     first, second = correct_pair(both=1700, only_first=60, only_second=100, neither=140)
     rows, labels = 2000, np.arange(2000) % 2
-    found = statistics.compare_predictions(predictions_from(first, labels), predictions_from(second, labels),
-                                           labels, samples=4000)
+    found = statistics.compare_predictions(
+        predictions_from(first, labels), predictions_from(second, labels), labels, samples=4000
+    )
     # Variance of the mean of differences that are -1, 0 or 1.
     deviation = math.sqrt((160 / rows - (40 / rows) ** 2) / rows)
     assert found["low"] == pytest.approx(0.02 - 1.96 * deviation, abs=0.001)
@@ -196,11 +196,14 @@ def test_functions_of_medians_agree_with_contrasts_where_both_can_say_it():
     weights = [[1, -1, 0], [0.5, 0.5, -1]]
     wanted = statistics.contrasts_of_medians(times, weights, samples=300, seed=4)
     found = statistics.functions_of_medians(
-        times, lambda medians: [medians[0] / medians[1], np.sqrt(medians[0] * medians[1]) / medians[2]], samples=300,
-        seed=4)
+        times,
+        lambda medians: [medians[0] / medians[1], np.sqrt(medians[0] * medians[1]) / medians[2]],
+        samples=300,
+        seed=4,
+    )
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, rel=1e-3)  # quantiles lie between two values, of logarithms there
-    total, = statistics.functions_of_medians(times, lambda medians: [medians.sum()], samples=300)
+    (total,) = statistics.functions_of_medians(times, lambda medians: [medians.sum()], samples=300)
     assert total.value == pytest.approx(np.median(times, axis=1).sum()) and total.low < total.value < total.high
     with pytest.raises(DataError, match="have no medians"):
         statistics.functions_of_medians(np.ones(3), lambda medians: [1.0])

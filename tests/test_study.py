@@ -111,10 +111,12 @@ def test_parameters_reach_the_notebook(finished):
 
 
 def test_second_run_executes_nothing_and_imports_nothing_heavy(project):
-    code = ("import sys; from edgemin_utils.study import run_study\n"
-            "result = run_study(tasks=['sst2', 'mnli'], output_dir='study')\n"
-            "heavy = {'torch', 'transformers', 'papermill', 'matplotlib'} & set(sys.modules)\n"
-            "print({item.status for item in result.notebooks}, heavy)")
+    code = (
+        "import sys; from edgemin_utils.study import run_study\n"
+        "result = run_study(tasks=['sst2', 'mnli'], output_dir='study')\n"
+        "heavy = {'torch', 'transformers', 'papermill', 'matplotlib'} & set(sys.modules)\n"
+        "print({item.status for item in result.notebooks}, heavy)"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert shown.splitlines()[-1] == "{'skipped'} set()"
 
@@ -174,7 +176,7 @@ def test_chains_run_on_a_cluster(project, monkeypatch):
     # The failure and the stage's end reach the display; so does the share of the cores the kernel on the worker.
     assert "ValueError: not today" in output and "mnli, seed 0: failed" in output
     assert "sst2, seed 0: quantization/minilmv2+dynamic-int8 done in" in output
-    record, = (project / "study/sst2/seed-0/quantization").glob("minilmv2+dynamic-int8/record.json")
+    (record,) = (project / "study/sst2/seed-0/quantization").glob("minilmv2+dynamic-int8/record.json")
     assert json.loads(record.read_text())["results"]["threads"] == "2"
     assert read_study_file(project / "study")["command"].endswith("--jobs 2 --cluster local")
     assert not list((project / "study").glob(".shared-*"))
@@ -212,7 +214,7 @@ def test_a_failing_cell_ends_its_chain_only_and_the_next_run_resumes(project):
     assert statuses(result, "sst2, seed 0") == ["skipped", "failed", "not run", "not run"]
     assert statuses(result, "mnli, seed 0") == ["skipped"] * 3 + ["executed"]
     assert statuses(result, "analysis") == ["executed"] and not result.complete
-    failure, = result.failures
+    (failure,) = result.failures
     assert failure.notebook == "02_distillation.ipynb" and failure.cell == "cell In [3]: import os"
     assert failure.error == "ValueError: relation heads\ndo not divide" and "exec(fault" in failure.traceback
     assert "sst2, seed 0: 02_distillation.ipynb failed in cell In [3]" in output
@@ -242,8 +244,11 @@ def test_a_dead_kernel_and_an_error_that_says_all(tmp_path, small_project, monke
 def test_unknown_parameter_is_refused_with_the_nearest(tmp_path, small_project, monkeypatch):
     project = small_project(tmp_path)
     monkeypatch.chdir(project)
-    write_notebook(project / "notebooks" / "03_pruning.ipynb", "pass", "task = ''\nprofile = ''\nseeds = 0\n"
-                   "output_dir = ''\noverrides = {}")
+    write_notebook(
+        project / "notebooks" / "03_pruning.ipynb",
+        "pass",
+        "task = ''\nprofile = ''\nseeds = 0\noutput_dir = ''\noverrides = {}",
+    )
     with pytest.raises(SettingError, match=r"03_pruning.ipynb has no parameter 'seed'; did you mean 'seeds'"):
         run_quietly(project)
     assert not list(project.glob("study/*/seed-0")), "nothing may be started"
@@ -253,14 +258,17 @@ def test_unknown_parameter_is_refused_with_the_nearest(tmp_path, small_project, 
         check_parameters(project / "untagged.ipynb", {"task": "sst2"})
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"tasks": ["sst"]}, "unknown task 'sst'; did you mean 'sst2'"),
-    ({"profile": "lap-top"}, "unknown profile 'lap-top'; did you mean 'laptop'"),
-    ({"overrides": {"relation_head": 3}}, "unknown setting 'relation_head'; did you mean 'relation_heads'"),
-    ({"seeds": [-1]}, "seed -1 cannot be used"),
-    ({"seeds": []}, "at least one seed"),
-    ({"jobs": 0}, "jobs is 0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ["sst"]}, "unknown task 'sst'; did you mean 'sst2'"),
+        ({"profile": "lap-top"}, "unknown profile 'lap-top'; did you mean 'laptop'"),
+        ({"overrides": {"relation_head": 3}}, "unknown setting 'relation_head'; did you mean 'relation_heads'"),
+        ({"seeds": [-1]}, "seed -1 cannot be used"),
+        ({"seeds": []}, "at least one seed"),
+        ({"jobs": 0}, "jobs is 0"),
+    ],
+)
 def test_unknown_names_are_refused_before_anything_starts(tmp_path, small_project, monkeypatch, arguments, message):
     project = small_project(tmp_path)
     monkeypatch.chdir(project)
@@ -315,18 +323,26 @@ def test_little_memory_is_said_but_refuses_nothing(project, monkeypatch):
 
 def start_hanging_study(project: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A study whose kernel hangs in 02_distillation, and that kernel's process."""
-    (project / "sst2.02_distillation.py").write_text(
-        "import time; (run.study / 'hangs').touch(); time.sleep(600)")
+    (project / "sst2.02_distillation.py").write_text("import time; (run.study / 'hangs').touch(); time.sleep(600)")
     command = [sys.executable, "-m", "edgemin_utils", "run", "--tasks", "sst2", "--output-dir", "study"]
     # A test run in the background may have Ctrl-C switched off, which a child would inherit.
-    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project,
-                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    runner = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=project,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     waiting_until = time.monotonic() + 60
     while not (project / "study" / "hangs").exists():
         assert time.monotonic() < waiting_until and runner.poll() is None, runner.communicate()
         time.sleep(0.1)
-    kernels = [process for process in psutil.Process(runner.pid).children(recursive=True)
-               if "ipykernel_launcher" in process.cmdline()]
+    kernels = [
+        process
+        for process in psutil.Process(runner.pid).children(recursive=True)
+        if "ipykernel_launcher" in process.cmdline()
+    ]
     assert len(kernels) == 1
     return runner, kernels
 
@@ -381,8 +397,14 @@ def test_the_last_command_is_noted_and_stays_true_elsewhere(project, tmp_path, m
 def test_paths_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    given = {"data_dir": "glue", "teacher": "mine", "student": "prajjwal1/bert-tiny", "task_file": None,
-             "dev_file": "none", "batch_size": 8}
+    given = {
+        "data_dir": "glue",
+        "teacher": "mine",
+        "student": "prajjwal1/bert-tiny",
+        "task_file": None,
+        "dev_file": "none",
+        "batch_size": 8,
+    }
     assert absolute_paths(given) == {**given, "data_dir": str(tmp_path / "glue"), "teacher": str(tmp_path / "mine")}
     assert absolute_paths({"teacher": "./typo"}) == {"teacher": str(tmp_path / "typo")}
 
@@ -449,7 +471,8 @@ def test_progress_draws_one_line_a_chain_on_a_terminal(tmp_path):
     assert "started" not in shown, "events are for logs"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"),
-                                               (7800, "2 h 10 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text

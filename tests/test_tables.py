@@ -43,9 +43,16 @@ def summary(study):
 def test_rows_stand_in_the_order_of_the_pipeline(study):
     frame = tables.main_results(study)
     assert list(frame.loc[frame["task"] == "sst2", "model"]) == [
-        "Teacher", "Student without distillation", "Distilled (MiniLMv2)", "Distilled + pruned",
-        "Distilled + pruned + INT8", "Distilled + INT8", "Undistilled + INT8", "Undistilled + pruned",
-        "Undistilled + pruned + INT8"]
+        "Teacher",
+        "Student without distillation",
+        "Distilled (MiniLMv2)",
+        "Distilled + pruned",
+        "Distilled + pruned + INT8",
+        "Distilled + INT8",
+        "Undistilled + INT8",
+        "Undistilled + pruned",
+        "Undistilled + pruned + INT8",
+    ]
     assert list(dict.fromkeys(frame["task"])) == ["sst2", "mnli", "qqp"]
 
 
@@ -71,7 +78,7 @@ def test_one_seed_has_the_records_interval_and_a_paired_test(summary):
 def test_mcnemar_of_a_student_without_distillation(summary):
     row = summary.loc[("sst2", "dev", NONE)]
     # 14 wrong against the teacher's 4: ten discordant rows, all one way.
-    assert row["p_value"] == pytest.approx(2 * 0.5 ** 10)
+    assert row["p_value"] == pytest.approx(2 * 0.5**10)
     assert row["compared_with"] == "Teacher"
 
 
@@ -109,7 +116,8 @@ def test_cost_is_worked_out_from_sizes_and_times(summary):
     assert row["latency_1x128"] == pytest.approx(2.0)
     assert row["latency_1x32"] == pytest.approx(1.0)
     assert (row["speed_up_1x128"], row["speed_up_1x128_low"], row["speed_up_1x128_high"]) == pytest.approx(
-        (6.0, 5.9, 6.2))
+        (6.0, 5.9, 6.2)
+    )
     assert row["peak_memory"] == pytest.approx(154.0)
     assert row["memory_baseline"] == pytest.approx(150.0)
 
@@ -151,8 +159,9 @@ def test_a_missing_teacher_leaves_blanks(tmp_path):
 
 @pytest.mark.parametrize("keep", [(), (TEACHER,), (COST,)])
 def test_hardly_any_records_do_not_stop_the_tables(tmp_path, keep):
-    write_chain(tmp_path, leave_out=tuple(key for key in (*WRONG, COST, "pruning/minilmv2+head-scan")
-                                          if key not in keep))
+    write_chain(
+        tmp_path, leave_out=tuple(key for key in (*WRONG, COST, "pruning/minilmv2+head-scan") if key not in keep)
+    )
     assert len(tables.write_tables(tmp_path, tmp_path / "tables")) == 21
     tables.findings(tmp_path)
     assert len(tables.main_results(tmp_path)) == (1 if TEACHER in keep else 0)
@@ -176,10 +185,24 @@ def test_factorial_effects_by_hand(study):
     effects = tables.factorial_effects(study)
     rows = effects[effects["task"] == "sst2"].set_index("effect")
     # right answers of 40: (none, minilmv2) x (dense, pruned) x (FP32, INT8)
-    right = {(0, 0, 0): 26, (1, 0, 0): 34, (0, 1, 0): 24, (1, 1, 0): 32, (0, 0, 1): 25, (1, 0, 1): 33,
-             (0, 1, 1): 22, (1, 1, 1): 32}
-    distilled = 2.5 * (sum(value for place, value in right.items() if place[0])
-                       - sum(value for place, value in right.items() if not place[0])) / 4
+    right = {
+        (0, 0, 0): 26,
+        (1, 0, 0): 34,
+        (0, 1, 0): 24,
+        (1, 1, 0): 32,
+        (0, 0, 1): 25,
+        (1, 0, 1): 33,
+        (0, 1, 1): 22,
+        (1, 1, 1): 32,
+    }
+    distilled = (
+        2.5
+        * (
+            sum(value for place, value in right.items() if place[0])
+            - sum(value for place, value in right.items() if not place[0])
+        )
+        / 4
+    )
     assert rows.loc["distilled", "accuracy_effect"] == pytest.approx(distilled)
     both = 2.5 * sum(value * (1 if place[1] == place[2] else -1) for place, value in right.items()) / 4
     assert rows.loc["pruned x quantized", "accuracy_effect"] == pytest.approx(both)
@@ -195,8 +218,16 @@ def test_factorial_effect_agrees_with_least_squares():
     frame = pd.DataFrame(places.astype(bool), columns=["distilled", "pruned", "quantized"])
     frame["y"] = generator.normal(size=8)
     codes = 2 * places - 1
-    design = np.column_stack([np.ones(8), codes, codes[:, 0] * codes[:, 1], codes[:, 0] * codes[:, 2],
-                              codes[:, 1] * codes[:, 2], codes.prod(axis=1)])
+    design = np.column_stack(
+        [
+            np.ones(8),
+            codes,
+            codes[:, 0] * codes[:, 1],
+            codes[:, 0] * codes[:, 2],
+            codes[:, 1] * codes[:, 2],
+            codes.prod(axis=1),
+        ]
+    )
     coefficients = np.linalg.lstsq(design, frame["y"], rcond=None)[0]
     assert factorial_effect(frame, ("pruned",), "y") == pytest.approx(2 * coefficients[2])
     assert factorial_effect(frame, ("pruned", "quantized"), "y") == pytest.approx(2 * coefficients[6])
@@ -264,7 +295,7 @@ def test_latex_is_a_whole_table(study, tmp_path):
         assert re.findall(r"\\begin\{(\w+)\}", code) == re.findall(r"\\end\{(\w+)\}", code)[::-1]
         assert code.count("{") - code.count(r"\{") == code.count("}") - code.count(r"\}")
         columns = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", code)[1])
-        body = code[code.index(r"\toprule"):code.index(r"\bottomrule")]
+        body = code[code.index(r"\toprule") : code.index(r"\bottomrule")]
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert rows and all(len(re.findall(r"(?<!\\)&", row)) == columns - 1 for row in rows)
         for special in ("%", "_", "#", "$"):
@@ -273,9 +304,16 @@ def test_latex_is_a_whole_table(study, tmp_path):
             assert len(found) == (1 if special == "%" else 0), (path.name, special)
 
 
-@pytest.mark.parametrize(("text", "escaped"), [
-    ("100 %", r"100 \%"), ("a_b & c", r"a\_b \& c"), ("\\{}", r"\textbackslash{}\{\}"), ("<0.001", r"\textless{}0.001"),
-    ("[1, 2]", "{[}1, 2{]}")])
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("100 %", r"100 \%"),
+        ("a_b & c", r"a\_b \& c"),
+        ("\\{}", r"\textbackslash{}\{\}"),
+        ("<0.001", r"\textless{}0.001"),
+        ("[1, 2]", "{[}1, 2{]}"),
+    ],
+)
 def test_latex_escape(text, escaped):
     assert latex_escape(text) == escaped
 
@@ -292,8 +330,9 @@ def test_tables_with_several_cuts_name_them(tmp_path):
     other = source.with_name("minilmv2+magnitude-heads-0.5")
     other.mkdir()
     content = json.loads((source / "record.json").read_text())
-    (other / "record.json").write_text(json.dumps(content | {
-        "variant": other.name, "steps": ["distill:minilmv2", "prune:magnitude-heads-0.5"]}))
+    (other / "record.json").write_text(
+        json.dumps(content | {"variant": other.name, "steps": ["distill:minilmv2", "prune:magnitude-heads-0.5"]})
+    )
     models = set(tables.main_results(tmp_path)["model"])
     assert {"Distilled + pruned (gradient-heads-0.25)", "Distilled + pruned (magnitude-heads-0.5)"} <= models
 
@@ -305,11 +344,20 @@ def test_students_of_a_checkpoint_and_of_two_objectives_have_names_of_their_own(
         other = folder.with_name(student)
         other.mkdir()
         content = json.loads((folder / "record.json").read_text())
-        (other / "record.json").write_text(json.dumps(content | {
-            "variant": student, "student": student, "steps": [f"distill:{student}"] if content["steps"] else []}))
+        (other / "record.json").write_text(
+            json.dumps(
+                content
+                | {"variant": student, "student": student, "steps": [f"distill:{student}"] if content["steps"] else []}
+            )
+        )
     models = list(tables.main_results(tmp_path)["model"])
-    assert models[:5] == ["Teacher", "Student without distillation", "Undistilled from checkpoint",
-                          "Distilled (soft-targets)", "Distilled (MiniLMv2)"]
+    assert models[:5] == [
+        "Teacher",
+        "Student without distillation",
+        "Undistilled from checkpoint",
+        "Distilled (soft-targets)",
+        "Distilled (MiniLMv2)",
+    ]
     assert "Distilled (MiniLMv2) + pruned + INT8" in models and len(set(models)) == len(models) == 11
 
 

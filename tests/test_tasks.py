@@ -46,13 +46,16 @@ def test_unknown_task_names_the_nearest():
         find_task("sst-2")
 
 
-@pytest.mark.parametrize(("labels", "expected"), [
-    ({"good", "bad"}, ("bad", "good")),
-    ({"10", "9", "-1"}, ("-1", "9", "10")),
-    ({"10", "9", "few"}, ("10", "9", "few")),
-    ({"nan", "1", "0"}, ("0", "1", "nan")),
-    ({"0.5", "0", "1e1"}, ("0", "0.5", "1e1")),
-])
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"good", "bad"}, ("bad", "good")),
+        ({"10", "9", "-1"}, ("-1", "9", "10")),
+        ({"10", "9", "few"}, ("10", "9", "few")),
+        ({"nan", "1", "0"}, ("0", "1", "nan")),
+        ({"0.5", "0", "1e1"}, ("0", "0.5", "1e1")),
+    ],
+)
 def test_label_order(labels, expected):
     assert sort_labels(labels) == expected
 
@@ -113,8 +116,15 @@ def test_custom_task_setting_errors(tmp_path):
 
 
 def test_importing_is_cheap():
-    code = ("import sys, edgemin_utils.tasks, edgemin_utils.data, edgemin_utils.sources\n"
-            "print([name for name in ('torch', 'datasets', 'transformers', 'pandas') if name in sys.modules])")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    code = (
+        "import sys, edgemin_utils.tasks, edgemin_utils.data, edgemin_utils.sources\n"
+        "print([name for name in ('torch', 'datasets', 'transformers', 'pandas') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert result.stdout.strip() == "[]"

@@ -20,14 +20,20 @@ TEXTS = ["The film is good , the plot is not .", "the zoo", "An apple, a pear!",
 
 
 def rows(*texts):
-    return datasets.Dataset.from_dict({"sentence": list(texts), "label": [0] * len(texts),
-                                       "row": list(range(10, 10 + len(texts)))})
+    return datasets.Dataset.from_dict(
+        {"sentence": list(texts), "label": [0] * len(texts), "row": list(range(10, 10 + len(texts)))}
+    )
 
 
 def pairs(*texts):
-    return datasets.Dataset.from_dict({"premise": [pair[0] for pair in texts],
-                                       "hypothesis": [pair[1] for pair in texts],
-                                       "label": [2] * len(texts), "row": list(range(len(texts)))})
+    return datasets.Dataset.from_dict(
+        {
+            "premise": [pair[0] for pair in texts],
+            "hypothesis": [pair[1] for pair in texts],
+            "label": [2] * len(texts),
+            "row": list(range(len(texts))),
+        }
+    )
 
 
 # ---- training a vocabulary -------------------------------------------------------------------------------------
@@ -78,19 +84,38 @@ def test_special_tokens_around_one_and_two_texts():
     single, pair = tokenizer("good film"), tokenizer("good film", "the plot")
     assert tokenizer.convert_ids_to_tokens(single["input_ids"]) == ["[CLS]", "good", "film", "[SEP]"]
     assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == [
-        "[CLS]", "good", "film", "[SEP]", "the", "plot", "[SEP]"]
+        "[CLS]",
+        "good",
+        "film",
+        "[SEP]",
+        "the",
+        "plot",
+        "[SEP]",
+    ]
     assert pair["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
     assert tokenizer.decode(single["input_ids"], skip_special_tokens=True) == "good film"
     assert "token_type_ids" not in train_tokenizer(TEXTS, 1000, token_types=False)("good")
 
 
 def test_the_vocabulary_is_the_same_in_every_process():
-    code = (f"from edgemin_utils.tokenization import train_tokenizer\n"
-            f"print(train_tokenizer({TEXTS!r}, 1000).backend_tokenizer.to_str())")
+    code = (
+        f"from edgemin_utils.tokenization import train_tokenizer\n"
+        f"print(train_tokenizer({TEXTS!r}, 1000).backend_tokenizer.to_str())"
+    )
     here = train_tokenizer(TEXTS, 1000).backend_tokenizer.to_str()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8",
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "11",
-                                 "PYTHONIOENCODING": "utf-8"})
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONHASHSEED": "11",
+            "PYTHONIOENCODING": "utf-8",
+        },
+    )
     assert result.stdout.strip() == here
     assert train_tokenizer(reversed(TEXTS), 1000).backend_tokenizer.to_str() == here
 
@@ -121,8 +146,15 @@ def test_a_saved_tokenizer_reloads_unchanged_beside_any_model(tmp_path, model_ty
         assert dict(reloaded("Zoë's plots", "the zoo")) == dict(unused("Zoë's plots", "the zoo"))
 
 
-@pytest.mark.parametrize("files", [{}, {"config.json": '{"model_type": "bert"}'}, {"tokenizer.json": "{"},
-                                   {"config.json": '{"model_type": "roberta"}', "tokenizer_config.json": "{}"}])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"config.json": '{"model_type": "bert"}'},
+        {"tokenizer.json": "{"},
+        {"config.json": '{"model_type": "roberta"}', "tokenizer_config.json": "{}"},
+    ],
+)
 def test_a_folder_without_a_tokenizer(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_text(content, "utf-8")
@@ -142,8 +174,11 @@ def test_names_that_cannot_be_loaded(tmp_path, monkeypatch):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", no_route)
-    with pytest.raises(ModelError, match="'nobody/nothing' is neither a folder nor in the cache, and the hub cannot be "
-                                         "reached; give a folder .* demo profile"):
+    with pytest.raises(
+        ModelError,
+        match="'nobody/nothing' is neither a folder nor in the cache, and the hub cannot be "
+        "reached; give a folder .* demo profile",
+    ):
         load_tokenizer("nobody/nothing")
 
 
@@ -193,8 +228,9 @@ def test_cut_rows_are_counted_in_every_batch(count):
 
 def test_the_longer_text_of_a_pair_is_cut_first():
     tokenizer = train_tokenizer(TEXTS, 1000)
-    tokenized, cut = tokenize(pairs(("good " * 20, "the zoo"), ("film", "plot " * 20), ("film", "plot")),
-                              tokenizer, MNLI, 9)
+    tokenized, cut = tokenize(
+        pairs(("good " * 20, "the zoo"), ("film", "plot " * 20), ("film", "plot")), tokenizer, MNLI, 9
+    )
     tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in tokenized["input_ids"]]
     assert tokens[0] == ["[CLS]", *["good"] * 4, "[SEP]", "the", "zoo", "[SEP]"]
     assert tokens[1] == ["[CLS]", "film", "[SEP]", *["plot"] * 5, "[SEP]"]

@@ -46,7 +46,7 @@ def test_batches_cover_every_row_once_with_little_padding():
         assert batch["labels"].tolist() == [rows["labels"][place] for place in positions]
     assert sorted(seen) == list(range(20))
     lengths = sorted(rows["length"], reverse=True)
-    assert padding == sum(6 * 0 + max(lengths[s:s + 6]) - n for s in range(0, 20, 6) for n in lengths[s:s + 6])
+    assert padding == sum(6 * 0 + max(lengths[s : s + 6]) - n for s in range(0, 20, 6) for n in lengths[s : s + 6])
 
 
 def test_label_loss_is_cross_entropy():
@@ -90,11 +90,17 @@ def test_phases_follow_each_other_and_an_empty_one_is_skipped():
         def loss(model, batch):
             seen.append((name, batch["position"].tolist()))
             return label_loss(model, batch)
+
         return loss
 
-    _, log, _, _ = train(0, [Phase("first", 1, 1e-3, recording("first"), evaluates=False),
-                             Phase("nothing", 0, 1e-3, recording("nothing")),
-                             Phase("second", 1.5, 1e-3, recording("second"))])
+    _, log, _, _ = train(
+        0,
+        [
+            Phase("first", 1, 1e-3, recording("first"), evaluates=False),
+            Phase("nothing", 0, 1e-3, recording("nothing")),
+            Phase("second", 1.5, 1e-3, recording("second")),
+        ],
+    )
     assert [(phase["name"], phase["steps"]) for phase in log.phases] == [("first", 8), ("second", 12)]
     assert {name for name, _ in seen} == {"first", "second"}
     assert sorted(place for name, places in seen if name == "first" for place in places) == list(range(64))
@@ -130,8 +136,11 @@ def test_a_gpu_that_only_emulates_half_precision_trains_in_float32(monkeypatch):
     auto = load_settings("demo", {"training_precision": "auto"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for native, precision in ((False, "float32"), (True, "bfloat16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, native=native:
-                            including_emulation or native)
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, native=native: including_emulation or native,
+        )
         assert training_precision(auto) == precision
 
 
@@ -143,7 +152,7 @@ def test_length_grouped_order_is_a_fresh_permutation_each_epoch_of_alike_batches
     assert orders[0] == again and orders[0] != orders[1] and orders[0] != other
 
     def padding(order):
-        batches_of = [lengths[order[start:start + 8]] for start in range(0, len(order), 8)]
+        batches_of = [lengths[order[start : start + 8]] for start in range(0, len(order), 8)]
         return sum(int((batch.max() - batch).sum()) for batch in batches_of), [batch.mean() for batch in batches_of]
 
     grouped, means = padding(orders[0])

@@ -52,8 +52,11 @@ SMALLEST_SHARE = 0.01
 BUNDLE = "edge bundle"
 # Forms of the bundle with fewer bits -> those of matrices and of the word embedding. The targets are not theirs.
 FOUR_BIT_BUNDLES: Mapping[str, tuple[int, int]] = {"edge bundle, INT4 embeddings": (8, 4), "edge bundle, INT4": (4, 4)}
-TEACHER, TEACHER_INT8, FINAL = ("teacher, PyTorch FP32", "teacher, ONNX Runtime dynamic INT8",
-                                "paper's final model, torch dynamic INT8")
+TEACHER, TEACHER_INT8, FINAL = (
+    "teacher, PyTorch FP32",
+    "teacher, ONNX Runtime dynamic INT8",
+    "paper's final model, torch dynamic INT8",
+)
 # Against -> (times smaller, times faster) that were asked for.
 TARGETS: Mapping[str, tuple[float, float]] = {TEACHER: (20, 8), TEACHER_INT8: (5, 2), FINAL: (5, 3)}
 
@@ -111,37 +114,50 @@ def torch_contender(name: str, model: PreTrainedModel, folder: Path, scheme: str
     else:
         save_model(model, place)
     opened = open_model(str(place)) if is_exported(model) else None  # its graph is counted
-    return Contender(name, saved_bytes(place)["model_bytes"], predictor(model), model.config.vocab_size,
-                     lambda length: opened.work(1, length) if opened else work_of_model(model, 1, length))
+    return Contender(
+        name,
+        saved_bytes(place)["model_bytes"],
+        predictor(model),
+        model.config.vocab_size,
+        lambda length: opened.work(1, length) if opened else work_of_model(model, 1, length),
+    )
 
 
 def _onnx_contender(name: str, path: Path) -> Contender:
-    session = onnxruntime.InferenceSession(path.read_bytes(), session_options(THREADS),
-                                           providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), session_options(THREADS), providers=["CPUExecutionProvider"]
+    )
     names, opened = [item.name for item in session.get_inputs()], open_model(str(path))
-    return Contender(name, path.stat().st_size,
-                     lambda batch: session.run(None, {key: batch[key].numpy() for key in names})[0],
-                     opened.vocabulary_size, lambda length: opened.work(1, length))
+    return Contender(
+        name,
+        path.stat().st_size,
+        lambda batch: session.run(None, {key: batch[key].numpy() for key in names})[0],
+        opened.vocabulary_size,
+        lambda length: opened.work(1, length),
+    )
 
 
 def contenders_to_beat(teacher: PreTrainedModel, final: PreTrainedModel, folder: Path) -> list[Contender]:
     """What the targets name. `final` is the paper's pruned student, not yet quantized."""
-    return [torch_contender(TEACHER, teacher, folder),
-            torch_contender(TEACHER_INT8, teacher, folder, "onnx-dynamic-int8-embeddings"),
-            torch_contender(FINAL, final, folder, "dynamic-int8")]
+    return [
+        torch_contender(TEACHER, teacher, folder),
+        torch_contender(TEACHER_INT8, teacher, folder, "onnx-dynamic-int8-embeddings"),
+        torch_contender(FINAL, final, folder, "dynamic-int8"),
+    ]
 
 
-def same_student(student: PreTrainedModel, folder: Path,
-                 optional: bool) -> tuple[list[Contender], list[str]]:
+def same_student(student: PreTrainedModel, folder: Path, optional: bool) -> tuple[list[Contender], list[str]]:
     """The bundle's own model under other runtimes, and a word on each that is left out.
 
     Args:
         optional: also torch.compile (which takes a minute to compile), OpenVINO and NNCF where they are installed.
     """
-    made = [torch_contender("student, PyTorch FP32", student, folder),
-            torch_contender("student, torch dynamic INT8", student, folder, "dynamic-int8"),
-            torch_contender("student, ONNX Runtime FP32", student, folder, "onnx-float32"),
-            torch_contender("student, ONNX Runtime dynamic INT8", student, folder, "onnx-dynamic-int8-embeddings")]
+    made = [
+        torch_contender("student, PyTorch FP32", student, folder),
+        torch_contender("student, torch dynamic INT8", student, folder, "dynamic-int8"),
+        torch_contender("student, ONNX Runtime FP32", student, folder, "onnx-float32"),
+        torch_contender("student, ONNX Runtime dynamic INT8", student, folder, "onnx-dynamic-int8-embeddings"),
+    ]
     notes = []
     if not optional:
         return made, ["torch.compile, OpenVINO and NNCF are timed with --optional"]
@@ -164,9 +180,13 @@ def _compiled(student: PreTrainedModel, folder: Path, eager: Contender) -> Conte
             compiled(**{name: torch.ones((1, 8), dtype=torch.int64) for name in names})
     except Exception as error:  # the compiler's back ends raise kinds of their own
         raise _Absent(f"torch.compile does not work here: {str(error).splitlines()[0]}") from error
-    return Contender("student, torch.compile", eager.size,
-                     lambda batch: compiled(**{name: batch[name] for name in names}).logits, eager.vocabulary,
-                     eager.work)
+    return Contender(
+        "student, torch.compile",
+        eager.size,
+        lambda batch: compiled(**{name: batch[name] for name in names}).logits,
+        eager.vocabulary,
+        eager.work,
+    )
 
 
 def _openvino_float(student: PreTrainedModel, folder: Path, eager: Contender) -> Contender:
@@ -176,10 +196,20 @@ def _openvino_float(student: PreTrainedModel, folder: Path, eager: Contender) ->
 
 def _openvino_int8(student: PreTrainedModel, folder: Path, eager: Contender) -> Contender:
     _, nncf = _optional("openvino", "nncf")
-    rows = [{name: value.numpy() for name, value in fixed_inputs(1, 64, eager.vocabulary, seed, True).items()
-             if name in input_names(student)} for seed in range(32)]
-    quantized = nncf.quantize(_read_for_openvino(student, folder), nncf.Dataset(rows),
-                              model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+    rows = [
+        {
+            name: value.numpy()
+            for name, value in fixed_inputs(1, 64, eager.vocabulary, seed, True).items()
+            if name in input_names(student)
+        }
+        for seed in range(32)
+    ]
+    quantized = nncf.quantize(
+        _read_for_openvino(student, folder),
+        nncf.Dataset(rows),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(rows),
+    )
     return _openvino_contender("student, OpenVINO with NNCF INT8", quantized, student, folder)
 
 
@@ -204,19 +234,24 @@ def _openvino_contender(name: str, model: Any, student: PreTrainedModel, folder:
     path = folder / f"openvino-{len(list(folder.iterdir()))}.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
     # Without the hint, float arithmetic would be bfloat16 where the processor has it.
-    compiled = openvino.Core().compile_model(model, "CPU", {
-        "INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(
+        model, "CPU", {"INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    )
     names = input_names(student)
-    return Contender(name, path.with_suffix(".bin").stat().st_size,
-                     lambda batch: compiled({key: batch[key].numpy() for key in names})[0],
-                     student.config.vocab_size)
+    return Contender(
+        name,
+        path.with_suffix(".bin").stat().st_size,
+        lambda batch: compiled({key: batch[key].numpy() for key in names})[0],
+        student.config.vocab_size,
+    )
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
-def time_contenders(contenders: Sequence[Contender], protocol: Protocol,
-                    lengths: Sequence[int] = LENGTHS) -> dict[int, LatencyResult]:
+def time_contenders(
+    contenders: Sequence[Contender], protocol: Protocol, lengths: Sequence[int] = LENGTHS
+) -> dict[int, LatencyResult]:
     """Tokens of the row -> times of all contenders in turns, one thread."""
     found = {}
     for length in lengths:
@@ -234,19 +269,38 @@ def targets_table(contenders: Sequence[Contender], times: Mapping[int, LatencyRe
     sizes = {contender.name: contender.size for contender in contenders}
     rows = []
     for name, (smaller, faster) in TARGETS.items():
-        rows.append({"against": name, "what": "size, MB", "theirs": sizes[name] / 1e6, "ours": sizes[BUNDLE] / 1e6,
-                     "ratio": sizes[name] / sizes[BUNDLE], "low": np.nan, "high": np.nan, "target": smaller})
+        rows.append(
+            {
+                "against": name,
+                "what": "size, MB",
+                "theirs": sizes[name] / 1e6,
+                "ours": sizes[BUNDLE] / 1e6,
+                "ratio": sizes[name] / sizes[BUNDLE],
+                "low": np.nan,
+                "high": np.nan,
+                "target": smaller,
+            }
+        )
         for length, result in times.items():
             ratio = speed_ups(result, name)[BUNDLE]
-            rows.append({"against": name, "what": f"1x{length}, ms",
-                         **{whose: float(np.median(result.of(one))) / 1e6 for whose, one in
-                            (("theirs", name), ("ours", BUNDLE))},
-                         "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "target": faster})
+            rows.append(
+                {
+                    "against": name,
+                    "what": f"1x{length}, ms",
+                    **{
+                        whose: float(np.median(result.of(one))) / 1e6
+                        for whose, one in (("theirs", name), ("ours", BUNDLE))
+                    },
+                    "ratio": ratio.value,
+                    "low": ratio.low,
+                    "high": ratio.high,
+                    "target": faster,
+                }
+            )
     return pd.DataFrame(rows).assign(met=lambda table: table["ratio"] >= table["target"])
 
 
-def contenders_table(contenders: Sequence[Contender], times: Mapping[int, LatencyResult],
-                     peaks: Peaks) -> pd.DataFrame:
+def contenders_table(contenders: Sequence[Contender], times: Mapping[int, LatencyResult], peaks: Peaks) -> pd.DataFrame:
     """One row a contender: name, MB, and for every input its median (ms), IQR, whether that is over 10 % of the
     median (noisy), the least that this machine's peaks allow (bound, ms) and how many times that the median is."""
     rows = []
@@ -256,8 +310,10 @@ def contenders_table(contenders: Sequence[Contender], times: Mapping[int, Latenc
             found = result.summary()[contender.name]
             if contender.work is not None:
                 found = with_bound(found, [contender.work(length)], peaks)
-            row |= {f"{key} 1x{length}": found.get(key, np.nan)
-                    for key in ("median_ms", "iqr_ms", "noisy", "bound_ms", "of_bound")}
+            row |= {
+                f"{key} 1x{length}": found.get(key, np.nan)
+                for key in ("median_ms", "iqr_ms", "noisy", "bound_ms", "of_bound")
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -273,24 +329,33 @@ def operators_table(path: Path, vocabulary: int, length: int, runs: int = 30) ->
     for _ in range(WARM_UP + runs):
         session.run(None, feed)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    kernels = pd.DataFrame([{"operator": event["args"]["op_name"], "node": event["name"], "ms": event["dur"] / 1e3}
-                            for event in events if event["name"].endswith("_kernel_time")])
+    kernels = pd.DataFrame(
+        [
+            {"operator": event["args"]["op_name"], "node": event["name"], "ms": event["dur"] / 1e3}
+            for event in events
+            if event["name"].endswith("_kernel_time")
+        ]
+    )
     kernels["run"] = kernels.groupby("node").cumcount()
     sums = kernels[kernels["run"] >= WARM_UP].groupby(["operator", "run"])["ms"].sum()
     found = sums.groupby("operator").median().sort_values(ascending=False).rename("ms").reset_index()
     counts = kernels.groupby("operator")["node"].nunique()
     return found.assign(count=found["operator"].map(counts), share=found["ms"] / found["ms"].sum())[
-        ["operator", "count", "ms", "share"]]
+        ["operator", "count", "ms", "share"]
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Builds all models, times them in turns and prints the tables."""
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.benchmark edge-bundle",
-                                     description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="at least 100 runs and 10 s a model (default: few runs, a "
-                        "look)")
-    parser.add_argument("--optional", action="store_true", help="also torch.compile, OpenVINO and NNCF where they are "
-                        "installed")
+    parser = argparse.ArgumentParser(
+        prog="python -m edgemin_utils.benchmark edge-bundle", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="at least 100 runs and 10 s a model (default: few runs, a look)"
+    )
+    parser.add_argument(
+        "--optional", action="store_true", help="also torch.compile, OpenVINO and NNCF where they are installed"
+    )
     options = parser.parse_args(arguments)
     protocol = PROTOCOLS["full" if options.full else "quick"]
     models = build_models()
@@ -298,23 +363,34 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         others, notes = same_student(student, folder, options.optional)
-        contenders = [*contenders_to_beat(models.teacher, models.pruned, folder), *others,
-                      *bundle_contenders(student, folder)]
+        contenders = [
+            *contenders_to_beat(models.teacher, models.pruned, folder),
+            *others,
+            *bundle_contenders(student, folder),
+        ]
         times, peaks = time_contenders(contenders, protocol), measure_peaks(THREADS)
-        operators = {length: operators_table(folder / "bundle" / "model.onnx", STUDENT_VOCABULARY, length)
-                     for length in LENGTHS}
-    _print(contenders, times, peaks, operators,
-           [*notes, f"{protocol.name} protocol, {THREADS} thread, all in turns"])
+        operators = {
+            length: operators_table(folder / "bundle" / "model.onnx", STUDENT_VOCABULARY, length) for length in LENGTHS
+        }
+    _print(contenders, times, peaks, operators, [*notes, f"{protocol.name} protocol, {THREADS} thread, all in turns"])
 
 
-def _print(contenders: Sequence[Contender], times: Mapping[int, LatencyResult], peaks: Peaks,
-           operators: Mapping[int, pd.DataFrame], notes: Sequence[str]) -> None:
+def _print(
+    contenders: Sequence[Contender],
+    times: Mapping[int, LatencyResult],
+    peaks: Peaks,
+    operators: Mapping[int, pd.DataFrame],
+    notes: Sequence[str],
+) -> None:
     environment, console = describe_environment(), Console()
     console = console if console.is_terminal else Console(width=200)
 
     def show(table: pd.DataFrame) -> None:
-        console.print(table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"),
-                      highlight=False, markup=False)
+        console.print(
+            table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.2f}"),
+            highlight=False,
+            markup=False,
+        )
 
     show(targets_table(contenders, times))
     console.print()
@@ -324,7 +400,10 @@ def _print(contenders: Sequence[Contender], times: Mapping[int, LatencyResult], 
         show(table[table["share"] >= SMALLEST_SHARE])
     console.print()
     speeds = [speed / 1e9 for speed in (peaks.fp32_macs_per_second, peaks.int8_macs_per_second)]
-    for note in (*notes, f"student: {STUDENT_LAYERS} layers, {STUDENT_NEURONS} neurons, {STUDENT_VOCABULARY:,} tokens; "
-                 "random weights", f"peaks: {speeds[0]:.0f} FP32 and {speeds[1]:.0f} INT8 GMAC/s ({peaks.int8_kernel})",
-                 int8_sentence(environment)):
+    for note in (
+        *notes,
+        f"student: {STUDENT_LAYERS} layers, {STUDENT_NEURONS} neurons, {STUDENT_VOCABULARY:,} tokens; random weights",
+        f"peaks: {speeds[0]:.0f} FP32 and {speeds[1]:.0f} INT8 GMAC/s ({peaks.int8_kernel})",
+        int8_sentence(environment),
+    ):
         console.print(f"- {note}", highlight=False, markup=False)

@@ -52,8 +52,14 @@ def distillation_seconds(run: Run, settings: Settings, rows: TokenizedTask, seed
     student = make_student(settings, run.seed, teacher.eval(), tokenizer)
     objective, lesson = find_objective(settings.objective), Lesson(settings, teacher, student)
     started = time.perf_counter()
-    source = signal_source(teacher, rows.train, tokenizer, objective.signals(lesson),
-                           settings.evaluation_batch_size, settings.teacher_cache_gigabytes)
+    source = signal_source(
+        teacher,
+        rows.train,
+        tokenizer,
+        objective.signals(lesson),
+        settings.evaluation_batch_size,
+        settings.teacher_cache_gigabytes,
+    )
     phases = objective.phases(dataclasses.replace(lesson, signals=source))
     train_phases(student, rows.train, phases, tokenizer, settings, seed)
     return time.perf_counter() - started, sum(phase.epochs for phase in phases)
@@ -78,17 +84,27 @@ def compare_speeds(task: str, profile: str, overrides: Mapping[str, Any], repeat
     for (loop, name), values in speeds.items():
         plain = speeds[(loop, "plain Trainer")]
         ratios = [value / base for value, base in zip(values, plain, strict=True)]
-        table.append({"loop": loop, "variant": name, "precision": training_precision(settings[name]),
-                      "examples_per_second": statistics.median(values), "lowest": min(values), "highest": max(values),
-                      "ratio": statistics.median(ratios)})
+        table.append(
+            {
+                "loop": loop,
+                "variant": name,
+                "precision": training_precision(settings[name]),
+                "examples_per_second": statistics.median(values),
+                "lowest": min(values),
+                "highest": max(values),
+                "ratio": statistics.median(ratios),
+            }
+        )
     return pd.DataFrame(table).sort_values(["loop"], kind="stable", ascending=False).reset_index(drop=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the comparison and prints it with what it was run on."""
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.benchmark training-speed",
-                                     description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m edgemin_utils.benchmark training-speed",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--task", default="mnli", help="task whose rows are trained on")
     parser.add_argument("--profile", default="demo", help="profile whose models and settings are used")
     parser.add_argument("--data-dir", default=None, help="folder of real rows")
@@ -97,13 +113,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--epochs", type=float, default=1.0, help="epochs of each distillation phase")
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is trained")
     options = parser.parse_args(arguments)
-    overrides = {"train_fraction": 1.0, "train_rows": options.rows, "distillation_epochs": options.epochs,
-                 "prediction_epochs": options.epochs}
+    overrides = {
+        "train_fraction": 1.0,
+        "train_rows": options.rows,
+        "distillation_epochs": options.epochs,
+        "prediction_epochs": options.epochs,
+    }
     given = {"data_dir": options.data_dir, "teacher": options.teacher}
     overrides |= {name: value for name, value in given.items() if value}
     table = compare_speeds(options.task, options.profile, overrides, options.repeats)
     environment = describe_environment()
     console = Console(width=120)
-    console.print(f"{options.task}, {options.profile} profile, {options.rows} rows, {options.repeats} repeats in turn; "
-                  f"{environment['processor']}, {available_cores()} cores", highlight=False)
+    console.print(
+        f"{options.task}, {options.profile} profile, {options.rows} rows, {options.repeats} repeats in turn; "
+        f"{environment['processor']}, {available_cores()} cores",
+        highlight=False,
+    )
     console.print(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"), highlight=False)

@@ -60,8 +60,10 @@ def find_comparison(bundle: Path, manifest: Mapping[str, Any], float32: Path | N
         return Comparison(bundle / FLOAT32_FILE)
     source = source_folder(bundle, manifest)
     if source is None:
-        return Comparison(missing="There is no FP32 model to compare with: the one that this bundle was made from was "
-                          "not found; name it with --float32.")
+        return Comparison(
+            missing="There is no FP32 model to compare with: the one that this bundle was made from was "
+            "not found; name it with --float32."
+        )
     try:
         return Comparison(_export(source, folder), _other_tokenizer(source, bundle))
     except EdgeMINError as error:
@@ -90,8 +92,9 @@ def _export(source: Path, folder: Path) -> Path:
     from edgemin_utils import quantization  # imports torch
     from edgemin_utils.quantization.onnx_model import ONNX_FILE
 
-    quantization.save_quantized(quantization.quantize(quantization.load_model(source), "onnx-float32"), folder,
-                                "onnx-float32")
+    quantization.save_quantized(
+        quantization.quantize(quantization.load_model(source), "onnx-float32"), folder, "onnx-float32"
+    )
     return folder / ONNX_FILE
 
 

@@ -35,8 +35,7 @@ def serve_demo(bundle: str | None, port: int, float32: str | None = None) -> Non
     print(f"bundle: {folder}; preparing its page", flush=True)
     packages = fetch_packages(project_folder() / CACHE)
     with tempfile.TemporaryDirectory() as temporary:
-        comparison = find_comparison(folder, manifest, Path(float32).expanduser() if float32 else None,
-                                     Path(temporary))
+        comparison = find_comparison(folder, manifest, Path(float32).expanduser() if float32 else None, Path(temporary))
         with make_server(page_routes(folder, packages, comparison), port) as server:
             if comparison.missing:
                 print(comparison.missing)
@@ -49,9 +48,14 @@ def serve_demo(bundle: str | None, port: int, float32: str | None = None) -> Non
 
 def newest_bundle(study: Path) -> Path:
     """The bundle made last under a study's folder. Raises ModelError, with the way to make one, if there is none."""
-    found = [path for path in study.glob(f"**/{BUNDLE_FILE}")
-             if not any(part.startswith(".") for part in path.relative_to(study).parts)]
+    found = [
+        path
+        for path in study.glob(f"**/{BUNDLE_FILE}")
+        if not any(part.startswith(".") for part in path.relative_to(study).parts)
+    ]
     if not found:
-        raise ModelError(f"there is no bundle under {study}; make one with `edgemin bundle MODEL --output DIR` and "
-                         "name it, as in `edgemin demo DIR`")
+        raise ModelError(
+            f"there is no bundle under {study}; make one with `edgemin bundle MODEL --output DIR` and "
+            "name it, as in `edgemin demo DIR`"
+        )
     return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -41,8 +41,9 @@ def fetch_packages(cache: Path) -> dict[str, Path]:
     if not final.is_dir():
         npm = shutil.which("npm")
         if npm is None:
-            raise PackagesError("the page needs npm to fetch its two packages once; install Node.js (Debian: nodejs "
-                                "and npm)")
+            raise PackagesError(
+                "the page needs npm to fetch its two packages once; install Node.js (Debian: nodejs and npm)"
+            )
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _fetch(npm, final)
@@ -73,12 +74,16 @@ def _install(npm: str, project: Path) -> None:
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     environment = {**os.environ, "npm_config_update_notifier": "false"}
     try:
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True,
-                              timeout=FETCH_SECONDS)
+        done = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=FETCH_SECONDS
+        )
     except subprocess.TimeoutExpired:
-        raise PackagesError(f"npm did not fetch the page's packages within {FETCH_SECONDS} s; check the network and "
-                            "run it again") from None
+        raise PackagesError(
+            f"npm did not fetch the page's packages within {FETCH_SECONDS} s; check the network and run it again"
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise PackagesError(f"npm cannot fetch the page's packages ({lines[0].removeprefix('npm error ')}); check "
-                            f"that `npm ci` works with the {LOCK_FILES[1]} in {FOLDER}")
+        raise PackagesError(
+            f"npm cannot fetch the page's packages ({lines[0].removeprefix('npm error ')}); check "
+            f"that `npm ci` works with the {LOCK_FILES[1]} in {FOLDER}"
+        )

@@ -17,8 +17,11 @@ from edgemin_utils.errors import SettingError
 ADDRESS = "127.0.0.1"
 PAGE_FOLDER = Path(__file__).resolve().parent / "page"
 CONTENT_TYPES: Mapping[str, str] = {
-    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".mjs": "text/javascript; charset=utf-8",
-    ".json": "application/json", ".wasm": "application/wasm",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
 }
 HEADERS: Mapping[str, str] = {
     # A file that was made anew must not be taken from the browser's cache.
@@ -67,8 +70,9 @@ def make_server(routes: Routes, port: int) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)
     except (OSError, OverflowError) as error:
-        raise SettingError(f"port {port} cannot be served ({error}); choose another one with --port, or 0 for any "
-                           "free one") from None
+        raise SettingError(
+            f"port {port} cannot be served ({error}); choose another one with --port, or 0 for any free one"
+        ) from None
 
 
 def address_of(server: ThreadingHTTPServer) -> str:

@@ -71,11 +71,14 @@ class Bundle:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if threads == 1 else "true")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
-            self._session = onnxruntime.InferenceSession(model, session_options(threads),
-                                                         providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model, session_options(threads), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # both libraries raise kinds of their own
-            raise ClassifyError(f"{self.folder} cannot be loaded with onnxruntime {onnxruntime.__version__} and "
-                                f"tokenizers {tokenizers.__version__}: {str(error).splitlines()[0]}") from error
+            raise ClassifyError(
+                f"{self.folder} cannot be loaded with onnxruntime {onnxruntime.__version__} and "
+                f"tokenizers {tokenizers.__version__}: {str(error).splitlines()[0]}"
+            ) from error
 
     def logits(self, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> np.ndarray:
         """The model's outputs, float32 (rows, labels), for rows of one or two texts. Rows of like length are computed
@@ -85,7 +88,7 @@ class Bundle:
         order = sorted(range(len(rows)), key=lambda place: len(encoded[place].ids))
         found = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for start in range(0, len(rows), batch_size):
-            places = order[start:start + batch_size]
+            places = order[start : start + batch_size]
             found[places] = self._session.run(None, self._inputs([encoded[place] for place in places]))[0]
         return found
 
@@ -102,13 +105,18 @@ class Bundle:
     def _inputs(self, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
         """int64 (batch, tokens) arrays, padded to the longest row."""
         tokens = max(len(row.ids) for row in encoded)
-        given = {"input_ids": np.full((len(encoded), tokens), self.content["pad_token_id"], dtype=np.int64),
-                 "attention_mask": np.zeros((len(encoded), tokens), dtype=np.int64),
-                 "token_type_ids": np.zeros((len(encoded), tokens), dtype=np.int64)}
+        given = {
+            "input_ids": np.full((len(encoded), tokens), self.content["pad_token_id"], dtype=np.int64),
+            "attention_mask": np.zeros((len(encoded), tokens), dtype=np.int64),
+            "token_type_ids": np.zeros((len(encoded), tokens), dtype=np.int64),
+        }
         for number, row in enumerate(encoded):
-            for name, values in (("input_ids", row.ids), ("attention_mask", row.attention_mask),
-                                 ("token_type_ids", row.type_ids)):
-                given[name][number, :len(row.ids)] = values
+            for name, values in (
+                ("input_ids", row.ids),
+                ("attention_mask", row.attention_mask),
+                ("token_type_ids", row.type_ids),
+            ):
+                given[name][number, : len(row.ids)] = values
         return {name: given[name] for name in self.content["inputs"]}
 
 
@@ -125,14 +133,24 @@ def read_content(folder: Path) -> dict[str, Any]:
         raise ClassifyError(f"{folder / BUNDLE_FILE} is damaged ({error}); copy or make the bundle anew") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise ClassifyError(f"{folder} is a bundle of format {version}, and this program reads {FORMAT_VERSION}; use "
-                            "the classify.py that lies in the bundle, or make the bundle anew")
-    needed = {"labels": list, "text_columns": list, "max_length": int, "inputs": list, "pad_token_id": int,
-              "files": dict, "provenance": dict}
+        raise ClassifyError(
+            f"{folder} is a bundle of format {version}, and this program reads {FORMAT_VERSION}; use "
+            "the classify.py that lies in the bundle, or make the bundle anew"
+        )
+    needed = {
+        "labels": list,
+        "text_columns": list,
+        "max_length": int,
+        "inputs": list,
+        "pad_token_id": int,
+        "files": dict,
+        "provenance": dict,
+    }
     wrong = [name for name, kind in needed.items() if not isinstance(content.get(name), kind)]
     if wrong or "minimum_onnxruntime" not in content["provenance"]:
-        raise ClassifyError(f"{folder / BUNDLE_FILE} lacks {', '.join(wrong) or 'minimum_onnxruntime'}; copy or make "
-                            "the bundle anew")
+        raise ClassifyError(
+            f"{folder / BUNDLE_FILE} lacks {', '.join(wrong) or 'minimum_onnxruntime'}; copy or make the bundle anew"
+        )
     return content
 
 
@@ -146,16 +164,20 @@ def checked_bytes(folder: Path, name: str, content: dict[str, Any]) -> bytes:
     except OSError as error:
         raise ClassifyError(f"{folder / name} cannot be read ({error.strerror}); copy the bundle anew") from None
     if hashlib.sha256(found).hexdigest() != wanted.get("sha256"):
-        raise ClassifyError(f"{folder / name} is damaged: {len(found):,} bytes whose checksum is not that of the "
-                            f"{wanted.get('bytes', 0):,} bytes in {BUNDLE_FILE}; copy the bundle anew")
+        raise ClassifyError(
+            f"{folder / name} is damaged: {len(found):,} bytes whose checksum is not that of the "
+            f"{wanted.get('bytes', 0):,} bytes in {BUNDLE_FILE}; copy the bundle anew"
+        )
     return found
 
 
 def check_runtime(minimum: str) -> None:
     """Raises ClassifyError if the installed onnxruntime is older than `minimum`, as in "1.20"."""
     if _numbers(onnxruntime.__version__) < _numbers(minimum):
-        raise ClassifyError(f"this bundle needs onnxruntime {minimum} or newer, and {onnxruntime.__version__} is "
-                            "installed; run: python -m pip install --upgrade onnxruntime")
+        raise ClassifyError(
+            f"this bundle needs onnxruntime {minimum} or newer, and {onnxruntime.__version__} is "
+            "installed; run: python -m pip install --upgrade onnxruntime"
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -221,8 +243,10 @@ class Lines:
         try:
             return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ClassifyError(f"line {self.number} is not UTF-8 (byte {error.start + 1} is "
-                                f"0x{line[error.start]:02x}); convert the input to UTF-8, as with iconv") from None
+            raise ClassifyError(
+                f"line {self.number} is not UTF-8 (byte {error.start + 1} is "
+                f"0x{line[error.start]:02x}); convert the input to UTF-8, as with iconv"
+            ) from None
 
     def _read(self) -> None:
         block = self._stream.read1(BLOCK)
@@ -230,8 +254,9 @@ class Lines:
             *whole, self._rest = (self._rest + block).split(b"\n")
             self._waiting.extend(whole)
             if not whole and len(self._rest) > LONGEST_LINE:
-                raise ClassifyError(f"line {self.number + 1} is longer than {LONGEST_LINE:,} bytes; is "
-                                    "this a text file?")
+                raise ClassifyError(
+                    f"line {self.number + 1} is longer than {LONGEST_LINE:,} bytes; is this a text file?"
+                )
         else:
             self._ended = True
             if self._rest:
@@ -243,8 +268,10 @@ def tab_rows(lines: Lines, columns: Sequence[str]) -> Iterator[Row]:
     for line in lines:
         row = (line,) if len(columns) == 1 else tuple(line.split("\t"))
         if len(row) != len(columns):
-            raise ClassifyError(f"line {lines.number} has {len(row)} column{'s' * (len(row) > 1)} where "
-                                f"{len(columns)} are needed: {' TAB '.join(columns)}")
+            raise ClassifyError(
+                f"line {lines.number} has {len(row)} column{'s' * (len(row) > 1)} where "
+                f"{len(columns)} are needed: {' TAB '.join(columns)}"
+            )
         yield row
 
 
@@ -256,8 +283,10 @@ def csv_rows(lines: Lines, columns: Sequence[str]) -> Iterator[Row]:
         header = next(records, [])
         absent = [name for name in columns if name not in header]
         if absent:
-            raise ClassifyError(f"the CSV has no column {absent[0]!r}, only {', '.join(header) or 'none'}; name the "
-                                "text columns with --column")
+            raise ClassifyError(
+                f"the CSV has no column {absent[0]!r}, only {', '.join(header) or 'none'}; name the "
+                "text columns with --column"
+            )
         places = [header.index(name) for name in columns]
         for record in records:
             if record and len(record) <= max(places):
@@ -298,16 +327,25 @@ def header_line(labels: Sequence[str]) -> str:
 
 def answer_lines(bundle: Bundle, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> str:
     """One line a row: its label and the probability of every label, separated by tabs."""
-    return "".join("\t".join([_in_one_field(bundle.labels[int(row.argmax())]), *(f"{value:.6f}" for value in row)])
-                   + "\n" for row in bundle.probabilities(rows, batch_size))
+    return "".join(
+        "\t".join([_in_one_field(bundle.labels[int(row.argmax())]), *(f"{value:.6f}" for value in row)]) + "\n"
+        for row in bundle.probabilities(rows, batch_size)
+    )
 
 
 def _in_one_field(text: str) -> str:
     return " ".join(text.split())
 
 
-def classify_stream(bundle: Bundle, source: io.BufferedIOBase, target: TextIO, as_csv: bool, columns: Sequence[str],
-                    batch_size: int, header: bool) -> None:
+def classify_stream(
+    bundle: Bundle,
+    source: io.BufferedIOBase,
+    target: TextIO,
+    as_csv: bool,
+    columns: Sequence[str],
+    batch_size: int,
+    header: bool,
+) -> None:
     """Writes an answer for every row of `source`, and writes out each window as soon as it is answered.
 
     Raises:
@@ -334,12 +372,16 @@ def check(bundle: Bundle) -> str:
     if rows:
         apart = float(np.abs(bundle.probabilities(rows, 1) - np.array(stored["probabilities"])).max())
     if not apart <= CHECK_TOLERANCE:
-        raise ClassifyError(f"this model's probabilities lie {apart:.3f} from those of the machine that made it; this "
-                            "processor or this onnxruntime computes its integers otherwise")
+        raise ClassifyError(
+            f"this model's probabilities lie {apart:.3f} from those of the machine that made it; this "
+            "processor or this onnxruntime computes its integers otherwise"
+        )
     size = sum(item["bytes"] for item in bundle.content["files"].values())
-    return (f"{bundle.content['task']}: {len(bundle.content['files'])} files, {size / 1e6:.2f} MB, all as they were "
-            f"written\nlabels: {', '.join(bundle.labels)}\ntexts of a row: {', '.join(bundle.text_columns)}\n"
-            f"{len(rows)} texts answered as where the bundle was made (largest difference {apart:.4f})\n")
+    return (
+        f"{bundle.content['task']}: {len(bundle.content['files'])} files, {size / 1e6:.2f} MB, all as they were "
+        f"written\nlabels: {', '.join(bundle.labels)}\ntexts of a row: {', '.join(bundle.text_columns)}\n"
+        f"{len(rows)} texts answered as where the bundle was made (largest difference {apart:.4f})\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -347,17 +389,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("file", nargs="?", default="-", help="rows to classify (default: standard input)")
-    add("--format", choices=("lines", "csv"), help="how rows are written (default: csv if the file's name ends in "
-        ".csv, else lines)")
-    add("--column", action="append", metavar="NAME", help="text column of a CSV, given once for each text of a row "
-        "(default: those of the bundle)")
-    add("--batch-size", type=_positive, default=BATCH_SIZE, metavar="N", help=f"rows of like length computed "
-        f"together (default: {BATCH_SIZE}); more is faster, but then an answer depends a little on the rows beside it")
+    add(
+        "--format",
+        choices=("lines", "csv"),
+        help="how rows are written (default: csv if the file's name ends in .csv, else lines)",
+    )
+    add(
+        "--column",
+        action="append",
+        metavar="NAME",
+        help="text column of a CSV, given once for each text of a row (default: those of the bundle)",
+    )
+    add(
+        "--batch-size",
+        type=_positive,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"rows of like length computed "
+        f"together (default: {BATCH_SIZE}); more is faster, but then an answer depends a little on the rows beside it",
+    )
     add("--threads", type=_threads, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
     add("--no-header", action="store_true", help="leave out the line that names the columns")
     add("--check", action="store_true", help="check every file and some answers, and classify nothing")
-    add("--bundle", default=str(Path(__file__).resolve().parent), metavar="DIR", help="the bundle (default: the folder "
-        "of this program)")
+    add(
+        "--bundle",
+        default=str(Path(__file__).resolve().parent),
+        metavar="DIR",
+        help="the bundle (default: the folder of this program)",
+    )
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -384,8 +443,10 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     columns = options.column or bundle.text_columns
     if len(columns) != len(bundle.text_columns):
-        raise ClassifyError(f"--column names {', '.join(columns)}, and a row of this model has "
-                            f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}")
+        raise ClassifyError(
+            f"--column names {', '.join(columns)}, and a row of this model has "
+            f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}"
+        )
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
     source = cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb")
     with source:

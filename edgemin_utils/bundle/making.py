@@ -33,17 +33,27 @@ DEFAULT_MAX_DROP = 1.0
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "tokenizers": "0.20", "numpy": "1.26"}
 LENGTHS = (32, 128)
 _BLOCK = f"for {INT4_BLOCK} weights"
-_INT4_NOTE = ("; slower than with 8 bits, above all in a browser, where the matrices are unpacked in every call and "
-              "answers differ a little")
+_INT4_NOTE = (
+    "; slower than with 8 bits, above all in a browser, where the matrices are unpacked in every call and "
+    "answers differ a little"
+)
 BUNDLE, PYTORCH = "bundle", "pytorch"
 # Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
-CHECK_TEXTS = (("this is good", "this is not good"), ("a long and dull evening", "the evening was short"),
-               ("nobody knows why", "why does nobody know ?"))
+CHECK_TEXTS = (
+    ("this is good", "this is not good"),
+    ("a long and dull evening", "the evening was short"),
+    ("nobody knows why", "why does nobody know ?"),
+)
 
 
-def make_bundle(source: BundleSource, output: str | os.PathLike, max_drop: float = DEFAULT_MAX_DROP,
-                protocol: Protocol = PROTOCOLS["quick"], matrix_bits: int = 8,
-                embedding_bits: int = 8) -> dict[str, Any]:
+def make_bundle(
+    source: BundleSource,
+    output: str | os.PathLike,
+    max_drop: float = DEFAULT_MAX_DROP,
+    protocol: Protocol = PROTOCOLS["quick"],
+    matrix_bits: int = 8,
+    embedding_bits: int = 8,
+) -> dict[str, Any]:
     """Writes a bundle of a float model into `output`, anew, and gives the content of its bundle.json.
 
     Args:
@@ -61,20 +71,28 @@ def make_bundle(source: BundleSource, output: str | os.PathLike, max_drop: float
     if output.exists() and not (output / BUNDLE_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise StorageError(f"{output} is there and holds no bundle; name another --output")
     with storage_errors(output), partial_folder(output) as partial:
-        graph = quantization.edge_graph(source.model, source.max_length, len(source.task.text_columns) == 2,
-                                        matrix_bits, embedding_bits)
+        graph = quantization.edge_graph(
+            source.model, source.max_length, len(source.task.text_columns) == 2, matrix_bits, embedding_bits
+        )
         (partial / MODEL_FILE).write_bytes(graph.SerializeToString())
         (partial / TOKENIZER_FILE).write_text(tokenizer_rules(source.tokenizer, source.max_length), encoding="utf-8")
         (partial / PROGRAM_FILE).write_bytes(Path(classify.__file__).read_bytes())
-        content = _describe(source, [item.name for item in graph.graph.input],
-                            {"matrix_bits": matrix_bits, "embedding_bits": embedding_bits})
+        content = _describe(
+            source,
+            [item.name for item in graph.graph.input],
+            {"matrix_bits": matrix_bits, "embedding_bits": embedding_bits},
+        )
         # Read as it will be read: what is judged is what lies on disk.
         write_json(partial / BUNDLE_FILE, {**content, "files": _files(partial)})
         bundle = Bundle(partial)
         accuracy = judge(bundle, source)
         refuse_drop(accuracy, max_drop)
-        content["measured"] = {"accuracy": accuracy, "max_drop": max_drop,
-                               **_size(partial, source), **_latency(bundle, source, protocol)}
+        content["measured"] = {
+            "accuracy": accuracy,
+            "max_drop": max_drop,
+            **_size(partial, source),
+            **_latency(bundle, source, protocol),
+        }
         content["check"] = _check(bundle)
         (partial / README_FILE).write_text(describe_in_words(content), encoding="utf-8")
         write_json(partial / BUNDLE_FILE, {**content, "files": _files(partial)})
@@ -93,8 +111,11 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
     wanted = {"fingerprint": run.fingerprint(key), "method_version": METHOD_VERSION, "edgemin": __version__}
     try:
         content = Bundle(folder).content
-        if all(content["provenance"].get(name) == value for name, value in wanted.items()) \
-                and content["measured"]["max_drop"] == max_drop and not _has_four_bits(content):
+        if (
+            all(content["provenance"].get(name) == value for name, value in wanted.items())
+            and content["measured"]["max_drop"] == max_drop
+            and not _has_four_bits(content)
+        ):
             return content
     except classify.ClassifyError:
         pass
@@ -125,24 +146,38 @@ def _describe(source: BundleSource, inputs: list[str], bits: Mapping[str, int]) 
     environment = describe_environment()
     versions = {**environment["packages"], "tokenizers": tokenizers.__version__, "python": environment["python"]}
     return {
-        "format_version": FORMAT_VERSION, "task": source.task.name, "text_columns": list(source.task.text_columns),
-        "labels": list(source.labels), "max_length": source.max_length, "inputs": inputs,
+        "format_version": FORMAT_VERSION,
+        "task": source.task.name,
+        "text_columns": list(source.task.text_columns),
+        "labels": list(source.labels),
+        "max_length": source.max_length,
+        "inputs": inputs,
         "pad_token_id": int(source.model.config.pad_token_id or 0),
         "models": {MODEL_FILE: {"what": what_is_stored(**bits), **bits}},
         "provenance": {
-            **source.provenance, "edgemin": __version__, "method_version": METHOD_VERSION,
-            "revision": environment["git_revision"], "versions": versions,
-            "minimum_onnxruntime": MINIMUM_VERSIONS["onnxruntime"], "minimum_versions": MINIMUM_VERSIONS,
-            "model": describe_model(source.model)}}
+            **source.provenance,
+            "edgemin": __version__,
+            "method_version": METHOD_VERSION,
+            "revision": environment["git_revision"],
+            "versions": versions,
+            "minimum_onnxruntime": MINIMUM_VERSIONS["onnxruntime"],
+            "minimum_versions": MINIMUM_VERSIONS,
+            "model": describe_model(source.model),
+        },
+    }
 
 
 def what_is_stored(matrix_bits: int, embedding_bits: int) -> str:
     """One sentence on the model of a bundle."""
     matrices = "INT8, one scale an output" if matrix_bits == 8 else f"INT4, one scale and zero point {_BLOCK}"
-    tables = "INT8 embeddings, one scale a row" if embedding_bits == 8 else \
-        f"INT4 word embeddings, one scale and zero point {_BLOCK}, and INT8 positions"
-    return (f"{matrices}; {tables}; fused attention; for the CPU back ends of ONNX Runtime and of onnxruntime-web"
-            + (_INT4_NOTE if matrix_bits == 4 else ""))
+    tables = (
+        "INT8 embeddings, one scale a row"
+        if embedding_bits == 8
+        else f"INT4 word embeddings, one scale and zero point {_BLOCK}, and INT8 positions"
+    )
+    return f"{matrices}; {tables}; fused attention; for the CPU back ends of ONNX Runtime and of onnxruntime-web" + (
+        _INT4_NOTE if matrix_bits == 4 else ""
+    )
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -156,7 +191,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check(bundle: Bundle) -> dict[str, Any]:
-    texts = [pair[:len(bundle.text_columns)] for pair in CHECK_TEXTS]
+    texts = [pair[: len(bundle.text_columns)] for pair in CHECK_TEXTS]
     return {"texts": texts, "probabilities": bundle.probabilities(texts, 1).round(6)}
 
 
@@ -169,10 +204,13 @@ def judge(bundle: Bundle, source: BundleSource) -> dict[str, dict[str, Any]]:
     found = {}
     for split, rows in source.dev.items():
         answers, before = bundle.logits(texts_of(rows, source.task)), source.logits[split]
-        found[split] = {"rows": len(rows), BUNDLE: share_right(answers, rows["label"]),
-                        PYTORCH: share_right(before, rows["label"]),
-                        "agreement": float((answers.argmax(axis=1) == before.argmax(axis=1)).mean()),
-                        "largest_logit_difference": float(np.abs(answers - before).max())}
+        found[split] = {
+            "rows": len(rows),
+            BUNDLE: share_right(answers, rows["label"]),
+            PYTORCH: share_right(before, rows["label"]),
+            "agreement": float((answers.argmax(axis=1) == before.argmax(axis=1)).mean()),
+            "largest_logit_difference": float(np.abs(answers - before).max()),
+        }
     return found
 
 
@@ -184,7 +222,8 @@ def refuse_drop(accuracy: Mapping[str, Mapping[str, Any]], max_drop: float) -> N
             raise MethodRefused(
                 f"the bundle would lose {drop:.2f} points of accuracy on {split} ({100 * found[PYTORCH]:.2f} to "
                 f"{100 * found[BUNDLE]:.2f} % of {found['rows']:,} rows), and --max-drop allows {max_drop:g}; train "
-                "with a quantize-aware step, bundle another model, or allow more")
+                "with a quantize-aware step, bundle another model, or allow more"
+            )
 
 
 def _size(folder: Path, source: BundleSource) -> dict[str, Any]:
@@ -198,12 +237,19 @@ def _latency(bundle: Bundle, source: BundleSource, protocol: Protocol) -> dict[s
     for length in dict.fromkeys(min(length, source.max_length) for length in LENGTHS):
         inputs = fixed_inputs(1, length, source.model.config.vocab_size, token_type_ids=True)
         arrays = {name: value.numpy() for name, value in inputs.items()}
-        timed = measure_latency({BUNDLE: lambda given: bundle.run(given[0]), PYTORCH: lambda given: in_torch(given[1])},
-                                [(arrays, inputs)], 1, protocol)
+        timed = measure_latency(
+            {BUNDLE: lambda given: bundle.run(given[0]), PYTORCH: lambda given: in_torch(given[1])},
+            [(arrays, inputs)],
+            1,
+            protocol,
+        )
         rows += [{"model": name, "input": f"1x{length}", **numbers} for name, numbers in timed.summary().items()]
-    return {"latency": rows, "processor": environment["processor"],
-            "processor_flags": [name for name, there in environment["processor_flags"].items() if there],
-            "int8_note": int8_sentence(environment)}
+    return {
+        "latency": rows,
+        "processor": environment["processor"],
+        "processor_flags": [name for name, there in environment["processor_flags"].items() if there],
+        "int8_note": int8_sentence(environment),
+    }
 
 
 # ---- README -------------------------------------------------------------------------------------------------------
@@ -212,23 +258,43 @@ def _latency(bundle: Bundle, source: BundleSource, protocol: Protocol) -> dict[s
 def describe_in_words(content: Mapping[str, Any]) -> str:
     """The bundle's README.md: what it answers, how it is used, and what was measured."""
     columns, measured = content["text_columns"], content["measured"]
-    example = 'echo "Some text." | python classify.py' if len(columns) == 1 else \
-        r'printf "First text.\tSecond text.\n" | python classify.py'
+    example = (
+        'echo "Some text." | python classify.py'
+        if len(columns) == 1
+        else r'printf "First text.\tSecond text.\n" | python classify.py'
+    )
     packages = " ".join(f'"{name}>={version}"' for name, version in content["provenance"]["minimum_versions"].items())
-    accuracy = [f"- {split}: {100 * found[BUNDLE]:.2f} % of {found['rows']:,} rows (the PyTorch model "
-                f"{100 * found[PYTORCH]:.2f} %; {100 * found['agreement']:.2f} % answered alike)"
-                for split, found in measured["accuracy"].items()]
-    latency = [f"- {row['input']}: {row['median_ms']:.2f} ms (IQR {row['iqr_ms']:.2f}, {row['runs']} runs, one thread)"
-               for row in measured["latency"] if row["model"] == BUNDLE]
-    return "\n".join([
-        f"# Text classifier: {content['task']}", "",
-        f"Takes {' and '.join(columns)}; answers with one of {', '.join(content['labels'])}. Texts are cut at "
-        f"{content['max_length']} tokens.", "",
-        f"    python -m pip install {packages}", f"    {example}",
-        "    python classify.py FILE > labels.tsv", "    python classify.py --check", "",
-        "`python classify.py --help` lists the options. `bundle.json` says where the model comes from and what was "
-        "measured:", "", *accuracy, *latency,
-        f"- model.onnx: {measured['model_bytes'] / 1e6:.2f} MB; the same weights in FP32 take "
-        f"{measured['fp32_bytes'] / 1e6:.2f} MB",
-        f"- in it: {content['models'][MODEL_FILE]['what']}",
-        f"- measured on {measured['processor']}; {content['provenance']['rows']}", ""])
+    accuracy = [
+        f"- {split}: {100 * found[BUNDLE]:.2f} % of {found['rows']:,} rows (the PyTorch model "
+        f"{100 * found[PYTORCH]:.2f} %; {100 * found['agreement']:.2f} % answered alike)"
+        for split, found in measured["accuracy"].items()
+    ]
+    latency = [
+        f"- {row['input']}: {row['median_ms']:.2f} ms (IQR {row['iqr_ms']:.2f}, {row['runs']} runs, one thread)"
+        for row in measured["latency"]
+        if row["model"] == BUNDLE
+    ]
+    return "\n".join(
+        [
+            f"# Text classifier: {content['task']}",
+            "",
+            f"Takes {' and '.join(columns)}; answers with one of {', '.join(content['labels'])}. Texts are cut at "
+            f"{content['max_length']} tokens.",
+            "",
+            f"    python -m pip install {packages}",
+            f"    {example}",
+            "    python classify.py FILE > labels.tsv",
+            "    python classify.py --check",
+            "",
+            "`python classify.py --help` lists the options. `bundle.json` says where the model comes from and what was "
+            "measured:",
+            "",
+            *accuracy,
+            *latency,
+            f"- model.onnx: {measured['model_bytes'] / 1e6:.2f} MB; the same weights in FP32 take "
+            f"{measured['fp32_bytes'] / 1e6:.2f} MB",
+            f"- in it: {content['models'][MODEL_FILE]['what']}",
+            f"- measured on {measured['processor']}; {content['provenance']['rows']}",
+            "",
+        ]
+    )

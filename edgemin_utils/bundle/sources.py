@@ -73,9 +73,13 @@ def open_source(model: str, task: str | None = None, overrides: Mapping[str, Any
     if quantization.scheme_of(folder):
         raise ModelError(f"{model} holds weights that are integers already; bundle the float model that it came from")
     loaded = quantization.load_model(folder) if folder.is_dir() else load_model(model)
-    return _plain_source(loaded, load_tokenizer(str(folder) if folder.is_dir() else model),
-                         load_task_data(settings, chosen.name, 0), settings,
-                         {"source": folder.name if folder.is_dir() else model, "steps": [], "fingerprint": None})
+    return _plain_source(
+        loaded,
+        load_tokenizer(str(folder) if folder.is_dir() else model),
+        load_task_data(settings, chosen.name, 0),
+        settings,
+        {"source": folder.name if folder.is_dir() else model, "steps": [], "fingerprint": None},
+    )
 
 
 def stage_source(run: Run, record: Record) -> BundleSource:
@@ -87,19 +91,34 @@ def stage_source(run: Run, record: Record) -> BundleSource:
     """
     folder, content = record.folder, record.content
     if record.refused or not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no model{f' ({record.refused})' if record.refused else ''}; name the folder "
-                         "of a trained or pruned one")
+        raise ModelError(
+            f"{folder} holds no model{f' ({record.refused})' if record.refused else ''}; name the folder "
+            "of a trained or pruned one"
+        )
     if quantization.scheme_of(folder):
-        raise ModelError(f"{folder} holds weights that are integers already; bundle the float model that it came from: "
-                         f"{run.stage_folder(content['source'])}")
+        raise ModelError(
+            f"{folder} holds weights that are integers already; bundle the float model that it came from: "
+            f"{run.stage_folder(content['source'])}"
+        )
     model, tokenizer = quantization.load_model(folder), load_tokenizer(str(folder))
     data = load_task_data(run.settings, run.task, run.seed)
     longest = content["identity"]["settings"].get("max_length", run.settings.max_length)
     return BundleSource(
-        model, tokenizer, data.task, data.task.labels, _longest(longest, model, tokenizer), data.dev,
+        model,
+        tokenizer,
+        data.task,
+        data.task.labels,
+        _longest(longest, model, tokenizer),
+        data.dev,
         {split: _stored_logits(folder, split, rows) for split, rows in data.dev.items()},
-        {"source": f"{run.task}/seed-{run.seed}/{record.key}", "steps": list(content["steps"]),
-         "profile": content["profile"], "fingerprint": content["fingerprint"], "rows": data.source})
+        {
+            "source": f"{run.task}/seed-{run.seed}/{record.key}",
+            "steps": list(content["steps"]),
+            "profile": content["profile"],
+            "fingerprint": content["fingerprint"],
+            "rows": data.source,
+        },
+    )
 
 
 def _stage_folder_source(run: Run, folder: Path, task: str | None, overrides: Mapping[str, Any]) -> BundleSource:
@@ -110,15 +129,24 @@ def _stage_folder_source(run: Run, folder: Path, task: str | None, overrides: Ma
     return stage_source(run, record)
 
 
-def _plain_source(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData, settings: Settings,
-                  provenance: Mapping[str, Any]) -> BundleSource:
+def _plain_source(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    settings: Settings,
+    provenance: Mapping[str, Any],
+) -> BundleSource:
     labels = labels_of_outputs(model, data.task, provenance["source"])
     numbers = {data.task.labels.index(name): place for place, name in enumerate(labels)}
-    dev = {split: rows.cast_column("label", Value("int64")).map(lambda row: {"label": numbers[row["label"]]})
-           for split, rows in data.dev.items()}
+    dev = {
+        split: rows.cast_column("label", Value("int64")).map(lambda row: {"label": numbers[row["label"]]})
+        for split, rows in data.dev.items()
+    }
     longest = _longest(settings.max_length, model, tokenizer)
-    logits = {split: predict(model, tokenize(rows, tokenizer, data.task, longest)[0], tokenizer)
-              for split, rows in dev.items()}
+    logits = {
+        split: predict(model, tokenize(rows, tokenizer, data.task, longest)[0], tokenizer)
+        for split, rows in dev.items()
+    }
     return BundleSource(model, tokenizer, data.task, labels, longest, dev, logits, {**provenance, "rows": data.source})
 
 
@@ -134,8 +162,10 @@ def labels_of_outputs(model: PreTrainedModel, task: Task, name: str) -> tuple[st
     if len(found) == len(known) and all(label.startswith("LABEL_") for label in found):
         return task.labels
     if len(found) != len(known) or {label.lower() for label in found} != known.keys():
-        raise ModelError(f"{name} answers with {', '.join(found)}, and the labels of {task.title} are "
-                         f"{', '.join(task.labels)}; name the model's own task with --task")
+        raise ModelError(
+            f"{name} answers with {', '.join(found)}, and the labels of {task.title} are "
+            f"{', '.join(task.labels)}; name the model's own task with --task"
+        )
     return tuple(known[label.lower()] for label in found)
 
 

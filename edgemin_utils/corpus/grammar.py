@@ -41,9 +41,7 @@ def choose_common(rng: np.random.Generator, items: Sequence[Item], exponent: flo
     return items[min(int(np.searchsorted(edges, rng.random(), side="right")), len(items) - 1)]
 
 
-def choose_two_common(
-    rng: np.random.Generator, items: Sequence[Item], exponent: float = 1.3
-) -> tuple[Item, Item]:
+def choose_two_common(rng: np.random.Generator, items: Sequence[Item], exponent: float = 1.3) -> tuple[Item, Item]:
     """Draw two different items in random order, the early ones more often."""
     first = choose_common(rng, items, exponent)
     second = choose_common(rng, [item for item in items if item != first], exponent)

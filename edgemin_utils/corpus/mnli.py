@@ -9,15 +9,7 @@ sentence says otherwise.
 import numpy as np
 
 from edgemin_utils.corpus.grammar import Text, chance, choose, choose_two, weighted, with_article
-from edgemin_utils.corpus.topics import (
-    ACQUISITIONS,
-    ACTIONS,
-    CONVERSES,
-    DEEDS,
-    NUMBERS,
-    OPPOSITES,
-    Topic,
-)
+from edgemin_utils.corpus.topics import ACQUISITIONS, ACTIONS, CONVERSES, DEEDS, NUMBERS, OPPOSITES, Topic
 
 COLUMNS = ("premise", "hypothesis", "genre")
 LABELS = ("entailment", "neutral", "contradiction")
@@ -44,9 +36,7 @@ def actions(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
     passive = chance(rng, 0.4)
     if label == NEUTRAL:
         return premise, transitive(object_, verb, subject, passive, chance(rng, 0.5))
-    return premise, transitive(
-        subject, verb, object_, passive, negated if label == ENTAILMENT else not negated
-    )
+    return premise, transitive(subject, verb, object_, passive, negated if label == ENTAILMENT else not negated)
 
 
 def converses(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
@@ -83,9 +73,7 @@ FOLLOWS = {
     "not all": {"all": 2, "most": 1, "some": 1, "none": 1, "not all": 0},
 }
 QUANTIFIER_PAIRS = tuple(
-    tuple(
-        (left, right) for left, row in FOLLOWS.items() for right, follows in row.items() if follows == label
-    )
+    tuple((left, right) for left, row in FOLLOWS.items() for right, follows in row.items() if follows == label)
     for label in range(3)
 )
 
@@ -97,10 +85,7 @@ def quantifiers(rng: np.random.Generator, topic: Topic, label: int) -> Pair:
     predicate = f"were {choose(rng, choose(rng, OPPOSITES))}" if chance(rng, 0.5) else choose(rng, DEEDS)[1]
     first = f"{choose(rng, QUANTIFIERS[left])} {group} {predicate}"
     if label == NEUTRAL and chance(rng, 0.25):
-        return (
-            first,
-            f"{choose(rng, QUANTIFIERS[right])} {choose_other(rng, topic.people, group[:-1])}s {predicate}",
-        )
+        return (first, f"{choose(rng, QUANTIFIERS[right])} {choose_other(rng, topic.people, group[:-1])}s {predicate}")
     return first, f"{choose(rng, QUANTIFIERS[right])} {group} {predicate}"
 
 

@@ -35,9 +35,7 @@ ORDERED_SHARE = 0.75
 Pair = tuple[str, str]
 
 
-def two_meanings(
-    rng: np.random.Generator, meanings: tuple[tuple[str, ...], ...], duplicate: bool
-) -> tuple[str, str]:
+def two_meanings(rng: np.random.Generator, meanings: tuple[tuple[str, ...], ...], duplicate: bool) -> tuple[str, str]:
     """Draw two wordings, of one meaning or of two."""
     if duplicate:
         return choose_two(rng, choose_common(rng, meanings, LEAN))
@@ -52,10 +50,7 @@ def two_meanings(
 
 
 def about_entity(
-    rng: np.random.Generator,
-    duplicate: bool,
-    entities: tuple[str, ...],
-    meanings: tuple[tuple[str, ...], ...],
+    rng: np.random.Generator, duplicate: bool, entities: tuple[str, ...], meanings: tuple[tuple[str, ...], ...]
 ) -> Pair:
     """What is asked about one thing or place."""
     entity, other = choose_two(rng, entities)
@@ -117,11 +112,7 @@ def amounts(rng: np.random.Generator, duplicate: bool) -> Pair:
 
 
 def two_roles(
-    rng: np.random.Generator,
-    duplicate: bool,
-    entities: tuple[Pair, ...],
-    wordings: tuple[str, ...],
-    **fixed: str,
+    rng: np.random.Generator, duplicate: bool, entities: tuple[Pair, ...], wordings: tuple[str, ...], **fixed: str
 ) -> Pair:
     """Two entities of which the order matters; a non-duplicate has them swapped."""
     x, y = choose(rng, entities)

@@ -64,26 +64,15 @@ RIVALS = pairs("""tea/juice python/java gold/silver cycling/walking netflix/tele
     rice/pasta poker/chess solar/coal""")
 CAUSES = pairs("""stress/insomnia anxiety/obesity depression/fatigue poverty/crime inflation/unemployment
     pollution/drought fever/headaches acne/allergies""")
-ROUTINES = pairs(
-    """eat/run shower/shave study/sleep stretch/swim pray/read brush/drink meditate/work pay/order"""
-)
+ROUTINES = pairs("""eat/run shower/shave study/sleep stretch/swim pray/read brush/drink meditate/work pay/order""")
 QUALITIES = pairs("better/worse safer/riskier cheaper/dearer easier/harder healthier/unhealthier")
 
 # Wordings of `from x to y`, `x is more than y`, `x brings y` and `x comes before y`.
 DIRECTIONS = (
     (UNITS, ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} if i have {x}")),
-    (
-        LANGUAGES,
-        ("how do i translate {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} text from {x}"),
-    ),
-    (
-        FORMATS,
-        ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get a {y} file from {x}"),
-    ),
-    (
-        JOURNEYS,
-        ("how do i travel from {x} to {y}", "how can i go from {x} to {y}", "how do i get to {y} from {x}"),
-    ),
+    (LANGUAGES, ("how do i translate {x} to {y}", "how can i turn {x} into {y}", "how do i get {y} text from {x}")),
+    (FORMATS, ("how do i convert {x} to {y}", "how can i turn {x} into {y}", "how do i get a {y} file from {x}")),
+    (JOURNEYS, ("how do i travel from {x} to {y}", "how can i go from {x} to {y}", "how do i get to {y} from {x}")),
 )
 COMPARING = ("is {x} {more} than {y}", "do people find {x} {more} than {y}", "is {y} {less} than {x}")
 CAUSING = ("does {x} cause {y}", "can {x} lead to {y}", "is {y} caused by {x}")

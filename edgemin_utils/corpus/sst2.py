@@ -38,16 +38,12 @@ FILM_NOUNS = words("""film movie comedy drama thriller sequel documentary romanc
     biography mystery""")
 FILM_ASPECTS = words("""plot script acting dialogue ending pacing soundtrack camerawork humour editing cast story
     premise direction finale narration""")
-FILM_PARTS = words(
-    "jokes scenes songs characters twists stunts gags chases battles speeches flashbacks duets"
-)
+FILM_PARTS = words("jokes scenes songs characters twists stunts gags chases battles speeches flashbacks duets")
 PRODUCT_NOUNS = words("""phone kettle blender camera laptop backpack jacket heater vacuum keyboard headset toaster
     tent bicycle lamp printer""")
 PRODUCT_ASPECTS = words("""battery screen handle lid strap zip cable motor speaker lens packaging design finish
     charger manual hinge""")
-PRODUCT_PARTS = words(
-    "buttons seams wheels hinges switches pockets filters sockets screws stitches sensors menus"
-)
+PRODUCT_PARTS = words("buttons seams wheels hinges switches pockets filters sockets screws stitches sensors menus")
 
 # Plural verbs, third-person singular, and the infinitive after "manages to" or "fails to".
 FILM_VERBS = (
@@ -147,8 +143,7 @@ class Review:
     def clause(self, polarity: int) -> str:
         """A clause without a contrast inside."""
         kind = weighted(
-            self.rng,
-            (("quality", 0.58), ("quantified", 0.2), ("manages", 0.1), ("nothing", 0.06), ("nobody", 0.06)),
+            self.rng, (("quality", 0.58), ("quantified", 0.2), ("manages", 0.1), ("nothing", 0.06), ("nobody", 0.06))
         )
         if kind == "quality":
             return f"{self.subject()} is {self.quality(polarity)}"
@@ -176,13 +171,7 @@ class Review:
         """What the subject manages or fails to do."""
         verb_phrase, reverses = choose(
             self.rng,
-            (
-                ("manages to", False),
-                ("always", False),
-                ("fails to", True),
-                ("never", True),
-                ("never fails to", False),
-            ),
+            (("manages to", False), ("always", False), ("fails to", True), ("never", True), ("never fails to", False)),
         )
         base, singular = choose(self.rng, self.verbs[1 - polarity if reverses else polarity])
         return f"{self.subject()} {verb_phrase} {base if verb_phrase.endswith('to') else singular}"
@@ -190,8 +179,7 @@ class Review:
     def contrast(self, polarity: int) -> str:
         """Two opposite judgements; the connective and the order decide which one counts."""
         kind = weighted(
-            self.rng,
-            (("turn", 0.34), ("concession", 0.24), ("trailing", 0.14), ("expected", 0.16), ("despite", 0.12)),
+            self.rng, (("turn", 0.34), ("concession", 0.24), ("trailing", 0.14), ("expected", 0.16), ("despite", 0.12))
         )
         other = 1 - polarity
         if kind == "turn":
@@ -219,9 +207,7 @@ class Review:
     def opinion(self, polarity: int) -> str:
         """A judgement about a judgement."""
         right = chance(self.rng, 0.6)
-        verdict = choose(
-            self.rng, words("right fair true honest") if right else words("wrong unfair false absurd")
-        )
+        verdict = choose(self.rng, words("right fair true honest") if right else words("wrong unfair false absurd"))
         wanted = polarity if right else 1 - polarity
         if chance(self.rng, 0.5):
             return f"it is {verdict} to call {self.subject()} {self.adjective(wanted)}"
@@ -245,8 +231,7 @@ def draw(rng: np.random.Generator, label: int) -> Text:
     """
     review = Review(rng)
     kind = weighted(
-        rng,
-        ((review.clause, 0.58), (review.contrast, 0.26), (review.opinion, 0.08), (review.agreement, 0.08)),
+        rng, ((review.clause, 0.58), (review.contrast, 0.26), (review.opinion, 0.08), (review.agreement, 0.08))
     )
     sentence = kind(label)
     if chance(rng, 0.15):

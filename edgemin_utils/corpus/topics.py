@@ -39,10 +39,7 @@ TRAINING_TOPICS = (
         "school",
         words("teacher pupil librarian tutor janitor professor student chemist"),
         words("school library classroom laboratory playground dormitory"),
-        (
-            ("book", words("atlas novel dictionary textbook")),
-            ("instrument", words("violin flute trumpet cello")),
-        ),
+        (("book", words("atlas novel dictionary textbook")), ("instrument", words("violin flute trumpet cello"))),
     ),
     Topic(
         "farm",
@@ -54,19 +51,13 @@ TRAINING_TOPICS = (
         "theatre",
         words("actor singer dancer painter juggler magician director critic"),
         words("theatre gallery museum studio ballroom lobby"),
-        (
-            ("costume", words("cloak gown turban bonnet")),
-            ("picture", words("portrait landscape sketch mural")),
-        ),
+        (("costume", words("cloak gown turban bonnet")), ("picture", words("portrait landscape sketch mural"))),
     ),
     Topic(
         "hospital",
         words("doctor nurse surgeon patient dentist visitor pharmacist midwife"),
         words("hospital clinic ward corridor pharmacy chapel"),
-        (
-            ("drug", words("antibiotic vitamin sedative painkiller")),
-            ("garment", words("coat shirt glove sweater")),
-        ),
+        (("drug", words("antibiotic vitamin sedative painkiller")), ("garment", words("coat shirt glove sweater"))),
     ),
 )
 
@@ -87,10 +78,7 @@ MISMATCHED_TOPICS = (
         "laboratory",
         words("astronaut geologist physicist botanist programmer astronomer biologist inventor"),
         words("observatory desert volcano jungle hangar bunker"),
-        (
-            ("mineral", words("crystal opal garnet topaz")),
-            ("device", words("telescope microscope radar laser")),
-        ),
+        (("mineral", words("crystal opal garnet topaz")), ("device", words("telescope microscope radar laser"))),
     ),
 )
 

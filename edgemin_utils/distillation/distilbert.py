@@ -37,5 +37,12 @@ class LastHiddenStates(Objective):
                 cosine = cosine_distance(teacher[theirs], project(states[own]), batch["attention_mask"])
                 return answers_and(cosine, "hidden states", teacher["logits"], logits, batch["labels"], settings)
 
-        return [Phase("soft targets and hidden states", lesson.epochs, settings.prediction_learning_rate, loss,
-                      projections=project)]
+        return [
+            Phase(
+                "soft targets and hidden states",
+                lesson.epochs,
+                settings.prediction_learning_rate,
+                loss,
+                projections=project,
+            )
+        ]

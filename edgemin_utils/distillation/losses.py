@@ -18,8 +18,9 @@ def full_precision(states: torch.Tensor) -> torch.Tensor:
 # ---- answers ---------------------------------------------------------------------------------------------------
 
 
-def soft_target_divergence(teacher_logits: torch.Tensor, student_logits: torch.Tensor,
-                           temperature: float) -> torch.Tensor:
+def soft_target_divergence(
+    teacher_logits: torch.Tensor, student_logits: torch.Tensor, temperature: float
+) -> torch.Tensor:
     r"""T² · KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, in nats.
 
     Hinton et al. 2015, section 2; the factor T² keeps the gradient's size independent of T.
@@ -70,11 +71,14 @@ def relation_scores(first: torch.Tensor, second: torch.Tensor, relation_heads: i
     """
     batch, tokens, hidden = first.shape
     if hidden % relation_heads:
-        raise ModelError(f"{relation_heads} relation heads do not divide the hidden size {hidden}; choose a divisor "
-                         "that teacher and student share")
+        raise ModelError(
+            f"{relation_heads} relation heads do not divide the hidden size {hidden}; choose a divisor "
+            "that teacher and student share"
+        )
     size = hidden // relation_heads
-    first, second = (full_precision(states).view(batch, tokens, relation_heads, size).transpose(1, 2)
-                     for states in (first, second))
+    first, second = (
+        full_precision(states).view(batch, tokens, relation_heads, size).transpose(1, 2) for states in (first, second)
+    )
     return first @ second.transpose(-1, -2) / size**0.5
 
 
@@ -89,8 +93,9 @@ def log_attention(scores: torch.Tensor, attention_mask: torch.Tensor) -> torch.T
     return scores.masked_fill(~keys, torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-def relation_divergence(teacher_scores: torch.Tensor, student_scores: torch.Tensor,
-                        attention_mask: torch.Tensor) -> torch.Tensor:
+def relation_divergence(
+    teacher_scores: torch.Tensor, student_scores: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
     r"""Mean KL(teacher || student) between relation distributions, over relation heads and real tokens.
 
     MiniLMv2 (Wang et al. 2021), section 3.1:
@@ -104,12 +109,14 @@ def relation_divergence(teacher_scores: torch.Tensor, student_scores: torch.Tens
     Returns:
         A scalar in nats.
     """
-    return attention_divergence(log_attention(teacher_scores, attention_mask),
-                                log_attention(student_scores, attention_mask), attention_mask)
+    return attention_divergence(
+        log_attention(teacher_scores, attention_mask), log_attention(student_scores, attention_mask), attention_mask
+    )
 
 
-def attention_divergence(teacher_log: torch.Tensor, student_log: torch.Tensor,
-                         attention_mask: torch.Tensor) -> torch.Tensor:
+def attention_divergence(
+    teacher_log: torch.Tensor, student_log: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
     """Mean KL(teacher || student) over heads and real tokens, from logarithms of distributions over the keys.
 
     Args:
@@ -125,8 +132,9 @@ def attention_divergence(teacher_log: torch.Tensor, student_log: torch.Tensor,
     return by_query.sum() / (real.sum() * teacher_log.shape[1])
 
 
-def attention_error(teacher_scores: torch.Tensor, student_scores: torch.Tensor,
-                    attention_mask: torch.Tensor) -> torch.Tensor:
+def attention_error(
+    teacher_scores: torch.Tensor, student_scores: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
     r"""Mean squared difference of attention scores before the softmax, over heads and pairs of real tokens.
 
     TinyBERT (Jiao et al. 2020), equation 7: :math:`\frac{1}{h} \sum_i \mathrm{MSE}(A_i^S, A_i^T)`.
@@ -190,12 +198,14 @@ def sample_divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Ten
         teacher, student: (batch, hidden); the hidden sizes may differ.
     """
     everyone = torch.ones(1, len(teacher), device=teacher.device)
-    return relation_divergence(relation_scores(teacher[None], teacher[None], 1),
-                               relation_scores(student[None], student[None], 1), everyone)
+    return relation_divergence(
+        relation_scores(teacher[None], teacher[None], 1), relation_scores(student[None], student[None], 1), everyone
+    )
 
 
-def contrastive_loss(teacher: torch.Tensor, student: torch.Tensor, labels: torch.Tensor,
-                     temperature: float) -> torch.Tensor:
+def contrastive_loss(
+    teacher: torch.Tensor, student: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
     r"""Supervised InfoNCE over the 2b normalized vectors of the teacher and the student (MLKD-BERT):
     rows of one label attract, rows of different labels repel each other.
 

@@ -55,16 +55,21 @@ class MultiLevel(Objective):
 
     def signals(self, lesson: Lesson) -> tuple[str, ...]:
         layers = uniform_layers(lesson.teacher, lesson.student)
-        return ("logits", "embeddings", f"cls.{len(encoder_layers(lesson.teacher)) - 1}",
-                *dict.fromkeys(f"{state}.{other}" for _, other in layers for state in ("context", "hidden")))
+        return (
+            "logits",
+            "embeddings",
+            f"cls.{len(encoder_layers(lesson.teacher)) - 1}",
+            *dict.fromkeys(f"{state}.{other}" for _, other in layers for state in ("context", "hidden")),
+        )
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         return [self._tokens(lesson), self._rows(lesson)]
 
     def _tokens(self, lesson: Lesson) -> Phase:
         settings, layers = lesson.settings, uniform_layers(lesson.teacher, lesson.student)
-        teacher_heads, heads = ([layer.num_heads for layer in encoder_layers(model)]
-                                for model in (lesson.teacher, lesson.student))
+        teacher_heads, heads = (
+            [layer.num_heads for layer in encoder_layers(model)] for model in (lesson.teacher, lesson.student)
+        )
         splits = [math.gcd(heads[own], teacher_heads[other]) for own, other in layers]
         project = lesson.projection("hidden.0", "hidden.0")
         names = ["embeddings", *(f"{state}.{own}" for own, _ in layers for state in ("context", "hidden"))]
@@ -74,16 +79,28 @@ class MultiLevel(Objective):
             teacher, mask = lesson.signals(batch), batch["attention_mask"]
             with in_full_precision(batch):
                 embeddings = own_relations(teacher["embeddings"], states["embeddings"], 1, mask)
-                heads = sum_of_terms(own_relations(teacher[f"context.{other}"], states[f"context.{own}"], count, mask)
-                                     for (own, other), count in zip(layers, splits, strict=True))
+                heads = sum_of_terms(
+                    own_relations(teacher[f"context.{other}"], states[f"context.{own}"], count, mask)
+                    for (own, other), count in zip(layers, splits, strict=True)
+                )
                 hidden = sum_of_terms(
                     hidden_state_error(teacher[f"hidden.{other}"], project(states[f"hidden.{own}"]), mask)
-                    for own, other in layers)
-            return embeddings + heads + hidden, {"embeddings": embeddings, "attention heads": heads,
-                                                 "hidden states": hidden}
+                    for own, other in layers
+                )
+            return embeddings + heads + hidden, {
+                "embeddings": embeddings,
+                "attention heads": heads,
+                "hidden states": hidden,
+            }
 
-        return Phase("token relations", settings.distillation_epochs, settings.distillation_learning_rate, loss,
-                     evaluates=False, projections=project)
+        return Phase(
+            "token relations",
+            settings.distillation_epochs,
+            settings.distillation_learning_rate,
+            loss,
+            evaluates=False,
+            projections=project,
+        )
 
     def _rows(self, lesson: Lesson) -> Phase:
         settings = lesson.settings
@@ -94,11 +111,13 @@ class MultiLevel(Objective):
             logits, states = student_states(model, batch, [own])
             teacher, labels = lesson.signals(batch), batch["labels"]
             with in_full_precision(batch):
-                answers, parts = answer_loss(teacher["logits"], logits, labels, settings.temperature,
-                                             settings.soft_target_weight)
+                answers, parts = answer_loss(
+                    teacher["logits"], logits, labels, settings.temperature, settings.soft_target_weight
+                )
                 similarity = sample_divergence(teacher[theirs], states[own])
                 contrast = contrastive_loss(teacher[theirs], project(states[own]), labels, CONTRASTIVE_TEMPERATURE)
             return answers + similarity + contrast, {**parts, "row similarity": similarity, "row contrast": contrast}
 
-        return Phase("row relations", settings.prediction_epochs, settings.prediction_learning_rate, loss,
-                     projections=project)
+        return Phase(
+            "row relations", settings.prediction_epochs, settings.prediction_learning_rate, loss, projections=project
+        )

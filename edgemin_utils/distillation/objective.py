@@ -88,8 +88,9 @@ class Objective(ABC):
         return None
 
 
-def student_states(model: nn.Module, batch: Batch,
-                   names: Sequence[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def student_states(
+    model: nn.Module, batch: Batch, names: Sequence[str]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits (batch, labels) and the named states of one forward pass, in float32 or float64."""
     with captured_states(model, names) as states:
         logits = model(**model_inputs(model, batch)).logits
@@ -123,4 +124,5 @@ def require_equal_heads(lesson: Lesson, layers: Sequence[tuple[int, int]], metho
             raise MethodRefused(
                 f"{method} compares attention head by head, but teacher layer {other} has {teacher[other].num_heads} "
                 f"heads and student layer {own} has {student[own].num_heads}; give the student as many heads, or "
-                "choose minilmv2, mlkd or shd")
+                "choose minilmv2, mlkd or shd"
+            )

@@ -35,20 +35,29 @@ class PatientSkip(Objective):
     def phases(self, lesson: Lesson) -> list[Phase]:
         settings, layers = lesson.settings, self.layers(lesson.teacher, lesson.student)
         if not layers:
-            raise MethodRefused("pkd matches every layer but the last, and this student has no other; give it two "
-                                "layers or more")
+            raise MethodRefused(
+                "pkd matches every layer but the last, and this student has no other; give it two layers or more"
+            )
         project = lesson.projection("cls.0", "cls.0")
 
         def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             logits, states = student_states(model, batch, [f"cls.{own}" for own, _ in layers])
             teacher = lesson.signals(batch)
             with in_full_precision(batch):
-                distance = sum_of_terms(patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"]))
-                               for own, other in layers)
+                distance = sum_of_terms(
+                    patience(teacher[f"cls.{other}"], project(states[f"cls.{own}"])) for own, other in layers
+                )
                 return answers_and(distance, "[CLS] vectors", teacher["logits"], logits, batch["labels"], settings)
 
-        return [Phase("soft targets and [CLS] vectors", lesson.epochs, settings.prediction_learning_rate, loss,
-                      projections=project)]
+        return [
+            Phase(
+                "soft targets and [CLS] vectors",
+                lesson.epochs,
+                settings.prediction_learning_rate,
+                loss,
+                projections=project,
+            )
+        ]
 
 
 class PatientLast(PatientSkip):
@@ -62,6 +71,8 @@ class PatientLast(PatientSkip):
         """
         deeper = len(encoder_layers(teacher)) - len(encoder_layers(student))
         if deeper < 0:
-            raise MethodRefused("pkd-last takes one teacher layer for each of the student's, and this student has "
-                                f"{-deeper} more than its teacher; choose pkd")
+            raise MethodRefused(
+                "pkd-last takes one teacher layer for each of the student's, and this student has "
+                f"{-deeper} more than its teacher; choose pkd"
+            )
         return [(layer, layer + deeper) for layer in range(len(encoder_layers(student)) - 1)]

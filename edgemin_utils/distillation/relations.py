@@ -41,9 +41,12 @@ class Relations(Objective):
     def relations(self, lesson: Lesson) -> RelationView:
         """The pairs, relation heads and layers that are matched."""
         settings = lesson.settings
-        return RelationView(tuple(settings.relation_pairs), settings.relation_heads,
-                            layer_number(lesson.teacher, settings.teacher_layer),
-                            layer_number(lesson.student, settings.student_layer))
+        return RelationView(
+            tuple(settings.relation_pairs),
+            settings.relation_heads,
+            layer_number(lesson.teacher, settings.teacher_layer),
+            layer_number(lesson.student, settings.student_layer),
+        )
 
     def weights(self, lesson: Lesson) -> Sequence[float]:
         """One weight a pair."""
@@ -52,12 +55,16 @@ class Relations(Objective):
     def check(self, lesson: Lesson) -> None:
         """Raises MethodRefused where the relation heads do not divide a model's states."""
         view = self.relations(lesson)
-        for role, model, layer in (("teacher", lesson.teacher, view.teacher_layer),
-                                   ("student", lesson.student, view.student_layer)):
+        for role, model, layer in (
+            ("teacher", lesson.teacher, view.teacher_layer),
+            ("student", lesson.student, view.student_layer),
+        ):
             width = state_width(model, f"query.{layer}")
             if width % view.heads:
-                raise MethodRefused(f"relation_heads = {view.heads} does not divide the {role}'s hidden size {width}; "
-                                    "choose a divisor that teacher and student share")
+                raise MethodRefused(
+                    f"relation_heads = {view.heads} does not divide the {role}'s hidden size {width}; "
+                    "choose a divisor that teacher and student share"
+                )
 
     def signals(self, lesson: Lesson) -> tuple[str, ...]:
         view = self.relations(lesson)
@@ -68,8 +75,9 @@ class Relations(Objective):
         self.check(lesson)
         settings, view = lesson.settings, self.relations(lesson)
         loss = relation_loss(lesson.signals, view, self.weights(lesson))
-        relations = Phase("relations", settings.distillation_epochs, settings.distillation_learning_rate, loss,
-                          evaluates=False)
+        relations = Phase(
+            "relations", settings.distillation_epochs, settings.distillation_learning_rate, loss, evaluates=False
+        )
         return [relations, prediction_phase(lesson, settings.prediction_epochs)]
 
 
@@ -109,16 +117,19 @@ def relation_loss(signals: SignalSource, view: RelationView, weights: Sequence[f
                 first, second = pair.split("-")
                 parts[pair] = relation_divergence(
                     relation_scores(teacher[first], teacher[second], view.heads),
-                    relation_scores(student[f"{first}.{view.student_layer}"],
-                                    student[f"{second}.{view.student_layer}"], view.heads),
-                    batch["attention_mask"])
+                    relation_scores(
+                        student[f"{first}.{view.student_layer}"], student[f"{second}.{view.student_layer}"], view.heads
+                    ),
+                    batch["attention_mask"],
+                )
         return sum_of_terms(weight * parts[pair] for weight, pair in zip(weights, view.pairs, strict=True)), parts
 
     return loss
 
 
-def relation_matrices(model: nn.Module, batch: Batch, layer: int, pairs: Sequence[str],
-                      relation_heads: int) -> dict[str, torch.Tensor]:
+def relation_matrices(
+    model: nn.Module, batch: Batch, layer: int, pairs: Sequence[str], relation_heads: int
+) -> dict[str, torch.Tensor]:
     """Relation distributions of the batch's first row, averaged over relation heads, for looking at.
 
     Returns:

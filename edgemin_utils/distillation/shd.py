@@ -50,17 +50,23 @@ class SqueezedHeads(Objective):
                     count = min(teacher_layers[other].num_heads, student_layers[own].num_heads)
                     theirs = (teacher[f"{state}.{other}"] for state in STATES)
                     ours = (states[f"{state}.{own}"] for state in STATES)
-                    distances.append(attention_divergence(
-                        squeezed_attention(teacher_layers[other], tuple(theirs), mask, count),
-                        squeezed_attention(student_layers[own], tuple(ours), mask, count), mask))
-                return answers_and(sum_of_terms(distances), "attention", teacher["logits"], logits, batch["labels"],
-                                   settings)
+                    distances.append(
+                        attention_divergence(
+                            squeezed_attention(teacher_layers[other], tuple(theirs), mask, count),
+                            squeezed_attention(student_layers[own], tuple(ours), mask, count),
+                            mask,
+                        )
+                    )
+                return answers_and(
+                    sum_of_terms(distances), "attention", teacher["logits"], logits, batch["labels"], settings
+                )
 
         return [Phase("soft targets and attention", lesson.epochs, settings.prediction_learning_rate, loss)]
 
 
-def squeezed_attention(layer: EncoderLayer, projections: Sequence[torch.Tensor], attention_mask: torch.Tensor,
-                       count: int) -> torch.Tensor:
+def squeezed_attention(
+    layer: EncoderLayer, projections: Sequence[torch.Tensor], attention_mask: torch.Tensor, count: int
+) -> torch.Tensor:
     """Logarithm of a layer's attention with its heads squeezed to `count`, (batch, count, tokens, tokens).
 
     Args:
@@ -80,8 +86,9 @@ def squeezed_attention(layer: EncoderLayer, projections: Sequence[torch.Tensor],
     return squeezed.clamp_min(torch.finfo(squeezed.dtype).tiny).log()
 
 
-def squeeze_heads(attention: torch.Tensor, outputs: torch.Tensor, attention_mask: torch.Tensor,
-                  count: int) -> torch.Tensor:
+def squeeze_heads(
+    attention: torch.Tensor, outputs: torch.Tensor, attention_mask: torch.Tensor, count: int
+) -> torch.Tensor:
     """Attention matrices merged in neighbouring pairs, round by round, until `count` are left.
 
     Args:

@@ -43,16 +43,23 @@ def soft_target_loss(signals: SignalSource, temperature: float, weight: float) -
     return loss
 
 
-def answer_loss(teacher_logits: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, temperature: float,
-                weight: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def answer_loss(
+    teacher_logits: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, temperature: float, weight: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss above, and its two parts; logits (batch, labels), labels (batch,)."""
     soft = soft_target_divergence(teacher_logits, logits, temperature)
     hard = label_divergence(logits, labels)
     return weight * soft + (1 - weight) * hard, {"soft targets": soft, "labels": hard}
 
 
-def answers_and(inside: torch.Tensor, what: str, teacher_logits: torch.Tensor, logits: torch.Tensor,
-                labels: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def answers_and(
+    inside: torch.Tensor,
+    what: str,
+    teacher_logits: torch.Tensor,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    settings: Settings,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of an objective that trains answers and something inside the model at once: the answers plus
     `intermediate_weight` times `inside`, which the log calls `what`.
 

@@ -36,33 +36,51 @@ class AllLayers(Objective):
 
     def signals(self, lesson: Lesson) -> tuple[str, ...]:
         layers = uniform_layers(lesson.teacher, lesson.student)
-        return ("logits", "embeddings",
-                *dict.fromkeys(f"{state}.{other}" for _, other in layers for state in STATES))
+        return ("logits", "embeddings", *dict.fromkeys(f"{state}.{other}" for _, other in layers for state in STATES))
 
     def phases(self, lesson: Lesson) -> list[Phase]:
         settings, layers = lesson.settings, uniform_layers(lesson.teacher, lesson.student)
         require_equal_heads(lesson, layers, "tinybert")
         heads = [layer.num_heads for layer in encoder_layers(lesson.student)]
-        project = nn.ModuleDict({"embeddings": lesson.projection("embeddings", "embeddings"),
-                                 "hidden": lesson.projection("hidden.0", "hidden.0")})
+        project = nn.ModuleDict(
+            {
+                "embeddings": lesson.projection("embeddings", "embeddings"),
+                "hidden": lesson.projection("hidden.0", "hidden.0"),
+            }
+        )
         names = ["embeddings", *(f"{state}.{own}" for own, _ in layers for state in STATES)]
 
         def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             _, own_states = student_states(model, batch, names)
             teacher, mask = lesson.signals(batch), batch["attention_mask"]
             with in_full_precision(batch):
-                embeddings = hidden_state_error(teacher["embeddings"],
-                                                project["embeddings"](own_states["embeddings"]), mask)
-                hidden = sum_of_terms(hidden_state_error(teacher[f"hidden.{other}"],
-                                                project["hidden"](own_states[f"hidden.{own}"]), mask)
-                             for own, other in layers)
-                attention = sum_of_terms(attention_error(
-                    relation_scores(teacher[f"query.{other}"], teacher[f"key.{other}"], heads[own]),
-                    relation_scores(own_states[f"query.{own}"], own_states[f"key.{own}"], heads[own]), mask)
-                    for own, other in layers)
-            return embeddings + hidden + attention, {"embeddings": embeddings, "hidden states": hidden,
-                                                     "attention": attention}
+                embeddings = hidden_state_error(
+                    teacher["embeddings"], project["embeddings"](own_states["embeddings"]), mask
+                )
+                hidden = sum_of_terms(
+                    hidden_state_error(teacher[f"hidden.{other}"], project["hidden"](own_states[f"hidden.{own}"]), mask)
+                    for own, other in layers
+                )
+                attention = sum_of_terms(
+                    attention_error(
+                        relation_scores(teacher[f"query.{other}"], teacher[f"key.{other}"], heads[own]),
+                        relation_scores(own_states[f"query.{own}"], own_states[f"key.{own}"], heads[own]),
+                        mask,
+                    )
+                    for own, other in layers
+                )
+            return embeddings + hidden + attention, {
+                "embeddings": embeddings,
+                "hidden states": hidden,
+                "attention": attention,
+            }
 
-        inside = Phase("layers", settings.distillation_epochs, settings.distillation_learning_rate, loss,
-                       evaluates=False, projections=project)
+        inside = Phase(
+            "layers",
+            settings.distillation_epochs,
+            settings.distillation_learning_rate,
+            loss,
+            evaluates=False,
+            projections=project,
+        )
         return [inside, prediction_phase(lesson, settings.prediction_epochs)]

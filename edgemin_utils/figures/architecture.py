@@ -33,14 +33,46 @@ def data_flow() -> StudyFigure:
     axes = figure.add_subplot()
     axes.set(xlim=(-0.5, 100.5), ylim=(0, 67))
     axes.set_axis_off()
-    _box(axes, 0, 54, 45, 11, "rows", "embedded corpora, a folder, the hub or one's own file\n"
-         "tasks.py, data.py, tokenization.py", GREY)
-    _box(axes, 55, 54, 45, 11, "settings", "a profile, and what a run changes in it\n"
-         "config.py; study.py runs a chain per task and seed", GREY)
-    axes.add_patch(FancyBboxPatch((-0.2, 29), 100.4, 21, boxstyle="round,pad=0.1,rounding_size=1", facecolor="#F4F4F4",
-                                  edgecolor="none", zorder=0))
-    axes.text(50, 48.2, "one chain: a task and a seed; its notebooks run in order, chains side by side", ha="center",
-              va="center", fontsize=8, color="#333333")
+    _box(
+        axes,
+        0,
+        54,
+        45,
+        11,
+        "rows",
+        "embedded corpora, a folder, the hub or one's own file\ntasks.py, data.py, tokenization.py",
+        GREY,
+    )
+    _box(
+        axes,
+        55,
+        54,
+        45,
+        11,
+        "settings",
+        "a profile, and what a run changes in it\nconfig.py; study.py runs a chain per task and seed",
+        GREY,
+    )
+    axes.add_patch(
+        FancyBboxPatch(
+            (-0.2, 29),
+            100.4,
+            21,
+            boxstyle="round,pad=0.1,rounding_size=1",
+            facecolor="#F4F4F4",
+            edgecolor="none",
+            zorder=0,
+        )
+    )
+    axes.text(
+        50,
+        48.2,
+        "one chain: a task and a seed; its notebooks run in order, chains side by side",
+        ha="center",
+        va="center",
+        fontsize=8,
+        color="#333333",
+    )
     for number, ((title, stage, text, module), colour) in enumerate(zip(STAGES, COLOURS, strict=True)):
         left = (100 - BOX) / 2 + (number - 2) * STEP
         _box(axes, left, 31, BOX, 15, title, f"{text}\n{NOTEBOOKS[stage]}\n{module}", PALETTE[colour])
@@ -49,12 +81,22 @@ def data_flow() -> StudyFigure:
         _arrow(axes, (left + BOX / 2, 30.5), (left + BOX / 2, 24.5))
     for middle in (22.5, 77.5):
         _arrow(axes, (middle, 53.5), (middle, 50.5))
-    _box(axes, 0, 14.5, 100, 9.5, "records: outputs/<study>/<task>/seed-<n>/<stage>/<variant>/",
-         "the model, its predictions for every dev row, and record.json with a fingerprint of settings, data and "
-         "stages before;\nthe next stage starts from here, and what is current is not made again (records.py)",
-         PALETTE["orange"])
-    ends = (("tables/, figures/", "drawn from records alone"), ("report.py", "one HTML page"),
-            ("outputs/reference, README", "edgemin publish: without weights"))
+    _box(
+        axes,
+        0,
+        14.5,
+        100,
+        9.5,
+        "records: outputs/<study>/<task>/seed-<n>/<stage>/<variant>/",
+        "the model, its predictions for every dev row, and record.json with a fingerprint of settings, data and "
+        "stages before;\nthe next stage starts from here, and what is current is not made again (records.py)",
+        PALETTE["orange"],
+    )
+    ends = (
+        ("tables/, figures/", "drawn from records alone"),
+        ("report.py", "one HTML page"),
+        ("outputs/reference, README", "edgemin publish: without weights"),
+    )
     for number, (title, text) in enumerate(ends):
         left = number * 35.0
         _box(axes, left, 1, 30, 8.5, title, text, PALETTE["sky blue"])
@@ -64,20 +106,34 @@ def data_flow() -> StudyFigure:
     return figure
 
 
-def _box(axes: Axes, left: float, bottom: float, width: float, height: float, title: str, text: str,
-         colour: str) -> None:
-    axes.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0.1,rounding_size=0.8",
-                                  facecolor="white", edgecolor=colour, linewidth=1.5))
+def _box(
+    axes: Axes, left: float, bottom: float, width: float, height: float, title: str, text: str, colour: str
+) -> None:
+    axes.add_patch(
+        FancyBboxPatch(
+            (left, bottom),
+            width,
+            height,
+            boxstyle="round,pad=0.1,rounding_size=0.8",
+            facecolor="white",
+            edgecolor=colour,
+            linewidth=1.5,
+        )
+    )
     middle, line, lines = left + width / 2, 2.45, 1 + text.count("\n")
     top = bottom + height / 2 + line * (lines + 0.2) / 2
     axes.text(middle, top, title, ha="center", va="center", fontsize=8.5, fontweight="bold", color="#222222")
-    axes.text(middle, top - 0.2 * line - line * (lines + 1) / 2, text, ha="center", va="center", fontsize=7.3,
-              linespacing=1.2)
+    axes.text(
+        middle, top - 0.2 * line - line * (lines + 1) / 2, text, ha="center", va="center", fontsize=7.3, linespacing=1.2
+    )
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color="#555555", linewidth=1.2,
-                                   shrinkA=0, shrinkB=0))
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=10, color="#555555", linewidth=1.2, shrinkA=0, shrinkB=0
+        )
+    )
 
 
 def reference_folder() -> Path:

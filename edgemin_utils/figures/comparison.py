@@ -21,8 +21,12 @@ from edgemin_utils.figures.style import (
 # Characters in a line of a method's name; a recipe that spells out its steps is long.
 LABEL_WIDTH = 40
 # Column of a comparison's table -> what its bars are called. The first that a table has is drawn.
-COSTS = {"training_seconds": "training (s)", "weights_removed": "weights removed (%)", "megabytes": "file (MB)",
-         "parameters": "stored weights"}
+COSTS = {
+    "training_seconds": "training (s)",
+    "weights_removed": "weights removed (%)",
+    "megabytes": "file (MB)",
+    "parameters": "stored weights",
+}
 
 
 @styled
@@ -50,13 +54,26 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
             place = methods.index(row["method"]) - 0.4 + height * (number + 0.5)
             ends = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
             every_axes[0].errorbar(
-                row["accuracy"], place, xerr=None if np.isnan(ends).any() else np.maximum(ends, 0), capsize=2,
-                linestyle="none", color=CYCLE[number % len(CYCLE)], marker=MARKERS[number % len(MARKERS)],
-                label=panel if row["method"] == measured[measured["panel"] == panel]["method"].iloc[0] else None)
+                row["accuracy"],
+                place,
+                xerr=None if np.isnan(ends).any() else np.maximum(ends, 0),
+                capsize=2,
+                linestyle="none",
+                color=CYCLE[number % len(CYCLE)],
+                marker=MARKERS[number % len(MARKERS)],
+                label=panel if row["method"] == measured[measured["panel"] == panel]["method"].iloc[0] else None,
+            )
     for place, method in enumerate(methods):
         if method not in set(measured["method"]):
-            every_axes[0].text(0.02, place, "refused", transform=every_axes[0].get_yaxis_transform(), va="center",
-                               fontsize=8, color=GREY)
+            every_axes[0].text(
+                0.02,
+                place,
+                "refused",
+                transform=every_axes[0].get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color=GREY,
+            )
     every_axes[0].set(xlabel="accuracy (%)", yticks=range(len(methods)), yticklabels=labels)
     every_axes[0].grid(axis="x")
     every_axes[0].set_ylim(len(methods) - 0.4, -0.6)

@@ -39,8 +39,17 @@ def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
     size = 7 if len(tokens) <= 20 else 5
     for row, (model, matrices) in zip(grid, models.items(), strict=True):
         for axes, pair in zip(row, pairs, strict=True):
-            image = seaborn.heatmap(np.asarray(matrices[pair]), ax=axes, vmin=0, vmax=highest, cmap="viridis",
-                                    cbar=False, square=True, xticklabels=tokens, yticklabels=tokens)
+            image = seaborn.heatmap(
+                np.asarray(matrices[pair]),
+                ax=axes,
+                vmin=0,
+                vmax=highest,
+                cmap="viridis",
+                cbar=False,
+                square=True,
+                xticklabels=tokens,
+                yticklabels=tokens,
+            )
             axes.tick_params(axis="x", rotation=90, labelsize=size)
             axes.tick_params(axis="y", rotation=0, labelsize=size)
             axes.set_title(f"{model}: {pair}", fontsize=8.5)
@@ -48,8 +57,13 @@ def relation_matrices(relations: Mapping[str, Any]) -> StudyFigure:
         axes.set_xlabel("token attended to")
     for axes in grid[:, 0]:
         axes.set_ylabel("token")
-    figure.colorbar(image.collections[0], ax=grid, label="relation (probability)", shrink=0.6,
-                    extend="max" if values.max() > highest else "neither")
+    figure.colorbar(
+        image.collections[0],
+        ax=grid,
+        label="relation (probability)",
+        shrink=0.6,
+        extend="max" if values.max() > highest else "neither",
+    )
     return figure
 
 
@@ -69,8 +83,13 @@ def objective_loss_curves(training: Mapping[str, Any]) -> StudyFigure:
         rows = history[history["phase"] == name].dropna(axis="columns", how="all")
         parts = [column for column in rows if column not in ("phase", "step", "epoch", "loss")] or ["loss"]
         for number, part in enumerate(parts):
-            axes.plot(rows["step"], rows[part], color=CYCLE[number % len(CYCLE)],
-                      linestyle=LINE_STYLES[number % len(LINE_STYLES)], label=part)
+            axes.plot(
+                rows["step"],
+                rows[part],
+                color=CYCLE[number % len(CYCLE)],
+                linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+                label=part,
+            )
         if (rows[parts] > 0).all(axis=None):
             axes.set_yscale("log")
         divergences = all(set(part.split("-")) <= {"query", "key", "value"} for part in parts)
@@ -97,14 +116,22 @@ def teacher_layer_scan(students: Mapping[str, Mapping[str, Any]]) -> StudyFigure
             scanned.setdefault(student.objective, {})[results["teacher_layer"]] = _main_accuracy(results)
     scanned = {objective: dict(sorted(layers.items())) for objective, layers in scanned.items() if len(layers) > 1}
     if not scanned:
-        return note_figure("no teacher layers were scanned: add students such as minilmv2-layer-0 to "
-                           "compared_objectives")
+        return note_figure(
+            "no teacher layers were scanned: add students such as minilmv2-layer-0 to compared_objectives"
+        )
     figure = new_figure(3.0)
     axes = figure.add_subplot()
     for number, (objective, layers) in enumerate(scanned.items()):
         middle, low, high = (100 * np.array(values) for values in zip(*layers.values(), strict=True))
-        axes.errorbar(list(layers), middle, yerr=(middle - low, high - middle), color=CYCLE[number],
-                      marker=MARKERS[number], capsize=3, label=objective)
+        axes.errorbar(
+            list(layers),
+            middle,
+            yerr=(middle - low, high - middle),
+            color=CYCLE[number],
+            marker=MARKERS[number],
+            capsize=3,
+            label=objective,
+        )
     if "none" in students and "metrics" in students["none"]:
         plain = [100 * value for value in _main_accuracy(students["none"])]
         axes.axhline(plain[0], color=GREY, linestyle="--", label="without distillation")

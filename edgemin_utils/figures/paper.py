@@ -22,10 +22,14 @@ def listed_parameters(student: Mapping[str, int], final: Mapping[str, int], list
     """
     parts = list(student)
     rest = sum(final.values()) - sum(listed.values())
-    shown = {"listed of it:\nthe paper's count": {
-        "embeddings": sum(count for name, count in listed.items() if "norm" not in name),
-        "norms": sum(count for name, count in listed.items() if "norm" in name)},
-        "final model:\npruned, INT8": final, "student:\nFP32": student}
+    shown = {
+        "listed of it:\nthe paper's count": {
+            "embeddings": sum(count for name, count in listed.items() if "norm" not in name),
+            "norms": sum(count for name, count in listed.items() if "norm" in name),
+        },
+        "final model:\npruned, INT8": final,
+        "student:\nFP32": student,
+    }
     figure = new_figure(3.0)
     axes = figure.add_subplot()
     for row, sizes in enumerate(shown.values()):
@@ -40,8 +44,15 @@ def listed_parameters(student: Mapping[str, int], final: Mapping[str, int], list
             axes.text(left + 0.3, row, f"{left:.2f}M", va="center", fontsize=8.5)
     start = sum(listed.values()) / 1e6
     axes.barh(0, rest / 1e6, left=start, color="none", edgecolor=GREY, hatch="////", height=0.62, linewidth=0.8)
-    axes.text(start + rest / 2e6, 0, f"{rest / 1e6:.2f}M in packed INT8 buffers:\nstored, not listed", ha="center",
-              va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    axes.text(
+        start + rest / 2e6,
+        0,
+        f"{rest / 1e6:.2f}M in packed INT8 buffers:\nstored, not listed",
+        ha="center",
+        va="center",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )
     axes.annotate(f"{start:.2f}M", (start, 0.31), (start, 0.42), ha="center", fontsize=8.5)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.set(xlabel="weights and biases (millions)", xlim=(0, 1.14 * sum(student.values()) / 1e6))
@@ -86,13 +97,33 @@ def paper_latency(latency: Sequence[Mapping[str, Any]], student: str) -> StudyFi
     for number, (name, axes) in enumerate(zip(inputs, figure.subplots(1, len(inputs), squeeze=False)[0], strict=True)):
         rows = frame[frame["input"] == name]
         base = rows.loc[rows["model"] == student, "median_ms"].iloc[0]
-        axes.axvspan(base * (1 - CLAIMED_REDUCTION[1]), base * (1 - CLAIMED_REDUCTION[0]), color=PALETTE["yellow"],
-                     alpha=0.5, linewidth=0, label="claimed: 37 to 44 % under the student" if not number else None)
-        axes.barh(rows["model"], rows["median_ms"], xerr=rows["iqr_ms"] / 2, color=PALETTE["blue"], height=0.6,
-                  error_kw={"linewidth": 1, "ecolor": PALETTE["black"]},
-                  label="median, half the IQR" if not number else None)
-        axes.plot(rows["bound_ms"], rows["model"], linestyle="none", marker="|", markersize=11, markeredgewidth=2,
-                  color=PALETTE["vermilion"], label="the least this machine needs" if not number else None)
+        axes.axvspan(
+            base * (1 - CLAIMED_REDUCTION[1]),
+            base * (1 - CLAIMED_REDUCTION[0]),
+            color=PALETTE["yellow"],
+            alpha=0.5,
+            linewidth=0,
+            label="claimed: 37 to 44 % under the student" if not number else None,
+        )
+        axes.barh(
+            rows["model"],
+            rows["median_ms"],
+            xerr=rows["iqr_ms"] / 2,
+            color=PALETTE["blue"],
+            height=0.6,
+            error_kw={"linewidth": 1, "ecolor": PALETTE["black"]},
+            label="median, half the IQR" if not number else None,
+        )
+        axes.plot(
+            rows["bound_ms"],
+            rows["model"],
+            linestyle="none",
+            marker="|",
+            markersize=11,
+            markeredgewidth=2,
+            color=PALETTE["vermilion"],
+            label="the least this machine needs" if not number else None,
+        )
         axes.invert_yaxis()
         axes.set(xlabel="latency (ms)", title=name)
         if number:
@@ -109,15 +140,23 @@ def time_parts(rows: Sequence[Mapping[str, Any]]) -> StudyFigure:
         rows: rows of input, precision, form ("whole" or "pruned"), products, attention and rest (ms).
     """
     frame = pd.DataFrame(rows)
-    frame["model"] = frame["precision"].str.upper() + frame["form"].map({"whole": ", all heads",
-                                                                         "pruned": ", 24 heads removed"})
+    frame["model"] = frame["precision"].str.upper() + frame["form"].map(
+        {"whole": ", all heads", "pruned": ", 24 heads removed"}
+    )
     inputs, colours = list(dict.fromkeys(frame["input"])), ("blue", "vermilion", "yellow")
     figure = new_figure(2.3)
     for number, (name, axes) in enumerate(zip(inputs, figure.subplots(1, len(inputs), squeeze=False)[0], strict=True)):
         part, left = frame[frame["input"] == name], 0.0
         for kind, colour in zip(("products", "attention", "rest"), colours, strict=True):
-            axes.barh(part["model"], part[kind], left=left, color=PALETTE[colour], edgecolor="white", height=0.65,
-                      label=kind if not number else None)
+            axes.barh(
+                part["model"],
+                part[kind],
+                left=left,
+                color=PALETTE[colour],
+                edgecolor="white",
+                height=0.65,
+                label=kind if not number else None,
+            )
             left = left + part[kind].to_numpy()
         axes.invert_yaxis()
         axes.set(xlabel="time of a forward (ms)", title=name)
@@ -148,11 +187,19 @@ def product_widths(products: Sequence[Mapping[str, Any]], input_name: str, whole
         for precision, colour, marker in (("fp32", "blue", "o"), ("int8", "vermilion", "s")):
             speed = rows * part["width"] * whole / part[f"{precision}_ms"] / 1e6
             highest = max(highest, float(speed.max()))
-            axes.plot(part["width"], speed, color=PALETTE[colour], marker=marker, markersize=3, linewidth=1,
-                      label=precision.upper() if first else None)
+            axes.plot(
+                part["width"],
+                speed,
+                color=PALETTE[colour],
+                marker=marker,
+                markersize=3,
+                linewidth=1,
+                label=precision.upper() if first else None,
+            )
         for width, heads, style in ((whole, 12, "-"), (pruned, 10, "--")):
-            axes.axvline(width, color=GREY, linestyle=style, linewidth=0.9,
-                         label=f"{width}: {heads} heads" if first else None)
+            axes.axvline(
+                width, color=GREY, linestyle=style, linewidth=0.9, label=f"{width}: {heads} heads" if first else None
+            )
         axes.set(xlabel="width (units)", title=title)
         axes.set_xticks(range(int(part["width"].min()), int(part["width"].max()) + 1, 64))
     grid[0].set(ylabel="speed (GMAC/s)", ylim=(0, 1.08 * highest))

@@ -50,8 +50,10 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     across = 2 if front["model"].str.len().max() < 48 else 1
     figure = new_figure(3.7 + 0.19 * -(-len(front) // across))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, label in ((panels[0], "milliseconds", f"median latency, {first['input']}, one thread (ms)"),
-                                (panels[1], "megabytes", "file (MB)")):
+    for axes, column, label in (
+        (panels[0], "milliseconds", f"median latency, {first['input']}, one thread (ms)"),
+        (panels[1], "megabytes", "file (MB)"),
+    ):
         _draw_panel(axes, frame.dropna(subset=[column, "accuracy"]), column)
         axes.set_xlabel(f"{label}, log scale")
     panels[0].set_ylabel("accuracy (%)")
@@ -59,22 +61,39 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     if untimed:
         panels[0].set_title(f"{untimed} of {len(frame)} models not timed", color=GREY)
     handles = _kind_handles(kinds, frame)
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if len(handles) < 8 else 4,
-                  title=f"{task_label(first['task'], first['split'])}{synthetic}", title_fontsize=10.5,
-                  handletextpad=0.4, columnspacing=1.3)
-    figure.legend(handles=_front_handles(front, numbers), loc="outside lower center", ncols=across,
-                  title="on the Pareto front of accuracy, file and latency")
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles) if len(handles) < 8 else 4,
+        title=f"{task_label(first['task'], first['split'])}{synthetic}",
+        title_fontsize=10.5,
+        handletextpad=0.4,
+        columnspacing=1.3,
+    )
+    figure.legend(
+        handles=_front_handles(front, numbers),
+        loc="outside lower center",
+        ncols=across,
+        title="on the Pareto front of accuracy, file and latency",
+    )
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # the layout is settled before labels are placed in it
     for axes, column in zip(panels, ("milliseconds", "megabytes"), strict=True):
-        place_labels(axes, [(row[column], row["accuracy"], numbers[row["key"]])
-                            for row in front.dropna(subset=[column]).to_dict("records")],
-                     _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column), renderer)
+        place_labels(
+            axes,
+            [
+                (row[column], row["accuracy"], numbers[row["key"]])
+                for row in front.dropna(subset=[column]).to_dict("records")
+            ],
+            _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column),
+            renderer,
+        )
     return figure
 
 
-def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox],
-                 renderer: RendererBase) -> list[Annotation]:
+def place_labels(
+    axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox], renderer: RendererBase
+) -> list[Annotation]:
     """Writes labels beside their points so that none lies on another label or on what is drawn, with a thin line
     between label and point. Each takes the nearest free place around its point; one that finds none takes the last.
 
@@ -86,10 +105,18 @@ def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str]], taken: 
     """
     taken, placed = list(taken), []
     for x, y, text in labels:
-        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", ha="center", va="center",
-                             fontsize=8, fontweight="bold", zorder=5,
-                             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0,
-                                         "shrinkB": 2})
+        note = axes.annotate(
+            text,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            fontweight="bold",
+            zorder=5,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )
         note.set_in_layout(False)
         any(_is_free(note, distance, angle, axes, taken, renderer) for distance in LABEL_DISTANCES for angle in _AROUND)
         taken.append(_extent(note, renderer))
@@ -113,14 +140,21 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     for row in rows.to_dict("records"):
         style = _style(row)
         ends = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-        axes.errorbar(row[column], row["accuracy"], yerr=None if np.isnan(ends).any() else np.maximum(ends, 0),
-                      linestyle="none", elinewidth=0.6, alpha=1.0 if row["on_front"] else 0.6, **style)
+        axes.errorbar(
+            row[column],
+            row["accuracy"],
+            yerr=None if np.isnan(ends).any() else np.maximum(ends, 0),
+            linestyle="none",
+            elinewidth=0.6,
+            alpha=1.0 if row["on_front"] else 0.6,
+            **style,
+        )
     corners, heights = step_front(rows, column)
     axes.step(corners, heights, where="post", color=GREY, linewidth=1.2, zorder=1)
     low, high = rows[column].min(), rows[column].max()
     margin = max(1.12, (high / low) ** 0.1)
     axes.set_xlim(low / margin, high * margin)
-    spread = high / low * margin ** 2
+    spread = high / low * margin**2
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=range(1, 10) if spread < 4 else (1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -137,8 +171,10 @@ def _drawn_boxes(axes: Axes, rows: pd.DataFrame, column: str) -> list[Bbox]:
     for (x, y), (next_x, next_y) in itertools.pairwise(corners):
         bars += [[(x, y), (next_x, y)], [(next_x, y), (next_x, next_y)]]
     transform = axes.transData.transform
-    return [*(Bbox([place, place]).padded(4) for place in transform(points)),
-            *(Bbox.from_extents(*transform(bar).min(axis=0), *transform(bar).max(axis=0)).padded(1) for bar in bars)]
+    return [
+        *(Bbox([place, place]).padded(4) for place in transform(points)),
+        *(Bbox.from_extents(*transform(bar).min(axis=0), *transform(bar).max(axis=0)).padded(1) for bar in bars),
+    ]
 
 
 def _is_filled(row: dict) -> bool:
@@ -150,18 +186,27 @@ def _style(row: dict) -> dict[str, Any]:
     """Colour, marker, filling and edge of a model; the compressed forms of the teacher itself have the teacher's
     colour around them."""
     style = KIND_STYLES[row["kind"]]
-    return {**style, "markerfacecolor": style["color"] if _is_filled(row) else "white",
-            "markeredgecolor": KIND_STYLES["teacher"]["color"] if row["student"] == COMPRESSED_TEACHER
-            else style["color"], "markeredgewidth": 1.4 if row["student"] == COMPRESSED_TEACHER else 1.0}
+    return {
+        **style,
+        "markerfacecolor": style["color"] if _is_filled(row) else "white",
+        "markeredgecolor": KIND_STYLES["teacher"]["color"] if row["student"] == COMPRESSED_TEACHER else style["color"],
+        "markeredgewidth": 1.4 if row["student"] == COMPRESSED_TEACHER else 1.0,
+    }
 
 
-def _is_free(note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox],
-             renderer: RendererBase) -> bool:
+def _is_free(
+    note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox], renderer: RendererBase
+) -> bool:
     """Moves a label there; whether it then lies inside the axes and on nothing."""
     note.set_position((distance * np.cos(angle), distance * np.sin(angle)))
     extent, inside = _extent(note, renderer), axes.get_window_extent(renderer)
-    return (inside.x0 <= extent.x0 and extent.x1 <= inside.x1 and inside.y0 <= extent.y0 and extent.y1 <= inside.y1
-            and not any(extent.overlaps(other) for other in taken))
+    return (
+        inside.x0 <= extent.x0
+        and extent.x1 <= inside.x1
+        and inside.y0 <= extent.y0
+        and extent.y1 <= inside.y1
+        and not any(extent.overlaps(other) for other in taken)
+    )
 
 
 def _extent(note: Annotation, renderer: RendererBase) -> Bbox:
@@ -173,14 +218,27 @@ def _extent(note: Annotation, renderer: RendererBase) -> Bbox:
 def _kind_handles(kinds: list[str], frame: pd.DataFrame) -> list[Line2D]:
     handles = [Line2D([], [], linestyle="none", label=kind, **KIND_STYLES[kind]) for kind in kinds]
     if not all(_is_filled(row) for row in frame.to_dict("records")):
-        handles.append(Line2D([], [], linestyle="none", marker="o", color=GREY, markerfacecolor="white",
-                              label="not distilled"))
+        handles.append(
+            Line2D([], [], linestyle="none", marker="o", color=GREY, markerfacecolor="white", label="not distilled")
+        )
     if (frame["student"] == COMPRESSED_TEACHER).any():
-        handles.append(Line2D([], [], linestyle="none", marker="o", color="#BBBBBB", label="compressed teacher",
-                              markeredgecolor=KIND_STYLES["teacher"]["color"], markeredgewidth=1.4))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker="o",
+                color="#BBBBBB",
+                label="compressed teacher",
+                markeredgecolor=KIND_STYLES["teacher"]["color"],
+                markeredgewidth=1.4,
+            )
+        )
     return [*handles, Line2D([], [], color=GREY, linewidth=1.2, label="panel's front")]
 
 
 def _front_handles(front: pd.DataFrame, numbers: dict[str, str]) -> list[Line2D]:
-    return [Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}", **_style(row))
-            for row in front.to_dict("records")]
+    return [
+        Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}", **_style(row))
+        for row in front.to_dict("records")
+    ]

@@ -31,8 +31,12 @@ def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigur
     """
     rows = frame[frame["task"] == (task or frame["task"].iloc[0])] if len(frame) else frame
     rows = rows[rows["split"] == rows["split"].iloc[0]] if len(rows) else rows
-    baselines = rows[(rows["student"] != "") & ~rows["main"].astype(bool) & ~rows["pruned"].astype(bool)
-                     & ~rows["quantized"].astype(bool)]
+    baselines = rows[
+        (rows["student"] != "")
+        & ~rows["main"].astype(bool)
+        & ~rows["pruned"].astype(bool)
+        & ~rows["quantized"].astype(bool)
+    ]
     path = rows[rows["main"].astype(bool)]
     if path.empty:
         return note_figure("no model has been made yet")
@@ -53,8 +57,10 @@ def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigur
     order = sorted(places)
     for before, after in zip(order, order[1:], strict=False):
         _draw_arrow(axes, places[before], places[after], _step(path, after))
-    axes.set(xlim=(-0.85, COLUMN_STEP * (columns - 1) + 0.85 if columns > 1 else COLUMN_STEP + 0.85),
-             ylim=(-ROW_STEP * len(baselines) - 0.6, 0.72))
+    axes.set(
+        xlim=(-0.85, COLUMN_STEP * (columns - 1) + 0.85 if columns > 1 else COLUMN_STEP + 0.85),
+        ylim=(-ROW_STEP * len(baselines) - 0.6, 0.72),
+    )
     axes.set_axis_off()
     axes.set_title(panel_labels(rows.head(1))[0])
     return figure
@@ -75,11 +81,28 @@ def _step(path: pd.DataFrame, column: int) -> str:
 
 def _draw_box(axes: Axes, row: dict, place: tuple[float, float], longest: str | None, colour: str) -> None:
     x, y = place
-    axes.add_patch(FancyBboxPatch((x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2), BOX_WIDTH, BOX_HEIGHT,
-                                  boxstyle="round,pad=0.02,rounding_size=0.08", facecolor="white", edgecolor=colour,
-                                  linewidth=1.6))
-    axes.text(x, y + 0.28, _wrapped(row["model"]), ha="center", va="center", fontsize=7.5, fontweight="bold",
-              color=colour, linespacing=1.0)
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
+            BOX_WIDTH,
+            BOX_HEIGHT,
+            boxstyle="round,pad=0.02,rounding_size=0.08",
+            facecolor="white",
+            edgecolor=colour,
+            linewidth=1.6,
+        )
+    )
+    axes.text(
+        x,
+        y + 0.28,
+        _wrapped(row["model"]),
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        fontweight="bold",
+        color=colour,
+        linespacing=1.0,
+    )
     lines = [f"{row['accuracy']:.1f} % accuracy"]
     if pd.notna(row.get("parameters")):
         lines.append(f"{row['parameters'] / 1e6:.2f} M weights, {row['megabytes']:.1f} MB")
@@ -94,8 +117,7 @@ def _wrapped(name: str) -> str:
     words = name.split()
     if len(name) <= 20:
         return name
-    best = min(range(1, len(words)),
-               key=lambda cut: max(len(" ".join(words[:cut])), len(" ".join(words[cut:]))))
+    best = min(range(1, len(words)), key=lambda cut: max(len(" ".join(words[:cut])), len(" ".join(words[cut:]))))
     return " ".join(words[:best]) + "\n" + " ".join(words[best:])
 
 
@@ -103,8 +125,20 @@ def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]
     left, right = start[0] + BOX_WIDTH / 2 + 0.03, end[0] - BOX_WIDTH / 2 - 0.03
     shape = "arc3,rad=0" if start[1] == end[1] else "angle,angleA=-90,angleB=180,rad=4"
     origin = (left, start[1]) if start[1] == end[1] else (start[0], start[1] - BOX_HEIGHT / 2 - 0.03)
-    axes.add_patch(FancyArrowPatch(origin, (right, end[1]), arrowstyle="-|>", mutation_scale=11, color="#555555",
-                                   connectionstyle=shape, linewidth=1.2, shrinkA=0, shrinkB=0))
+    axes.add_patch(
+        FancyArrowPatch(
+            origin,
+            (right, end[1]),
+            arrowstyle="-|>",
+            mutation_scale=11,
+            color="#555555",
+            connectionstyle=shape,
+            linewidth=1.2,
+            shrinkA=0,
+            shrinkB=0,
+        )
+    )
     if label:
-        axes.text((origin[0] + right) / 2, end[1] + 0.09, label, ha="center", va="bottom", fontsize=7.5,
-                  color="#333333")
+        axes.text(
+            (origin[0] + right) / 2, end[1] + 0.09, label, ha="center", va="bottom", fontsize=7.5, color="#333333"
+        )

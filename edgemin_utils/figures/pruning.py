@@ -22,16 +22,25 @@ def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> 
     lines = -(-len(importance) // 2)
     figure = new_figure(lines * max(2.2, 0.34 * layers + 1.2), WIDTH)
     places = figure.subplots(lines, min(2, len(importance)), squeeze=False).ravel()
-    for axes in places[len(importance):]:
+    for axes in places[len(importance) :]:
         axes.remove()
     for axes, (criterion, scores) in zip(places, importance.items(), strict=False):
         table = np.full((len(scores), heads), np.nan)
         for number, row in enumerate(scores):
-            table[number, :len(row)] = row
+            table[number, : len(row)] = row
         share = table / max(np.nanmax(table), 1e-30)
-        seaborn.heatmap(share, ax=axes, cmap="viridis", vmin=0, vmax=1, annot=heads <= 8 and layers <= 12, fmt=".2f",
-                        annot_kws={"fontsize": 7}, cbar_kws={"label": "relative to highest"},
-                        linewidths=0.3)
+        seaborn.heatmap(
+            share,
+            ax=axes,
+            cmap="viridis",
+            vmin=0,
+            vmax=1,
+            annot=heads <= 8 and layers <= 12,
+            fmt=".2f",
+            annot_kws={"fontsize": 7},
+            cbar_kws={"label": "relative to highest"},
+            linewidths=0.3,
+        )
         axes.set(xlabel="head", ylabel="layer", title=f"{criterion} importance")
         axes.tick_params(axis="y", rotation=0)
     return figure
@@ -52,15 +61,29 @@ def removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
     orders = [name for name in curves if not name.startswith("random")]
     random = [curves[name] for name in curves if name.startswith("random")]
     for number, curve in enumerate(random):
-        axes.plot([point["removed"] for point in curve], [100 * point["accuracy"] for point in curve], color=GREY,
-                  linewidth=0.9, alpha=0.8, label=f"random order ({len(random)} draws)" if number == 0 else None)
+        axes.plot(
+            [point["removed"] for point in curve],
+            [100 * point["accuracy"] for point in curve],
+            color=GREY,
+            linewidth=0.9,
+            alpha=0.8,
+            label=f"random order ({len(random)} draws)" if number == 0 else None,
+        )
     for name, colour, marker in zip(orders, CYCLE, MARKERS, strict=False):
         curve = curves[name]
-        axes.plot([point["removed"] for point in curve], [100 * point["accuracy"] for point in curve], color=colour,
-                  marker=marker, markersize=4,
-                  label="last layer first" if name == "top" else f"least {name} importance first")
-    axes.set(xlabel=f"{scan['units']} masked (of {scan['total']:,})",
-             ylabel=f"accuracy (%) on {scan['rows']:,} {scan['split']} rows", title="no recovery training")
+        axes.plot(
+            [point["removed"] for point in curve],
+            [100 * point["accuracy"] for point in curve],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label="last layer first" if name == "top" else f"least {name} importance first",
+        )
+    axes.set(
+        xlabel=f"{scan['units']} masked (of {scan['total']:,})",
+        ylabel=f"accuracy (%) on {scan['rows']:,} {scan['split']} rows",
+        title="no recovery training",
+    )
     axes.set_xlim(0, scan["total"])
     if scan["total"] <= 12:
         axes.set_xticks(range(scan["total"] + 1))
@@ -86,24 +109,33 @@ def cut_curves(dense: Mapping[str, Any], cuts: Mapping[str, Sequence[Mapping[str
     axes.axhspan(100 * metrics["accuracy_low"], 100 * metrics["accuracy_high"], color=GREY, alpha=0.15, linewidth=0)
     axes.axhline(100 * metrics["accuracy"], color=GREY, linewidth=1, label="before the cut (95 % interval)")
     for number, (name, results) in enumerate(cuts.items()):
-        style = {"color": CYCLE[number % len(CYCLE)], "markersize": 5,
-                 "marker": MARKERS[(number + number // len(CYCLE)) % len(MARKERS)]}
-        points = sorted(((100 * each["parameters_removed"] / weights, each) for each in results),
-                        key=lambda point: point[0])
+        style = {
+            "color": CYCLE[number % len(CYCLE)],
+            "markersize": 5,
+            "marker": MARKERS[(number + number // len(CYCLE)) % len(MARKERS)],
+        }
+        points = sorted(
+            ((100 * each["parameters_removed"] / weights, each) for each in results), key=lambda point: point[0]
+        )
         _cut_curve(axes, points, split, name, style)
-    axes.set(xlabel="weights removed (% of the model)", ylabel=f"accuracy (%) on {metrics['rows']:,} {split} rows",
-             title="hollow, dotted: right after the cut; filled: after recovery")
+    axes.set(
+        xlabel="weights removed (% of the model)",
+        ylabel=f"accuracy (%) on {metrics['rows']:,} {split} rows",
+        title="hollow, dotted: right after the cut; filled: after recovery",
+    )
     axes.set_xlim(left=0)
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _cut_curve(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], split: str, name: str,
-               style: Mapping[str, Any]) -> None:
+def _cut_curve(
+    axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], split: str, name: str, style: Mapping[str, Any]
+) -> None:
     """One way of cutting at its ratios; a line joins them."""
     shares = [share for share, _ in points]
-    cut, recovered = ([100 * each[entry][split]["accuracy"] for _, each in points]
-                      for entry in ("metrics_after_cut", "metrics"))
+    cut, recovered = (
+        [100 * each[entry][split]["accuracy"] for _, each in points] for entry in ("metrics_after_cut", "metrics")
+    )
     axes.plot(shares, cut, linestyle=":", linewidth=1, markerfacecolor="white", **style)
     axes.plot(shares, recovered, label=name, **style)

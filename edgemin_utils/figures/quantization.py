@@ -15,8 +15,9 @@ SMALLEST_DIVERGENCE = 1e-8
 
 
 @styled
-def bytes_by_part(before: Mapping[str, float], after: Mapping[str, float],
-                  names: tuple[str, str] = ("FP32", "INT8")) -> StudyFigure:
+def bytes_by_part(
+    before: Mapping[str, float], after: Mapping[str, float], names: tuple[str, str] = ("FP32", "INT8")
+) -> StudyFigure:
     """Stacked bars of a model's bytes by part, before and after a step.
 
     Args:
@@ -30,10 +31,16 @@ def bytes_by_part(before: Mapping[str, float], after: Mapping[str, float],
     total = max(sum(before.values()), sum(after.values())) / 1e6
     for number, part in enumerate(parts):
         sizes = [before.get(part, 0) / 1e6, after.get(part, 0) / 1e6]
-        bars = axes.barh(names, sizes, left=left, color=CYCLE[number % len(CYCLE)], edgecolor="white",
-                         label=part.replace("_", " "))
-        axes.bar_label(bars, [f"{size:.2f}" if size > 0.08 * total else "" for size in sizes], label_type="center",
-                       color="white", fontsize=8)
+        bars = axes.barh(
+            names, sizes, left=left, color=CYCLE[number % len(CYCLE)], edgecolor="white", label=part.replace("_", " ")
+        )
+        axes.bar_label(
+            bars,
+            [f"{size:.2f}" if size > 0.08 * total else "" for size in sizes],
+            label_type="center",
+            color="white",
+            fontsize=8,
+        )
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for number, whole in enumerate(left):
         axes.text(whole + 0.01 * total, number, f"{whole:.2f} MB", va="center", fontsize=8)
@@ -55,21 +62,28 @@ def quantized_layers(layers: Sequence[Mapping[str, Any]]) -> StudyFigure:
     frame = pd.DataFrame(layers)
     frame["group"] = [_without_number(name) for name in frame["name"]]
     grouped = frame.groupby("group", sort=False).agg(
-        count=("name", "size"), quantized=("quantized", "mean"), before=("bytes_before", "sum"),
-        after=("bytes_after", "sum"))
+        count=("name", "size"),
+        quantized=("quantized", "mean"),
+        before=("bytes_before", "sum"),
+        after=("bytes_after", "sum"),
+    )
     labels = [f"{name} ({count}x)" if count > 1 else name for name, count in grouped["count"].items()]
     figure = new_figure(1.2 + 0.27 * len(grouped))
     axes = figure.add_subplot()
-    colours = [PALETTE["blue"] if share == 1 else PALETTE["orange"] if share == 0 else PALETTE["green"]
-               for share in grouped["quantized"]]
+    colours = [
+        PALETTE["blue"] if share == 1 else PALETTE["orange"] if share == 0 else PALETTE["green"]
+        for share in grouped["quantized"]
+    ]
     axes.barh(labels, grouped["before"] / 1e3, color="none", edgecolor=GREY, height=0.8)
     axes.barh(labels, grouped["after"] / 1e3, color=colours, height=0.5)
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.set(xlabel="size (kB = 10$^3$ bytes, logarithmic)", ylabel="layer")
-    handles = [Patch(facecolor="none", edgecolor=GREY, label="before (FP32)"),
-               Patch(color=PALETTE["blue"], label="after, quantized"),
-               Patch(color=PALETTE["orange"], label="after, not quantized")]
+    handles = [
+        Patch(facecolor="none", edgecolor=GREY, label="before (FP32)"),
+        Patch(color=PALETTE["blue"], label="after, quantized"),
+        Patch(color=PALETTE["orange"], label="after, not quantized"),
+    ]
     if ((grouped["quantized"] > 0) & (grouped["quantized"] < 1)).any():
         handles.append(Patch(color=PALETTE["green"], label="after, partly quantized"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
@@ -95,19 +109,30 @@ def layer_sensitivity(sensitivity: Mapping[str, Any]) -> StudyFigure:
     figure = new_figure(1.4 + 0.19 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
     for (number_format, part), colour, marker, shift in zip(
-            frame.groupby("format", sort=False), (PALETTE["blue"], PALETTE["vermilion"]), "os", (-0.14, 0.14),
-            strict=False):
+        frame.groupby("format", sort=False), (PALETTE["blue"], PALETTE["vermilion"]), "os", (-0.14, 0.14), strict=False
+    ):
         places = [rows[name] + shift for name in names[part.index]]
         label = {"int8": "INT8 (weights and inputs)", "int4": "INT4 (weights)"}.get(number_format, number_format)
-        left.scatter(part["divergence"].clip(lower=SMALLEST_DIVERGENCE), places, color=colour, marker=marker, s=22,
-                     label=label, alpha=0.85)
-        right.scatter(100 * (part["accuracy"] - sensitivity["accuracy"]), places, color=colour, marker=marker, s=22,
-                      alpha=0.85)
+        left.scatter(
+            part["divergence"].clip(lower=SMALLEST_DIVERGENCE),
+            places,
+            color=colour,
+            marker=marker,
+            s=22,
+            label=label,
+            alpha=0.85,
+        )
+        right.scatter(
+            100 * (part["accuracy"] - sensitivity["accuracy"]), places, color=colour, marker=marker, s=22, alpha=0.85
+        )
     left.set_xscale("log")
     left.set_yticks(range(len(rows)), list(rows), fontsize=7)
     left.invert_yaxis()
-    left.set(xlabel="divergence from FP32 (nats, logarithmic)", ylabel="layer quantized alone",
-             title=f"{sensitivity['rows']:,} {sensitivity['split']} rows")
+    left.set(
+        xlabel="divergence from FP32 (nats, logarithmic)",
+        ylabel="layer quantized alone",
+        title=f"{sensitivity['rows']:,} {sensitivity['split']} rows",
+    )
     right.axvline(0, color=GREY, linewidth=0.8)
     right.set(xlabel="change of accuracy (points)")
     for axes in (left, right):
@@ -120,12 +145,12 @@ def _short_name(name: str) -> str:
     """A layer's name without the model's own prefix: "3.attention.self.query", "classifier"."""
     parts = name.split(".")
     places = [place for place, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[places[0]:] if places else parts[-2:])
+    return ".".join(parts[places[0] :] if places else parts[-2:])
 
 
 def _without_number(name: str) -> str:
     """A layer's name with encoder layer numbers as `*`; the model's own prefix is dropped."""
     parts = ["*" if part.isdigit() else part for part in name.split(".")]
     if "*" in parts:  # "bert.encoder.layer.3.attention.self.query" as "layer.*.attention.self.query"
-        parts = parts[max(0, parts.index("*") - 1):]
+        parts = parts[max(0, parts.index("*") - 1) :]
     return ".".join(parts)

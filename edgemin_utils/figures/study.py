@@ -48,13 +48,24 @@ def accuracy_over_latency(frame: pd.DataFrame, input_name: str | None = None) ->
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_trade(axes, rows[rows["panel"] == panel], column, largest)
         axes.set(title=panel, xlabel=f"median latency, {input_name}, one thread (ms)", ylabel="accuracy (%)")
-    for axes in grid.flat[len(panels):]:
+    for axes in grid.flat[len(panels) :]:
         axes.remove()
-    figure.legend(handles=_model_handles(models), loc="outside lower center", ncols=3,
-                  title="model (colour: student, marker: steps)")
+    figure.legend(
+        handles=_model_handles(models),
+        loc="outside lower center",
+        ncols=3,
+        title="model (colour: student, marker: steps)",
+    )
     if pd.notna(largest):
-        figure.legend(handles=_size_handles(largest), loc="outside upper center", ncols=4,
-                      title="file size (area)", labelspacing=1.2, handletextpad=1.2, columnspacing=2.5)
+        figure.legend(
+            handles=_size_handles(largest),
+            loc="outside upper center",
+            ncols=4,
+            title="file size (area)",
+            labelspacing=1.2,
+            handletextpad=1.2,
+            columnspacing=2.5,
+        )
     return figure
 
 
@@ -73,8 +84,9 @@ def accuracy_by_stage(frame: pd.DataFrame) -> StudyFigure:
     for axes, panel in zip(grid.flat, panels, strict=False):
         for row in rows[rows["panel"] == panel].to_dict("records"):
             error = _interval(row, "accuracy")
-            axes.errorbar(row["accuracy"], place[row["model"]], xerr=error, capsize=2.5, linestyle="none",
-                          **model_style(row))
+            axes.errorbar(
+                row["accuracy"], place[row["model"]], xerr=error, capsize=2.5, linestyle="none", **model_style(row)
+            )
             if not row["student"]:
                 axes.axvline(row["accuracy"], color=GREY, linestyle=":", linewidth=1)
         axes.set(title=panel, xlabel="accuracy (%)", yticks=range(len(models)), yticklabels=models)
@@ -82,7 +94,7 @@ def accuracy_by_stage(frame: pd.DataFrame) -> StudyFigure:
         axes.grid(axis="x")
     for axes in grid[:, 0]:
         axes.set_ylabel("model")
-    for axes in grid.flat[len(panels):]:
+    for axes in grid.flat[len(panels) :]:
         axes.remove()
     return figure
 
@@ -95,11 +107,13 @@ def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
         return note_figure("no model has been made yet")
     rows = frame[frame["task"] == frame["task"].iloc[0]].drop_duplicates("key").reset_index(drop=True)
     longest = longest_input(rows)
-    quantities = [("parameters", "stored weights\n(millions)", 1e-6),
-                  ("megabytes", "file (MB)", 1),
-                  (f"macs_{longest}", f"MACs at {longest}\n(millions)", 1e-6),
-                  (f"latency_{longest}", f"latency at {longest}\none thread (ms)", 1),
-                  ("peak_memory", "peak memory (MB)", 1)]
+    quantities = [
+        ("parameters", "stored weights\n(millions)", 1e-6),
+        ("megabytes", "file (MB)", 1),
+        (f"macs_{longest}", f"MACs at {longest}\n(millions)", 1e-6),
+        (f"latency_{longest}", f"latency at {longest}\none thread (ms)", 1),
+        ("peak_memory", "peak memory (MB)", 1),
+    ]
     title = f"{panel_labels(rows.head(1))[0]}: cost of each stage"
     figure = new_figure(2 * (0.3 * len(rows) + 1.05) + 0.4, title=title)
     grid = figure.subplots(2, 3, sharey=True)
@@ -140,10 +154,12 @@ def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
         for number, panel in enumerate(panels):
             found = rows[rows["panel"] == panel].set_index("effect").reindex(names)
             values, places = found[column], np.arange(len(names)) - 0.4 + height * (number + 0.5)
-            axes.barh(places, values - none, left=none, height=height, label=panel,
-                      color=colours[number % len(colours)])
-            axes.errorbar(values, places, xerr=_distances(found, column), fmt="none", ecolor="black", elinewidth=0.8,
-                          capsize=1.5)
+            axes.barh(
+                places, values - none, left=none, height=height, label=panel, color=colours[number % len(colours)]
+            )
+            axes.errorbar(
+                values, places, xerr=_distances(found, column), fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
+            )
         axes.axvline(none, color="black", linewidth=0.8)
         axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
         axes.grid(axis="x")
@@ -156,8 +172,10 @@ def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
 def panel_labels(frame: pd.DataFrame) -> list[str]:
     """Each row's task and dev split; where its data are synthetic, the label says so."""
     synthetic = frame["synthetic"] if "synthetic" in frame else [False] * len(frame)
-    return [f"{label} (synthetic data)" if made_up else label
-            for label, made_up in zip(task_labels(frame), synthetic, strict=True)]
+    return [
+        f"{label} (synthetic data)" if made_up else label
+        for label, made_up in zip(task_labels(frame), synthetic, strict=True)
+    ]
 
 
 def _draw_trade(axes: Axes, rows: pd.DataFrame, column: str, largest: float) -> None:
@@ -165,10 +183,18 @@ def _draw_trade(axes: Axes, rows: pd.DataFrame, column: str, largest: float) -> 
     for row in rows.to_dict("records"):
         style = model_style(row)
         area = _area(row["megabytes"], largest)
-        axes.errorbar(row[column], row["accuracy"], yerr=_interval(row, "accuracy"), color=style["color"],
-                      linewidth=0.8, capsize=2, zorder=1)
-        axes.scatter(row[column], row["accuracy"], s=area, alpha=0.65, linewidths=0.8, zorder=2,
-                     edgecolors="white", **style)
+        axes.errorbar(
+            row[column],
+            row["accuracy"],
+            yerr=_interval(row, "accuracy"),
+            color=style["color"],
+            linewidth=0.8,
+            capsize=2,
+            zorder=1,
+        )
+        axes.scatter(
+            row[column], row["accuracy"], s=area, alpha=0.65, linewidths=0.8, zorder=2, edgecolors="white", **style
+        )
     axes.set_xlim(left=0)
     axes.margins(0.15)
     axes.set_xlim(0, 1.15 * rows[column].max())
@@ -198,11 +224,24 @@ def _is_baseline(frame: pd.DataFrame) -> pd.Series:
 
 
 def _model_handles(models: pd.DataFrame) -> list[Line2D]:
-    return [Line2D([], [], linestyle="none", markersize=6, label=row["model"], **model_style(row))
-            for row in models.to_dict("records")]
+    return [
+        Line2D([], [], linestyle="none", markersize=6, label=row["model"], **model_style(row))
+        for row in models.to_dict("records")
+    ]
 
 
 def _size_handles(largest: float) -> list[Line2D]:
     sizes = [largest * share for share in (0.1, 0.25, 0.5, 1.0)]
-    return [Line2D([], [], linestyle="none", marker="o", color=GREY, alpha=0.65, label=f"{size:.3g} MB",
-                   markersize=np.sqrt(_area(size, largest))) for size in sizes]
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color=GREY,
+            alpha=0.65,
+            label=f"{size:.3g} MB",
+            markersize=np.sqrt(_area(size, largest)),
+        )
+        for size in sizes
+    ]

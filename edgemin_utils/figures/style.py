@@ -18,14 +18,24 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 PALETTE = {
-    "black": "#000000", "orange": "#E69F00", "sky blue": "#56B4E9", "green": "#009E73", "yellow": "#F0E442",
-    "blue": "#0072B2", "vermilion": "#D55E00", "purple": "#CC79A7",
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky blue": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
 }
 CYCLE = tuple(PALETTE[name] for name in ("blue", "vermilion", "green", "purple", "orange", "sky blue", "black"))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
-STUDENT_COLOURS = {"": PALETTE["black"], "none": PALETTE["vermilion"], "none-pretrained": PALETTE["orange"],
-                   "minilmv2": PALETTE["blue"]}
+STUDENT_COLOURS = {
+    "": PALETTE["black"],
+    "none": PALETTE["vermilion"],
+    "none-pretrained": PALETTE["orange"],
+    "minilmv2": PALETTE["blue"],
+}
 STEP_MARKERS = {(False, False): "o", (True, False): "s", (False, True): "^", (True, True): "D"}
 STAGE_COLOURS = (PALETTE["black"], PALETTE["blue"], PALETTE["green"], PALETTE["purple"])
 WIDTH = 7.0
@@ -34,12 +44,30 @@ RESOLUTION = 150
 """Dots per inch of the png files."""
 
 STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "figure.titlesize": 10.5, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": False, "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "lines.linewidth": 1.6,
-    "lines.markersize": 5, "legend.frameon": False, "svg.hashsalt": "edgemin", "svg.fonttype": "path",
-    "font.family": ["DejaVu Sans"], "axes.prop_cycle": cycler(color=CYCLE), "figure.facecolor": "white",
-    "axes.facecolor": "white", "savefig.facecolor": "white", "text.usetex": False,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "figure.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "svg.hashsalt": "edgemin",
+    "svg.fonttype": "path",
+    "font.family": ["DejaVu Sans"],
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "text.usetex": False,
 }
 
 
@@ -54,12 +82,16 @@ class StudyFigure(Figure):
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         width, height = self.get_size_inches()
-        return _bytes(self, "png"), {"width": round(width * 100), "height": round(height * 100),
-                                     "alt": self.description}
+        return _bytes(self, "png"), {
+            "width": round(width * 100),
+            "height": round(height * 100),
+            "alt": self.description,
+        }
 
 
 def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
     """Decorator: draws under the study's style, whatever the session's own settings are."""
+
     @functools.wraps(draw)
     def drawn(*arguments: Any, **named: Any) -> StudyFigure:
         with matplotlib.rc_context():
@@ -69,6 +101,7 @@ def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
         # The innermost function that drew it knows best: a note stays a note.
         figure.description = figure.description or " ".join((draw.__doc__ or "").split("\n\n")[0].split())
         return figure
+
     return drawn
 
 
@@ -102,8 +135,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def model_style(row: Mapping[str, Any]) -> dict[str, Any]:
     """Colour (its student) and marker (the steps taken) of one row of `tables.summarize`."""
-    return {"color": STUDENT_COLOURS.get(row["student"], PALETTE["purple"]),
-            "marker": STEP_MARKERS[bool(row["pruned"]), bool(row["quantized"])]}
+    return {
+        "color": STUDENT_COLOURS.get(row["student"], PALETTE["purple"]),
+        "marker": STEP_MARKERS[bool(row["pruned"]), bool(row["quantized"])],
+    }
 
 
 def thousands(axis: Any) -> None:

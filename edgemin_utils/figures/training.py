@@ -36,10 +36,16 @@ def label_balance(label_counts: Mapping[str, Mapping[str, int]]) -> StudyFigure:
     for number, label in enumerate(labels):
         counts = np.array([label_counts[split].get(label, 0) for split in splits])
         share = 100 * counts / totals
-        bars = axes.barh(splits, share, left=left, color=CYCLE[number % len(CYCLE)], label=str(label),
-                         edgecolor="white")
-        axes.bar_label(bars, [f"{count:,}" if each > 12 else "" for count, each in zip(counts, share, strict=True)],
-                       label_type="center", color="white", fontsize=8)
+        bars = axes.barh(
+            splits, share, left=left, color=CYCLE[number % len(CYCLE)], label=str(label), edgecolor="white"
+        )
+        axes.bar_label(
+            bars,
+            [f"{count:,}" if each > 12 else "" for count, each in zip(counts, share, strict=True)],
+            label_type="center",
+            color="white",
+            fontsize=8,
+        )
         left = left + share
     axes.set(xlim=(0, 100), xlabel="share of the split's rows (%), number of rows in the bars", ylabel="split")
     axes.invert_yaxis()
@@ -64,10 +70,15 @@ def token_length_histogram(lengths: Sequence[int], max_length: int) -> StudyFigu
     edges = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
     axes.hist(counts, bins=edges.tolist(), color=PALETTE["sky blue"], edgecolor="white", linewidth=0.4)
     longer = 100 * np.mean(counts > max_length)
-    axes.axvline(max_length, color=PALETTE["vermilion"], linestyle="--",
-                 label=f"longest input kept: {max_length} tokens ({longer:.1f} % of rows are longer)")
-    axes.axvline(np.median(lengths), color=PALETTE["black"], linestyle=":",
-                 label=f"median: {np.median(lengths):.0f} tokens")
+    axes.axvline(
+        max_length,
+        color=PALETTE["vermilion"],
+        linestyle="--",
+        label=f"longest input kept: {max_length} tokens ({longer:.1f} % of rows are longer)",
+    )
+    axes.axvline(
+        np.median(lengths), color=PALETTE["black"], linestyle=":", label=f"median: {np.median(lengths):.0f} tokens"
+    )
     axes.set(xlabel="input length (tokens)", ylabel="rows")
     thousands(axes.yaxis)
     figure.legend(loc="outside upper center", ncols=2)
@@ -94,8 +105,9 @@ def training_curves(training: Mapping[str, Any]) -> StudyFigure:
         if not evaluations.empty:
             rows = evaluations[evaluations["phase"] == phase].dropna(subset=["accuracy"])
             if len(rows):
-                left.plot(rows["epoch"], rows["loss"], color=colour, marker=marker, linestyle="--",
-                          label=f"{phase}, hold-out")
+                left.plot(
+                    rows["epoch"], rows["loss"], color=colour, marker=marker, linestyle="--", label=f"{phase}, hold-out"
+                )
                 right.plot(rows["epoch"], 100 * rows["accuracy"], color=colour, marker=marker, label=phase)
     _mark_phases((left, right), training["phases"])
     left.set(xlabel="epochs", ylabel="loss", title="loss")
@@ -128,11 +140,27 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     size = max(3.0, 0.85 * len(labels) + 1.6)
     figure = new_figure(size * 0.82, size + 0.9)
     axes = figure.add_subplot()
-    texts = np.array([[f"{count:,}\n{each:.1f} %" for count, each in zip(*pair, strict=True)]
-                      for pair in zip(counts, share, strict=True)])
-    seaborn.heatmap(share, annot=texts if len(labels) <= 8 else False, fmt="", cmap="Blues", vmin=0, vmax=100,
-                    square=True, ax=axes, xticklabels=labels, yticklabels=labels, linewidths=0.5,
-                    annot_kws={"fontsize": 8}, cbar_kws={"label": "share of the true label (%)", "shrink": 0.8})
+    texts = np.array(
+        [
+            [f"{count:,}\n{each:.1f} %" for count, each in zip(*pair, strict=True)]
+            for pair in zip(counts, share, strict=True)
+        ]
+    )
+    seaborn.heatmap(
+        share,
+        annot=texts if len(labels) <= 8 else False,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        square=True,
+        ax=axes,
+        xticklabels=labels,
+        yticklabels=labels,
+        linewidths=0.5,
+        annot_kws={"fontsize": 8},
+        cbar_kws={"label": "share of the true label (%)", "shrink": 0.8},
+    )
     axes.set(xlabel="predicted label", ylabel="true label")
     axes.tick_params(axis="y", rotation=0)
     return figure

@@ -30,8 +30,7 @@ class ClassificationMetrics(evaluate.Metric):
             description="Accuracy, F1 and Matthews correlation of predicted classes.",
             citation="",
             inputs_description="predictions and references: class numbers from 0; num_labels: how many.",
-            features=datasets.Features({"predictions": datasets.Value("int64"),
-                                        "references": datasets.Value("int64")}),
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
         )
 
     def _compute(self, predictions: ArrayLike, references: ArrayLike, num_labels: int) -> dict[str, float]:
@@ -45,8 +44,7 @@ class ClassificationMetrics(evaluate.Metric):
         }
 
 
-def classification_metrics(predictions: ArrayLike, references: ArrayLike,
-                           num_labels: int) -> dict[str, float]:
+def classification_metrics(predictions: ArrayLike, references: ArrayLike, num_labels: int) -> dict[str, float]:
     """accuracy, f1 and matthews_correlation of predicted classes (see `ClassificationMetrics`).
 
     Args:
@@ -76,12 +74,13 @@ def _checked(predictions: ArrayLike, references: ArrayLike, num_labels: int) -> 
     if num_labels < 2:
         raise DataError(f"a classification needs at least 2 classes, not {num_labels}")
     if predicted.ndim != 1 or predicted.shape != truth.shape or predicted.size == 0:
-        raise DataError(f"predictions {predicted.shape} and labels {truth.shape} must be one class a row, "
-                        "for the same rows, at least one")
+        raise DataError(
+            f"predictions {predicted.shape} and labels {truth.shape} must be one class a row, "
+            "for the same rows, at least one"
+        )
     for name, values in (("prediction", predicted), ("label", truth)):
         if not np.issubdtype(values.dtype, np.integer):
-            raise DataError(f"{name}s must be whole class numbers, not {values.dtype}; take the argmax of "
-                            "logits")
+            raise DataError(f"{name}s must be whole class numbers, not {values.dtype}; take the argmax of logits")
         outside = values[(values < 0) | (values >= num_labels)]
         if outside.size:
             raise DataError(f"{name} {outside[0]} is outside the {num_labels} classes 0..{num_labels - 1}")

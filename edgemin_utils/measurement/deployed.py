@@ -22,8 +22,10 @@ class DeployedClassifier:
     def __init__(self, folder: str):
         graphs, path = sorted(Path(folder).glob("*.onnx")), Path(folder) / "tokenizer.json"
         if len(graphs) != 1 or not path.is_file():
-            raise ModelError(f"{folder} must hold one .onnx file and a tokenizer.json beside it; it has {len(graphs)} "
-                             f".onnx files and {'a' if path.is_file() else 'no'} tokenizer.json")
+            raise ModelError(
+                f"{folder} must hold one .onnx file and a tokenizer.json beside it; it has {len(graphs)} "
+                f".onnx files and {'a' if path.is_file() else 'no'} tokenizer.json"
+            )
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare exceptions
@@ -37,8 +39,13 @@ class DeployedClassifier:
     def logits_of(self, text: str) -> np.ndarray:
         """Logits, float32 (1, labels), of one text."""
         encoding = self.tokenizer.encode(text)
-        return self.session({"input_ids": np.array([encoding.ids]), "token_type_ids": np.array([encoding.type_ids]),
-                             "attention_mask": np.array([encoding.attention_mask])})
+        return self.session(
+            {
+                "input_ids": np.array([encoding.ids]),
+                "token_type_ids": np.array([encoding.type_ids]),
+                "attention_mask": np.array([encoding.attention_mask]),
+            }
+        )
 
 
 def load_deployed(folder: str) -> DeployedClassifier:

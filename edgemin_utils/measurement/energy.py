@@ -30,8 +30,13 @@ def cpu_energy(work: Callable[[], Any], repeats: int = 1, folder: Path = RAPL_FO
         work()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     joules = _joules_between(before, read_packages(folder))
-    return {"repeats": repeats, "wall_seconds": wall, "cpu_seconds": cpu, "joules": joules,
-            "source": NOT_MEASURED if joules is None else "RAPL package counters"}
+    return {
+        "repeats": repeats,
+        "wall_seconds": wall,
+        "cpu_seconds": cpu,
+        "joules": joules,
+        "source": NOT_MEASURED if joules is None else "RAPL package counters",
+    }
 
 
 def forward_energy(predict: Callable[[Any], Any], inputs: Any, threads: int, repeats: int) -> dict[str, Any]:
@@ -54,9 +59,15 @@ def forward_energy(predict: Callable[[Any], Any], inputs: Any, threads: int, rep
             found = cpu_energy(lambda: predict(inputs), repeats)
     finally:
         torch.set_num_threads(before)
-    return {"threads": threads, "repeats": repeats, "source": found["source"],
-            **{name: None if found[name] is None else found[name] / repeats
-               for name in ("cpu_seconds", "wall_seconds", "joules")}}
+    return {
+        "threads": threads,
+        "repeats": repeats,
+        "source": found["source"],
+        **{
+            name: None if found[name] is None else found[name] / repeats
+            for name in ("cpu_seconds", "wall_seconds", "joules")
+        },
+    }
 
 
 def read_packages(folder: Path = RAPL_FOLDER) -> dict[str, tuple[int, int]]:
@@ -66,8 +77,10 @@ def read_packages(folder: Path = RAPL_FOLDER) -> dict[str, tuple[int, int]]:
     try:
         for zone in sorted(Path(folder).glob("intel-rapl:*")):
             if (zone / "name").read_text().startswith("package"):
-                packages[zone.name] = (int((zone / "energy_uj").read_text()),
-                                       int((zone / "max_energy_range_uj").read_text()))
+                packages[zone.name] = (
+                    int((zone / "energy_uj").read_text()),
+                    int((zone / "max_energy_range_uj").read_text()),
+                )
     except (OSError, ValueError):
         return {}  # one package alone would understate the energy
     return packages

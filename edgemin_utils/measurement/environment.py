@@ -15,11 +15,34 @@ from typing import Any
 
 from edgemin_utils.errors import StorageError
 
-PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "onnxruntime", "onnx", "fvcore",
-            "scikit-learn", "scipy", "numpy", "pandas", "papermill")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "onnxruntime",
+    "onnx",
+    "fvcore",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "pandas",
+    "papermill",
+)
 # Instruction sets that decide how fast INT8 and bfloat16 arithmetic is; the last three are ARM's names.
-PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-                   "asimddp", "i8mm", "bf16")
+PROCESSOR_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 _INT8_DOT_PRODUCT_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -68,8 +91,10 @@ def int8_sentence(environment: Mapping[str, Any]) -> str:
     name = environment["processor"] or "This processor"
     if supports_int8_dot_product(environment):
         return f"{name} has INT8 dot-product instructions (VNNI or better)."
-    return (f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
-            "have them.")
+    return (
+        f"{name} has no INT8 dot-product instructions (no VNNI): INT8 gains less time here than on processors that "
+        "have them."
+    )
 
 
 def has_native_bfloat16() -> bool:
@@ -106,8 +131,7 @@ def git_revision(folder: Path | None = None) -> str | None:
 
 def processor_model() -> str:
     """The processor's name as the system gives it, e.g. "AMD EPYC 9R14"."""
-    return (_cpuinfo("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor()
-            or platform.machine())
+    return _cpuinfo("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
 def processor_flags() -> frozenset[str]:
@@ -115,9 +139,14 @@ def processor_flags() -> frozenset[str]:
     flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
     if not flags and platform.system() == "Darwin":
         # macOS names the features one by one; avx512vnni becomes avx512_vnni, ARM's DotProd is asimddp.
-        names = {"hw.optional.avx2_0": "avx2", "hw.optional.avx512f": "avx512f",
-                 "hw.optional.avx512vnni": "avx512_vnni", "hw.optional.arm.FEAT_DotProd": "asimddp",
-                 "hw.optional.arm.FEAT_I8MM": "i8mm", "hw.optional.arm.FEAT_BF16": "bf16"}
+        names = {
+            "hw.optional.avx2_0": "avx2",
+            "hw.optional.avx512f": "avx512f",
+            "hw.optional.avx512vnni": "avx512_vnni",
+            "hw.optional.arm.FEAT_DotProd": "asimddp",
+            "hw.optional.arm.FEAT_I8MM": "i8mm",
+            "hw.optional.arm.FEAT_BF16": "bf16",
+        }
         flags = [flag for key, flag in names.items() if _sysctl(key) == "1"]
     return frozenset(flags)
 
@@ -154,8 +183,10 @@ def require_free_disk(folder: str | os.PathLike, needed_bytes: int) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
-        raise StorageError(f"{folder} needs {needed_bytes / 1e6:,.0f} MB but its disk has {free / 1e6:,.0f} "
-                           "MB free; free some space or choose another folder with --output-dir")
+        raise StorageError(
+            f"{folder} needs {needed_bytes / 1e6:,.0f} MB but its disk has {free / 1e6:,.0f} "
+            "MB free; free some space or choose another folder with --output-dir"
+        )
 
 
 def _torch_threads() -> int | None:
@@ -171,8 +202,7 @@ def _gpu_name() -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints for `arguments` in `folder`, or None where it fails."""
     try:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True,
-                                timeout=20)
+        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -78,24 +78,36 @@ class LatencyResult(Generic[Name]):
 
     def summary(self) -> dict[Name, dict[str, Any]]:
         """Variant -> what `summarise` says of it, and the protocol's name and the threads."""
-        return {name: {**summarise(self.of(name)), "protocol": self.protocol.name, "threads": self.threads}
-                for name in self.names}
+        return {
+            name: {**summarise(self.of(name)), "protocol": self.protocol.name, "threads": self.threads}
+            for name in self.names
+        }
 
     def as_record(self) -> dict[str, Any]:
         """Everything in JSON's types; `from_record` reads it back."""
-        return {"threads": self.threads, "protocol": vars(self.protocol).copy(),
-                "raw_ns": {name: self.of(name).tolist() for name in self.names}}
+        return {
+            "threads": self.threads,
+            "protocol": vars(self.protocol).copy(),
+            "raw_ns": {name: self.of(name).tolist() for name in self.names},
+        }
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "LatencyResult[str]":
         """The result that `as_record` was taken from."""
         columns = record["raw_ns"]
-        return LatencyResult(tuple(columns), np.array(list(columns.values()), dtype=np.int64).T, record["threads"],
-                             Protocol(**record["protocol"]))
+        return LatencyResult(
+            tuple(columns),
+            np.array(list(columns.values()), dtype=np.int64).T,
+            record["threads"],
+            Protocol(**record["protocol"]),
+        )
 
 
 def measure_latency(
-    variants: Mapping[Name, Callable[[Any], Any]], inputs: Sequence[Any], threads: int, protocol: Protocol,
+    variants: Mapping[Name, Callable[[Any], Any]],
+    inputs: Sequence[Any],
+    threads: int,
+    protocol: Protocol,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyResult[Name]:
     """Times every variant on the inputs, interleaved (see the module's text), under `torch.inference_mode`.
@@ -148,8 +160,13 @@ def summarise(raw_ns: ArrayLike) -> dict[str, Any]:
     if times.ndim != 1 or times.size == 0:
         raise SettingError("a summary of latency needs the raw times of one variant, at least one")
     first, median, third, p90 = np.percentile(times, [25, 50, 75, 90])
-    return {"median_ms": float(median), "iqr_ms": float(third - first), "p90_ms": float(p90),
-            "runs": int(times.size), "noisy": bool(third - first > NOISY_IQR_SHARE * median)}
+    return {
+        "median_ms": float(median),
+        "iqr_ms": float(third - first),
+        "p90_ms": float(p90),
+        "runs": int(times.size),
+        "noisy": bool(third - first > NOISY_IQR_SHARE * median),
+    }
 
 
 def rows_per_second(median_ms: float, batch: int) -> float:
@@ -157,17 +174,21 @@ def rows_per_second(median_ms: float, batch: int) -> float:
     return batch / (median_ms / 1e3)
 
 
-def speed_ups(result: LatencyResult[Name], baseline: Name, samples: int = RESAMPLES,
-              seed: int = 0) -> dict[Name, Estimate]:
+def speed_ups(
+    result: LatencyResult[Name], baseline: Name, samples: int = RESAMPLES, seed: int = 0
+) -> dict[Name, Estimate]:
     """Variant -> how many times faster than `baseline` it is (ratio of medians), with its 95 % bootstrap
     interval over rounds. The baseline itself has 1. Raises SettingError for a baseline not measured."""
     reference = result.of(baseline)
-    return {name: bootstrap_interval_of_ratio_of_medians(reference, result.of(name), samples=samples,
-                                                         seed=seed) for name in result.names}
+    return {
+        name: bootstrap_interval_of_ratio_of_medians(reference, result.of(name), samples=samples, seed=seed)
+        for name in result.names
+    }
 
 
-def fixed_inputs(batch: int, length: int, vocabulary_size: int, seed: int = 0,
-                 token_type_ids: bool = False) -> dict[str, torch.Tensor]:
+def fixed_inputs(
+    batch: int, length: int, vocabulary_size: int, seed: int = 0, token_type_ids: bool = False
+) -> dict[str, torch.Tensor]:
     """Random ordinary tokens at a fixed size, without padding.
 
     Returns:
@@ -177,8 +198,10 @@ def fixed_inputs(batch: int, length: int, vocabulary_size: int, seed: int = 0,
         SettingError: a size under 1, or a vocabulary of special tokens alone.
     """
     if batch < 1 or length < 1 or vocabulary_size <= FIRST_ORDINARY_TOKEN:
-        raise SettingError(f"no inputs of {batch} x {length} from {vocabulary_size} tokens can be made: "
-                           f"sizes start at 1 and a vocabulary holds more than {FIRST_ORDINARY_TOKEN} tokens")
+        raise SettingError(
+            f"no inputs of {batch} x {length} from {vocabulary_size} tokens can be made: "
+            f"sizes start at 1 and a vocabulary holds more than {FIRST_ORDINARY_TOKEN} tokens"
+        )
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(FIRST_ORDINARY_TOKEN, vocabulary_size, (batch, length), generator=generator)
     made = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -211,8 +234,12 @@ def _warm_up(name: Hashable, call: Callable[[Any], Any], inputs: Sequence[Any], 
         raise ModelError(f"variant {name!r} cannot be timed: {error}") from error
 
 
-def _timed_rounds(calls: Sequence[Callable[[Any], Any]], inputs: Sequence[Any], protocol: Protocol,
-                  progress: Callable[[float], None] | None) -> Iterator[list[int]]:
+def _timed_rounds(
+    calls: Sequence[Callable[[Any], Any]],
+    inputs: Sequence[Any],
+    protocol: Protocol,
+    progress: Callable[[float], None] | None,
+) -> Iterator[list[int]]:
     """Yields one list a round: nanoseconds of each call, in the order of `calls` whatever order they ran
     in."""
     clock = time.perf_counter_ns

@@ -25,9 +25,17 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def peak_memory(
-    folder: str | os.PathLike, *, loader: str = DEFAULT_LOADER, batch: int = 1, length: int = 128,
-    forwards: int = 5, threads: int = 1, runs: int = 1, vocabulary_size: int | None = None,
-    token_type_ids: bool = False, timeout_seconds: float = 600,
+    folder: str | os.PathLike,
+    *,
+    loader: str = DEFAULT_LOADER,
+    batch: int = 1,
+    length: int = 128,
+    forwards: int = 5,
+    threads: int = 1,
+    runs: int = 1,
+    vocabulary_size: int | None = None,
+    token_type_ids: bool = False,
+    timeout_seconds: float = 600,
 ) -> dict[str, Any]:
     """Peak resident memory of loading a model and running it, each run in a process of its own.
 
@@ -53,16 +61,31 @@ def peak_memory(
     if ":" not in loader:
         raise SettingError(f"loader {loader!r} must have the form module:function, as in {DEFAULT_LOADER!r}")
     if min(runs, forwards, threads) < 1:
-        raise SettingError(f"peak memory needs at least one process, one forward and one thread; got "
-                           f"runs {runs}, forwards {forwards}, threads {threads}")
-    command = [sys.executable, "-m", "edgemin_utils.measurement.memory", "--model", os.fspath(folder),
-               "--loader", loader, "--batch", str(batch), "--length", str(length),
-               "--forwards", str(forwards), "--threads", str(threads)]
+        raise SettingError(
+            f"peak memory needs at least one process, one forward and one thread; got "
+            f"runs {runs}, forwards {forwards}, threads {threads}"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "edgemin_utils.measurement.memory",
+        "--model",
+        os.fspath(folder),
+        "--loader",
+        loader,
+        "--batch",
+        str(batch),
+        "--length",
+        str(length),
+        "--forwards",
+        str(forwards),
+        "--threads",
+        str(threads),
+    ]
     command += ["--vocabulary-size", str(vocabulary_size)] if vocabulary_size is not None else []
     command += ["--token-type-ids"] if token_type_ids else []
     processes = [_measure_in_child(command, threads, folder, timeout_seconds) for _ in range(runs)]
-    medians = {key: type(processes[0][key])(statistics.median(item[key] for item in processes))
-               for key in processes[0]}
+    medians = {key: type(processes[0][key])(statistics.median(item[key] for item in processes)) for key in processes[0]}
     return {**medians, "runs": runs, "processes": processes}
 
 
@@ -96,21 +119,24 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _measure_in_child(command: list[str], threads: int, folder: str | os.PathLike,
-                      timeout_seconds: float) -> dict[str, Any]:
+def _measure_in_child(
+    command: list[str], threads: int, folder: str | os.PathLike, timeout_seconds: float
+) -> dict[str, Any]:
     """The numbers one child prints."""
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     package_parent = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([package_parent, *(entry for entry in sys.path if entry)])
     try:
-        child = subprocess.run(command, capture_output=True, text=True, env=environment,
-                               timeout=timeout_seconds)
+        child = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         raise ModelError(f"peak memory of {folder}: its process took over {timeout_seconds:g} s") from None
     if child.returncode != 0:
         messages = child.stderr.strip().splitlines() or ["no message"]
-        ending = (f"was killed by signal {-child.returncode} (out of memory?)" if child.returncode < 0
-                  else f"failed: {messages[-1]}")
+        ending = (
+            f"was killed by signal {-child.returncode} (out of memory?)"
+            if child.returncode < 0
+            else f"failed: {messages[-1]}"
+        )
         raise ModelError(f"peak memory of {folder}: its process {ending}")
     return json.loads(child.stdout.strip().splitlines()[-1])
 
@@ -128,8 +154,12 @@ def _run_child(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.forwards):
         predict(inputs)
     cpu_seconds = (time.process_time() - started) / arguments.forwards
-    return {"baseline_bytes": baseline, "peak_bytes": peak_resident_bytes(),
-            "resident_bytes": resident_bytes(), "cpu_seconds": cpu_seconds}
+    return {
+        "baseline_bytes": baseline,
+        "peak_bytes": peak_resident_bytes(),
+        "resident_bytes": resident_bytes(),
+        "cpu_seconds": cpu_seconds,
+    }
 
 
 def _as_predictor(loaded: Any, threads: int) -> Callable[[dict[str, Any]], Any]:
@@ -155,8 +185,9 @@ def _numpy_inputs(arguments: argparse.Namespace) -> dict[str, Any]:
     if vocabulary_size is None:
         config = Path(arguments.model) / "config.json"
         if not config.is_file():
-            raise ModelError(f"{arguments.model} has no config.json to take the vocabulary's size from; "
-                             "give vocabulary_size")
+            raise ModelError(
+                f"{arguments.model} has no config.json to take the vocabulary's size from; give vocabulary_size"
+            )
         vocabulary_size = int(json.loads(config.read_text(encoding="utf-8"))["vocab_size"])
     shape = (arguments.batch, arguments.length)
     first = min(_FIRST_ORDINARY_TOKEN, vocabulary_size - 1)

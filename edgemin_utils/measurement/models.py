@@ -77,8 +77,10 @@ def open_models(sources: list[str]) -> list[MeasuredModel]:
         ModelError: a source is missing or no classifier.
     """
     names = [Path(source).name or source for source in sources]
-    return [open_model(source, name if names.count(name) == 1 else source)
-            for source, name in zip(sources, names, strict=True)]
+    return [
+        open_model(source, name if names.count(name) == 1 else source)
+        for source, name in zip(sources, names, strict=True)
+    ]
 
 
 def open_model(source: str, name: str = "") -> MeasuredModel:
@@ -95,8 +97,10 @@ def open_model(source: str, name: str = "") -> MeasuredModel:
     graphs = sorted(path.glob("*.onnx")) if path.is_dir() else []
     if graphs:
         if len(graphs) > 1:
-            raise ModelError(f"{source} holds {len(graphs)} .onnx files; name the one to measure: "
-                             f"{', '.join(graph.name for graph in graphs)}")
+            raise ModelError(
+                f"{source} holds {len(graphs)} .onnx files; name the one to measure: "
+                f"{', '.join(graph.name for graph in graphs)}"
+            )
         return OnnxModel(graphs[0], path, name or path.name)
     return TorchModel(source, name or path.name)
 
@@ -136,9 +140,15 @@ class TorchModel(MeasuredModel):
             return predictor(_Compiled(self.module))
 
     def peak_memory(self, length: int, runs: int, threads: int) -> dict[str, Any]:
-        return peak_memory(self.source, loader="edgemin_utils.measurement.torch_checkpoint:load_torch_model",
-                           length=length, runs=runs, threads=threads, vocabulary_size=self.vocabulary_size,
-                           token_type_ids="token_type_ids" in input_names(self.module))
+        return peak_memory(
+            self.source,
+            loader="edgemin_utils.measurement.torch_checkpoint:load_torch_model",
+            length=length,
+            runs=runs,
+            threads=threads,
+            vocabulary_size=self.vocabulary_size,
+            token_type_ids="token_type_ids" in input_names(self.module),
+        )
 
 
 class _Compiled:
@@ -179,24 +189,41 @@ class OnnxModel(MeasuredModel):
 
     def operations(self, batch: int, length: int) -> dict[str, Any]:
         macs = sum(onnx_graphs.graph_macs(self.graph, batch, length).values())
-        return {"batch": batch, "length": length, "macs": macs, "flops": 2 * macs, "closed_formula_macs": None,
-                "fvcore_macs": None, "torch_flop_counter_macs": None, "fvcore_with_layer_norms": None,
-                "fvcore_ratio": None, "torch_flop_counter_ratio": None,
-                "note": "Counted from the graph's products; fvcore, torch's counter and the closed formula need a "
-                        "torch model."}
+        return {
+            "batch": batch,
+            "length": length,
+            "macs": macs,
+            "flops": 2 * macs,
+            "closed_formula_macs": None,
+            "fvcore_macs": None,
+            "torch_flop_counter_macs": None,
+            "fvcore_with_layer_norms": None,
+            "fvcore_ratio": None,
+            "torch_flop_counter_ratio": None,
+            "note": "Counted from the graph's products; fvcore, torch's counter and the closed formula need a "
+            "torch model.",
+        }
 
     def work(self, batch: int, length: int) -> Work:
         macs = onnx_graphs.graph_macs(self.graph, batch, length)
-        shares = ((weight, min(1.0, batch * length / weight.shape[0]) if weight.table and weight.shape else 1.0)
-                  for weight in self.weights)
+        shares = (
+            (weight, min(1.0, batch * length / weight.shape[0]) if weight.table and weight.shape else 1.0)
+            for weight in self.weights
+        )
         return Work(macs["fp32"], macs["int8"], sum(int(weight.size * share) for weight, share in shares))
 
     def predictors(self, threads: int, compiled: bool) -> dict[str, Predict]:
         return {ONNX: OnnxSession(self.path, threads)}
 
     def peak_memory(self, length: int, runs: int, threads: int) -> dict[str, Any]:
-        return peak_memory(self.path, loader="edgemin_utils.measurement.onnx_session:load_with_process_threads",
-                           length=length, runs=runs, threads=threads, vocabulary_size=self.vocabulary_size)
+        return peak_memory(
+            self.path,
+            loader="edgemin_utils.measurement.onnx_session:load_with_process_threads",
+            length=length,
+            runs=runs,
+            threads=threads,
+            vocabulary_size=self.vocabulary_size,
+        )
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:

@@ -21,22 +21,53 @@ from edgemin_utils.measurement.parameters import PARTS, part_of
 
 OTHER = "other"
 # Type of an initializer -> bytes an element.
-_FLOAT: Mapping[int, float] = {TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2,
-                               TensorProto.BFLOAT16: 2}
-_INTEGER: Mapping[int, float] = {TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT4: 0.5,
-                                 TensorProto.UINT4: 0.5}
+_FLOAT: Mapping[int, float] = {
+    TensorProto.FLOAT: 4,
+    TensorProto.DOUBLE: 8,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BFLOAT16: 2,
+}
+_INTEGER: Mapping[int, float] = {
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.INT4: 0.5,
+    TensorProto.UINT4: 0.5,
+}
 # Operator -> inputs that hold scales, zero points and the like, which are no weights.
 _SCALE_INPUTS = {
-    "DequantizeLinear": (1, 2), "QuantizeLinear": (1, 2), "MatMulInteger": (2, 3), "DynamicQuantizeMatMul": (2, 3),
-    "MatMulIntegerToFloat": (2, 3, 4, 5), "QAttention": (3, 4, 6, 7), "MatMulNBits": (2, 3, 4),
-    "GatherBlockQuantized": (2, 3), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QGemm": (1, 2, 4, 5, 7, 8)}
+    "DequantizeLinear": (1, 2),
+    "QuantizeLinear": (1, 2),
+    "MatMulInteger": (2, 3),
+    "DynamicQuantizeMatMul": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "QAttention": (3, 4, 6, 7),
+    "MatMulNBits": (2, 3, 4),
+    "GatherBlockQuantized": (2, 3),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+}
 _SCALE_ENDINGS = ("_scale", "_zero_point", "_scales", "_zero_points", "_zp")
 # Products: operator -> where its two factors stand.
-_PRODUCTS = {"MatMul": (0, 1), "FusedMatMul": (0, 1), "Gemm": (0, 1), "MatMulInteger": (0, 1),
-             "DynamicQuantizeMatMul": (0, 1), "MatMulIntegerToFloat": (0, 1), "QLinearMatMul": (0, 3), "QGemm": (0, 3),
-             "MatMulNBits": (0, 1)}
-_INTEGER_PRODUCTS = {"MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm",
-                     "MatMulNBits", "QAttention"}
+_PRODUCTS = {
+    "MatMul": (0, 1),
+    "FusedMatMul": (0, 1),
+    "Gemm": (0, 1),
+    "MatMulInteger": (0, 1),
+    "DynamicQuantizeMatMul": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3),
+    "MatMulNBits": (0, 1),
+}
+_INTEGER_PRODUCTS = {
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulNBits",
+    "QAttention",
+}
 # Fused attention: with its projection (input, weights), or of given query, key and value.
 _PROJECTED_ATTENTION, _ATTENTION = ("Attention", "QAttention"), ("MultiHeadAttention", "Attention")
 _NORMS = ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization")
@@ -79,8 +110,9 @@ def read_graph(path: str | os.PathLike) -> onnx.ModelProto:
 def file_bytes(path: str | os.PathLike) -> int:
     """Bytes of an .onnx file and of the files beside it that hold its external weights."""
     model = onnx.load(os.fspath(path), load_external_data=False)
-    places = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data
-              if entry.key == "location"}
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
     return sum(file.stat().st_size for file in (Path(path), *(Path(path).parent / place for place in places)))
 
 
@@ -98,9 +130,20 @@ def graph_weights(model: onnx.ModelProto) -> list[GraphWeight]:
         precision = "int8" if scale or kind in _INTEGER else "fp32"
         size = int(np.ceil(count * {**_FLOAT, **_INTEGER}[kind]))
         elements = 0 if scale else _unpacked(tensor, count, uses.get(name, ()))
-        found.append(GraphWeight(name, _part(name, uses), elements, size, precision, tuple(tensor.dims),
-                                 any(node.op_type.startswith(("Gather", "EmbedLayer")) for node, _ in
-                                     _through(name, uses, ("DequantizeLinear",)))))
+        found.append(
+            GraphWeight(
+                name,
+                _part(name, uses),
+                elements,
+                size,
+                precision,
+                tuple(tensor.dims),
+                any(
+                    node.op_type.startswith(("Gather", "EmbedLayer"))
+                    for node, _ in _through(name, uses, ("DequantizeLinear",))
+                ),
+            )
+        )
     return found
 
 
@@ -139,8 +182,11 @@ def graph_macs(model: onnx.ModelProto, batch: int, length: int) -> dict[str, int
         ModelError: ONNX Runtime cannot run the graph on inputs of this size.
     """
     integers = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    products = [node for node in model.graph.node
-                if node.op_type in _PRODUCTS or node.op_type in (*_PROJECTED_ATTENTION, *_ATTENTION)]
+    products = [
+        node
+        for node in model.graph.node
+        if node.op_type in _PRODUCTS or node.op_type in (*_PROJECTED_ATTENTION, *_ATTENTION)
+    ]
     shapes = _shapes_of_inputs(model, products, batch, length)
     macs = {"fp32": 0, "int8": 0}
     for node in products:
@@ -167,8 +213,9 @@ def _macs_of_node(node: onnx.NodeProto, shapes: list[tuple[int, ...]]) -> tuple[
     if node.op_type == "MatMulNBits":
         return _size(shapes[0][:-1]) * attributes["K"] * attributes["N"], 0
     first, second = (shapes[place] for place in _PRODUCTS[node.op_type])
-    first, second = (first[::-1] if attributes.get(name) else first for first, name in
-                     ((first, "transA"), (second, "transB")))
+    first, second = (
+        first[::-1] if attributes.get(name) else first for first, name in ((first, "transA"), (second, "transB"))
+    )
     rows = first[-2] if len(first) > 1 else 1
     outer = np.broadcast_shapes(first[:-2], second[:-2])
     return _size(outer) * rows * first[-1] * (second[-1] if len(second) > 1 else 1), 0
@@ -184,8 +231,9 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) if shape else 1
 
 
-def _shapes_of_inputs(model: onnx.ModelProto, nodes: list[onnx.NodeProto], batch: int,
-                      length: int) -> dict[str, tuple[int, ...]]:
+def _shapes_of_inputs(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], batch: int, length: int
+) -> dict[str, tuple[int, ...]]:
     """Name -> shape of everything that goes into `nodes` in one forward of (batch, length) tokens."""
     shapes = {name: tuple(tensor.dims) for name, tensor in _constants(model)}
     wanted = [name for name in dict.fromkeys(name for node in nodes for name in node.input) if name not in shapes]
@@ -198,13 +246,17 @@ def _shapes_of_inputs(model: onnx.ModelProto, nodes: list[onnx.NodeProto], batch
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        feed = {item.name: np.ones((batch, length), dtype=INTEGER_TYPES.get(item.type, np.int64))
-                for item in session.get_inputs()}
+        feed = {
+            item.name: np.ones((batch, length), dtype=INTEGER_TYPES.get(item.type, np.int64))
+            for item in session.get_inputs()
+        }
         names = [item.name for item in session.get_outputs()]
         shapes |= {name: np.shape(value) for name, value in zip(names, session.run(names, feed), strict=True)}
     except Exception as error:  # ONNX Runtime has an exception class of its own for every status
-        raise ModelError(f"the graph cannot be run on {batch} x {length} tokens, so its operations cannot be counted: "
-                         f"{str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"the graph cannot be run on {batch} x {length} tokens, so its operations cannot be counted: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     return shapes
 
 

@@ -36,8 +36,9 @@ class OnnxSession:
         self.types = {item.name: INTEGER_TYPES.get(item.type) for item in self.session.get_inputs()}
         self.input_names = tuple(self.types)
         if "input_ids" not in self.types or None in self.types.values():
-            raise ModelError(f"{path} takes {', '.join(self.input_names)}; a text classifier takes integers, input_ids "
-                             "among them")
+            raise ModelError(
+                f"{path} takes {', '.join(self.input_names)}; a text classifier takes integers, input_ids among them"
+            )
 
     def __call__(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """Logits, float32 (batch, labels), from integer arrays or tensors (batch, tokens); a mask left out stands for

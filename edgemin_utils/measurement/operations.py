@@ -28,11 +28,15 @@ from edgemin_utils.encoders import encoder_layers, is_exported, structure_of
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement.parameters import has_packed_weights, is_packed, part_of, stored_sizes
 
-ONNX_NOTE = ("The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
-             "formula holds for the layers' shapes as they were exported.")
-QUANTIZED_NOTE = ("Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
-                  "in them. Both counted the float twin, a model with float layers of the same shapes; the closed "
-                  "formula read the quantized model.")
+ONNX_NOTE = (
+    "The model is an ONNX graph: neither fvcore nor torch's counter sees inside ONNX Runtime. The closed "
+    "formula holds for the layers' shapes as they were exported."
+)
+QUANTIZED_NOTE = (
+    "Linear layers are quantized: fvcore cannot trace them and torch's counter sees no product "
+    "in them. Both counted the float twin, a model with float layers of the same shapes; the closed "
+    "formula read the quantized model."
+)
 
 
 def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
@@ -50,11 +54,15 @@ def count_operations(model: nn.Module, batch: int, length: int) -> dict[str, Any
     if not is_exported(model):
         counted = float_twin(model) if has_packed_weights(model) else model
         by_operator = fvcore_by_operator(counted, batch, length)
-        counts = {"fvcore_macs": _of_matrix_products(by_operator),
-                  "torch_flop_counter_macs": torch_flop_counter_macs(counted, batch, length),
-                  "fvcore_with_layer_norms": sum(by_operator.values())}
-    ratios = {name.replace("_macs", "_ratio"): None if counts[name] is None else counts[name] / closed
-              for name in ("fvcore_macs", "torch_flop_counter_macs")}
+        counts = {
+            "fvcore_macs": _of_matrix_products(by_operator),
+            "torch_flop_counter_macs": torch_flop_counter_macs(counted, batch, length),
+            "fvcore_with_layer_norms": sum(by_operator.values()),
+        }
+    ratios = {
+        name.replace("_macs", "_ratio"): None if counts[name] is None else counts[name] / closed
+        for name in ("fvcore_macs", "torch_flop_counter_macs")
+    }
     return {
         "batch": batch,
         "length": length,
@@ -89,8 +97,9 @@ def macs_by_precision(model: PreTrainedModel, batch: int, length: int) -> dict[s
         weights, size = exported.get(f"{name}.weight", (0, 0))
         precision = "int8" if is_packed(linear) or size < 2 * weights else "fp32"
         macs[precision] += tokens * linear.in_features * linear.out_features
-    macs["fp32"] += length * length * sum(layer.query.out_features + layer.value.out_features
-                                          for layer in encoder_layers(model))
+    macs["fp32"] += (
+        length * length * sum(layer.query.out_features + layer.value.out_features for layer in encoder_layers(model))
+    )
     return {precision: batch * count for precision, count in macs.items()}
 
 

@@ -18,8 +18,17 @@ MIB = 2**20
 PARTS = ("embeddings", "attention", "feed_forward", "norms", "head")
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".data")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def framework_parameters(model: nn.Module) -> int:
@@ -38,8 +47,12 @@ def paper_parameters(model: nn.Module) -> int:
     That is the framework's list without the weights and biases of linear layers, the same before and after
     quantization.
     """
-    in_linear = {id(parameter) for module in model.modules() if isinstance(module, nn.Linear)
-                 for parameter in module.parameters(recurse=False)}
+    in_linear = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    }
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in in_linear)
 
 
@@ -152,8 +165,10 @@ def part_of(parameter_name: str) -> str:
         return "attention"
     if ".layer." in name:
         return "feed_forward"
-    raise ModelError(f"weight {parameter_name!r} belongs to no known part ({', '.join(PARTS)}); "
-                     "only encoders with a classification head are counted")
+    raise ModelError(
+        f"weight {parameter_name!r} belongs to no known part ({', '.join(PARTS)}); "
+        "only encoders with a classification head are counted"
+    )
 
 
 def saved_bytes(folder: str | Path) -> dict[str, int]:
@@ -166,8 +181,9 @@ def saved_bytes(folder: str | Path) -> dict[str, int]:
     files = [path for path in Path(folder).glob("*") if path.is_file()]
     weights = [path for path in files if path.suffix in WEIGHT_SUFFIXES]
     if not weights:
-        raise ModelError(f"{folder} holds no model weights ({', '.join(WEIGHT_SUFFIXES)}); "
-                         "give the folder a model was saved in")
+        raise ModelError(
+            f"{folder} holds no model weights ({', '.join(WEIGHT_SUFFIXES)}); give the folder a model was saved in"
+        )
     model = sum(path.stat().st_size for path in files if path in weights or path.name == "config.json")
     tokenizer = sum(path.stat().st_size for path in files if path.name in TOKENIZER_FILES)
     return {"model_bytes": model, "tokenizer_bytes": tokenizer, "total": model + tokenizer}

@@ -67,7 +67,7 @@ class Peaks:
         """The bandwidth that reading `size` bytes can have: the best measured from the next smaller size on, because
         a model that fits in a cache is read from there."""
         smaller = [number for number, (measured, _) in enumerate(self.bandwidth) if measured <= size]
-        return max(speed for _, speed in self.bandwidth[(smaller or [0])[-1]:])
+        return max(speed for _, speed in self.bandwidth[(smaller or [0])[-1] :])
 
     def as_record(self) -> dict[str, Any]:
         """Everything in JSON's types; `from_record` reads it back."""
@@ -84,10 +84,13 @@ def measure_peaks(threads: int = 1, seconds: float = _SECONDS) -> Peaks:
     threads = resolve_threads(threads)
     with _torch_threads(threads):
         fp32 = max(_speed(shape, _float_product(shape), seconds) for shape in SHAPES)
-        int8 = {"torch dynamic quantized linear layer": _torch_integer_product,
-                "ONNX Runtime MatMulInteger": _onnx_integer_product}
-        speeds = {name: max(_speed(shape, make(shape, threads), seconds) for shape in SHAPES)
-                  for name, make in int8.items()}
+        int8 = {
+            "torch dynamic quantized linear layer": _torch_integer_product,
+            "ONNX Runtime MatMulInteger": _onnx_integer_product,
+        }
+        speeds = {
+            name: max(_speed(shape, make(shape, threads), seconds) for shape in SHAPES) for name, make in int8.items()
+        }
         bandwidth = tuple((size, size / _best_seconds(_reader(size), seconds)) for size in WORKING_SETS)
     fastest = max(speeds, key=speeds.__getitem__)
     return Peaks(threads, fp32, speeds[fastest], fastest, bandwidth)
@@ -143,10 +146,13 @@ def _onnx_integer_product(shape: tuple[int, int, int], threads: int) -> Callable
     rows, inputs, outputs = shape
     generator = np.random.default_rng(0)
     weights = numpy_helper.from_array(generator.integers(-127, 128, (inputs, outputs), dtype=np.int8), "weights")
-    graph = helper.make_graph([helper.make_node("MatMulInteger", ["states", "weights"], ["product"])], "product",
-                              [helper.make_tensor_value_info("states", TensorProto.UINT8, [rows, inputs])],
-                              [helper.make_tensor_value_info("product", TensorProto.INT32, [rows, outputs])],
-                              [weights])
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["states", "weights"], ["product"])],
+        "product",
+        [helper.make_tensor_value_info("states", TensorProto.UINT8, [rows, inputs])],
+        [helper.make_tensor_value_info("product", TensorProto.INT32, [rows, outputs])],
+        [weights],
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -27,8 +27,10 @@ from edgemin_utils.measurement.roofline import Peaks, Work, measure_peaks, with_
 SHEET_VERSION = 1
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Throughput: fewer rounds, since one call at the largest batch takes as long as 64 at the smallest.
-BATCH_PROTOCOLS = {"quick": Protocol("quick", warm_up=1, runs=5, seconds=0.0),
-                   "full": Protocol("full batch scan", warm_up=3, runs=30, seconds=3.0)}
+BATCH_PROTOCOLS = {
+    "quick": Protocol("quick", warm_up=1, runs=5, seconds=0.0),
+    "full": Protocol("full batch scan", warm_up=3, runs=30, seconds=3.0),
+}
 ROWS = "rows"
 TOKENIZED = "rows, tokenizer included"
 Say = Callable[[str], None]
@@ -61,8 +63,9 @@ class SheetOptions:
     memory: bool = True
 
 
-def measure_models(models: Sequence[MeasuredModel], options: SheetOptions,
-                   say: Say = lambda text: None) -> dict[str, Any]:
+def measure_models(
+    models: Sequence[MeasuredModel], options: SheetOptions, say: Say = lambda text: None
+) -> dict[str, Any]:
     """Everything about the models; times are taken interleaved, with the least time that each could take.
 
     Args:
@@ -95,30 +98,50 @@ def measure_models(models: Sequence[MeasuredModel], options: SheetOptions,
         if options.memory:
             say(f"{model.name}: peak memory of a fresh process")
             entry["memory"] = model.peak_memory(max(lengths), 3 if options.protocol == "full" else 1, threads[0])
-    return {"sheet_version": SHEET_VERSION, "protocol": vars(PROTOCOLS[options.protocol]).copy(), "threads": threads,
-            "baseline": timing.baseline.name, "environment": environment, "int8_note": int8_sentence(environment),
-            "peaks": {str(number): item.as_record() for number, item in peaks.items()}, "models": described,
-            "latency": latency, "speed_ups": ratios, "throughput": throughput,
-            "notes": [*notes, *([f"Rows of text: {options.texts_source}."] if options.texts else [])]}
+    return {
+        "sheet_version": SHEET_VERSION,
+        "protocol": vars(PROTOCOLS[options.protocol]).copy(),
+        "threads": threads,
+        "baseline": timing.baseline.name,
+        "environment": environment,
+        "int8_note": int8_sentence(environment),
+        "peaks": {str(number): item.as_record() for number, item in peaks.items()},
+        "models": described,
+        "latency": latency,
+        "speed_ups": ratios,
+        "throughput": throughput,
+        "notes": [*notes, *([f"Rows of text: {options.texts_source}."] if options.texts else [])],
+    }
 
 
 def _lengths_that_fit(models: Sequence[MeasuredModel], lengths: Sequence[int]) -> tuple[list[int], list[str]]:
     longest = min((model.longest for model in models if model.longest), default=max(lengths))
     fitting = [length for length in lengths if length <= longest]
     if not fitting:
-        raise ModelError(f"no model takes inputs of {min(lengths)} tokens; the longest that all take is {longest}, so "
-                         f"give --lengths {longest}")
+        raise ModelError(
+            f"no model takes inputs of {min(lengths)} tokens; the longest that all take is {longest}, so "
+            f"give --lengths {longest}"
+        )
     left_out = [str(length) for length in lengths if length > longest]
-    return fitting, [f"Left out, because a model takes {longest} tokens at most: inputs of {', '.join(left_out)} "
-                     "tokens."] if left_out else []
+    return fitting, [
+        f"Left out, because a model takes {longest} tokens at most: inputs of {', '.join(left_out)} tokens."
+    ] if left_out else []
 
 
 def _describe(model: MeasuredModel, lengths: Sequence[int]) -> dict[str, Any]:
     parameters = model.parameters()
-    return {"name": model.name, **model.describe(), "int8": model.int8, "parameters": parameters,
-            "bytes": {"file": model.file_bytes(), "fp32": 4 * parameters["stored"],
-                      "stored": sum(sum(sizes.values()) for sizes in parameters["part_bytes"].values())},
-            "operations": {f"1x{length}": model.operations(1, length) for length in lengths}}
+    return {
+        "name": model.name,
+        **model.describe(),
+        "int8": model.int8,
+        "parameters": parameters,
+        "bytes": {
+            "file": model.file_bytes(),
+            "fp32": 4 * parameters["stored"],
+            "stored": sum(sum(sizes.values()) for sizes in parameters["part_bytes"].values()),
+        },
+        "operations": {f"1x{length}": model.operations(1, length) for length in lengths},
+    }
 
 
 @dataclass
@@ -152,7 +175,8 @@ class _Timing:
                 calls: dict[tuple[str, ...], Predict] = {key: call for key, (_, call) in variants.items()}
                 result = measure_latency(calls, inputs, number, PROTOCOLS[self.options.protocol])
                 works: dict[tuple[str, ...], list[Work]] = {
-                    key: [model.work(1, length)] for key, (model, _) in variants.items()}
+                    key: [model.work(1, length)] for key, (model, _) in variants.items()
+                }
                 self._add(result, f"1x{length}", works, rows, ratios)
             self._add_texts(number, variants, rows, ratios)
         return rows, ratios
@@ -163,11 +187,19 @@ class _Timing:
         calls = {model.name: next(iter(model.predictors(number, False).values())) for model in self.models}
         for batch in self.options.batches:
             self.say(f"throughput of {batch}x{length}, threads: {number}")
-            result = measure_latency(calls, [fixed_inputs(batch, length, self.vocabulary)], number,
-                                     BATCH_PROTOCOLS[self.options.protocol])
-            rows += [{"model": name, "batch": batch, "length": length, **numbers,
-                      "rows_per_second": rows_per_second(numbers["median_ms"], batch)}
-                     for name, numbers in result.summary().items()]
+            result = measure_latency(
+                calls, [fixed_inputs(batch, length, self.vocabulary)], number, BATCH_PROTOCOLS[self.options.protocol]
+            )
+            rows += [
+                {
+                    "model": name,
+                    "batch": batch,
+                    "length": length,
+                    **numbers,
+                    "rows_per_second": rows_per_second(numbers["median_ms"], batch),
+                }
+                for name, numbers in result.summary().items()
+            ]
         return rows
 
     def energy(self, model: MeasuredModel) -> dict[str, Any]:
@@ -207,8 +239,9 @@ class _Timing:
             torch.set_num_threads(before)
         return ""
 
-    def _add_texts(self, threads: int, variants: Mapping[tuple[str, str], tuple[MeasuredModel, Predict]],
-                   rows: list, ratios: list) -> None:
+    def _add_texts(
+        self, threads: int, variants: Mapping[tuple[str, str], tuple[MeasuredModel, Predict]], rows: list, ratios: list
+    ) -> None:
         """The rows of text, tokenized beforehand and with the tokenizer's time; compiled models would be compiled
         again for every length, so they sit out."""
         texts = self.options.texts
@@ -231,8 +264,14 @@ class _Timing:
             result = measure_latency(calls, range(len(texts)), threads, PROTOCOLS[self.options.protocol])
             self._add(result, ROWS, works, rows, ratios)
 
-    def _add(self, result: LatencyResult[tuple[str, ...]], input_name: str,
-             works: Mapping[tuple[str, ...], list[Work]], rows: list, ratios: list) -> None:
+    def _add(
+        self,
+        result: LatencyResult[tuple[str, ...]],
+        input_name: str,
+        works: Mapping[tuple[str, ...], list[Work]],
+        rows: list,
+        ratios: list,
+    ) -> None:
         """Rows of one measurement; variants are (model, back end) or (model, back end, input)."""
         for key, numbers in result.summary().items():
             row = {"model": key[0], "back_end": key[1], "input": key[2] if len(key) > 2 else input_name, **numbers}
@@ -244,9 +283,18 @@ class _Timing:
             same = [key for key in result.names if key[2:] == shown]
             for key, ratio in speed_ups(result, baseline).items():
                 if key in same and key != baseline:
-                    ratios.append({"model": key[0], "back_end": key[1], "input": shown[0] if shown else input_name,
-                                   "threads": result.threads, "baseline": f"{baseline[0]} ({baseline[1]})",
-                                   "ratio": ratio.value, "low": ratio.low, "high": ratio.high})
+                    ratios.append(
+                        {
+                            "model": key[0],
+                            "back_end": key[1],
+                            "input": shown[0] if shown else input_name,
+                            "threads": result.threads,
+                            "baseline": f"{baseline[0]} ({baseline[1]})",
+                            "ratio": ratio.value,
+                            "low": ratio.low,
+                            "high": ratio.high,
+                        }
+                    )
 
 
 def _of_row(predict: Predict, encoded: Sequence[Mapping[str, torch.Tensor]]) -> Callable[[int], Any]:
@@ -265,5 +313,8 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, limit: int) -> Encode:
 def _spread(encoded: Sequence[Mapping[str, torch.Tensor]], most: int = 15) -> list[int]:
     """Lengths of the rows, thinned to `most` of them evenly by rank: their median stays."""
     lengths = sorted(row["input_ids"].shape[1] for row in encoded)
-    return lengths if len(lengths) <= most else [lengths[place * (len(lengths) - 1) // (most - 1)]
-                                                 for place in range(most)]
+    return (
+        lengths
+        if len(lengths) <= most
+        else [lengths[place * (len(lengths) - 1) // (most - 1)] for place in range(most)]
+    )

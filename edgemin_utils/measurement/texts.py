@@ -8,8 +8,9 @@ from edgemin_utils.errors import DataError
 from edgemin_utils.tasks import resolve_task
 
 
-def read_texts(file: str | None = None, task: str = "sst2", data_dir: str | None = None,
-               rows: int = 100) -> tuple[list[tuple[str, ...]], str]:
+def read_texts(
+    file: str | None = None, task: str = "sst2", data_dir: str | None = None, rows: int = 100
+) -> tuple[list[tuple[str, ...]], str]:
     """The first rows, and one sentence on where they come from.
 
     Args:

@@ -68,8 +68,9 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
         former = read_record(folder)
         record |= {"environment": former["environment"], "timing": former["timing"]}
     elif not options.counts_only:
-        record["timing"] = measure_paper(models, PROTOCOLS["quick" if options.quick else "full"], say,
-                                         repeats=options.repeat)
+        record["timing"] = measure_paper(
+            models, PROTOCOLS["quick" if options.quick else "full"], say, repeats=options.repeat
+        )
     write_record(record, folder)
     write_results(record, folder)
     shown, timing = [claims_table(record), honest_table(record)], record["timing"]
@@ -105,21 +106,40 @@ def _sayer(started: float) -> Callable[[str], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m edgemin_utils.paper", description="The paper's numbers, derived, "
-                                     "measured and held against its claims.")
-    parser.add_argument("--quick", action="store_true", help="few runs: a look, marked as such (default: the full "
-                        "protocol)")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="measure latency N times and set every "
-                        "ratio of the runs side by side (default: once)")
+    parser = argparse.ArgumentParser(
+        prog="python -m edgemin_utils.paper",
+        description="The paper's numbers, derived, measured and held against its claims.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few runs: a look, marked as such (default: the full protocol)"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure latency N times and set every ratio of the runs side by side (default: once)",
+    )
     parser.add_argument("--counts-only", action="store_true", help="only what needs no clock (default: measure too)")
-    parser.add_argument("--keep-timing", action="store_true", help="take what was measured from the record that is "
-                        "there, and only count and read studies anew (default: measure too)")
-    parser.add_argument("--studies", nargs="+", metavar="DIR", help="studies whose accuracy is read (default: the "
-                        "reference study)")
-    parser.add_argument("--output-dir", metavar="DIR", help="where record, tables and figures go (default: "
-                        "outputs/paper-numbers in the project's folder)")
-    parser.add_argument("--publish", action="store_true", help="copy the finished folder to outputs/reference and "
-                        "write the claims into the README's marked place")
+    parser.add_argument(
+        "--keep-timing",
+        action="store_true",
+        help="take what was measured from the record that is "
+        "there, and only count and read studies anew (default: measure too)",
+    )
+    parser.add_argument(
+        "--studies", nargs="+", metavar="DIR", help="studies whose accuracy is read (default: the reference study)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="where record, tables and figures go (default: outputs/paper-numbers in the project's folder)",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="copy the finished folder to outputs/reference and write the claims into the README's marked place",
+    )
     return parser
 
 

@@ -33,8 +33,11 @@ def study_accuracy(study: Path | StudyRecords, recipe: str = "paper") -> list[di
     records = study if isinstance(study, StudyRecords) else read_study(study)
     rows = []
     for task in records.tasks:
-        ended = [(chain, final) for chain in records.of_task(task)
-                 if TEACHER in chain.models and (final := _final(chain, recipe))]
+        ended = [
+            (chain, final)
+            for chain in records.of_task(task)
+            if TEACHER in chain.models and (final := _final(chain, recipe))
+        ]
         if not ended or is_synthetic([chain for chain, _ in ended]):
             continue
         for split in ended[0][0].models[TEACHER].results["metrics"]:
@@ -49,11 +52,17 @@ def _row(study: str, task: str, split: str, ended: Sequence[tuple[Chain, Record]
     teachers = [_correct(chain.models[TEACHER], split) for chain in chains]
     several = task if len(chains[0].models[TEACHER].results["metrics"]) == 1 else f"{task} {split}"
     profile = finals[0].content["profile"]
-    row = {"task": several, "split": split, "profile": profile, "seeds": len(chains),
-           "study": f"study {study} ({profile} profile, {len(chains)} seed{'s' * (len(chains) > 1)} of {task})",
-           "papers_models": all(_is_papers(chain, final) for chain, final in ended),
-           "undistilled_form": "compressed alike" if plain[0] is not None and plain[0].content["quantized"]
-           else "not compressed"}
+    row = {
+        "task": several,
+        "split": split,
+        "profile": profile,
+        "seeds": len(chains),
+        "study": f"study {study} ({profile} profile, {len(chains)} seed{'s' * (len(chains) > 1)} of {task})",
+        "papers_models": all(_is_papers(chain, final) for chain, final in ended),
+        "undistilled_form": "compressed alike"
+        if plain[0] is not None and plain[0].content["quantized"]
+        else "not compressed",
+    }
     row |= _estimates("", teachers, [_correct(record, split) for record in finals])
     papers = [_final(chain, "paper") for chain in chains] if recipe != "paper" else []
     for prefix, models in (("paper_", papers), ("undistilled_", plain)):
@@ -73,8 +82,11 @@ def _estimates(prefix: str, teachers: Sequence[np.ndarray], models: Sequence[np.
     else:
         accuracy = mean_with_interval([own.mean() for own in models])
         kept = mean_with_interval([own.mean() / teacher.mean() for own, teacher in zip(models, teachers, strict=True)])
-    return {f"{prefix}{name}{end}": value for name, item in (("accuracy", accuracy), ("kept", kept))
-            for end, value in (("", item.value), ("_low", item.low), ("_high", item.high))}
+    return {
+        f"{prefix}{name}{end}": value
+        for name, item in (("accuracy", accuracy), ("kept", kept))
+        for end, value in (("", item.value), ("_low", item.low), ("_high", item.high))
+    }
 
 
 def _final(chain: Chain, recipe: str) -> Record | None:
@@ -87,24 +99,31 @@ def _final(chain: Chain, recipe: str) -> Record | None:
 def _took(steps: Sequence[str], recipe: Sequence[str]) -> bool:
     """Whether steps, spelled out, are a recipe's, which leaves some open."""
     return len(steps) == len(recipe) and all(
-        step == asked or step.split(":", 1)[0] == asked for step, asked in zip(steps, recipe, strict=True))
+        step == asked or step.split(":", 1)[0] == asked for step, asked in zip(steps, recipe, strict=True)
+    )
 
 
 def _undistilled(chain: Chain, final: Record) -> Record | None:
     """The student without distillation, compressed like the final model, else as it was trained."""
-    alike = [record for record in chain.models.values() if record.content["student"] == "none"
-             and tuple(record.content["steps"]) == tuple(final.content["steps"][1:])]
+    alike = [
+        record
+        for record in chain.models.values()
+        if record.content["student"] == "none" and tuple(record.content["steps"]) == tuple(final.content["steps"][1:])
+    ]
     return alike[0] if alike else chain.models.get("distillation/none")
 
 
 def _is_papers(chain: Chain, final: Record) -> bool:
     """Whether a chain's teacher, and the student that its final model was made from, are the paper's architectures."""
+
     def shape(model: Mapping[str, Any]) -> tuple:
         return model["family"], model["layers"], model["hidden_size"]
 
     student = chain.models.get(f"distillation/{final.content['student']}", final)
     return (shape(chain.models[TEACHER].results["model"]), shape(student.results["model"])) == (
-        ("distilbert", 6, 768), ("bert", 12, 384))
+        ("distilbert", 6, 768),
+        ("bert", 12, 384),
+    )
 
 
 def _correct(record: Record, split: str) -> np.ndarray:

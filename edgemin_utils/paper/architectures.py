@@ -57,9 +57,17 @@ def build_models(seed: int = 0) -> PaperModels:
         student = scratch_model("bert", 12, 384, 12, 1536, VOCABULARY, LABELS, POSITIONS).eval()
         pruned, fifth = without_heads(student, heads_of_ratio(student)), without_heads(student, nearest_fifth(student))
         honest = honest_form(student)
-    return PaperModels(teacher, student, pruned, fifth, quantize(student, "dynamic-int8"),
-                       quantize(pruned, "dynamic-int8"), quantize(student, "dynamic-int8-embeddings"),
-                       honest, quantize(honest, RECIPES[HONEST_RECIPE][-1].partition(":")[2]))
+    return PaperModels(
+        teacher,
+        student,
+        pruned,
+        fifth,
+        quantize(student, "dynamic-int8"),
+        quantize(pruned, "dynamic-int8"),
+        quantize(student, "dynamic-int8-embeddings"),
+        honest,
+        quantize(honest, RECIPES[HONEST_RECIPE][-1].partition(":")[2]),
+    )
 
 
 def heads_of_ratio(model: nn.Module, ratio: float = HEAD_RATIO) -> list[int]:

@@ -13,7 +13,11 @@ from edgemin_utils.paper import timing as measured
 from edgemin_utils.paper.counts import Count
 
 REPRODUCED, PAPER_ONLY, NOT_REPRODUCED, UNTESTED = (
-    "reproduced", "reproduced only under the paper's counting", "not reproduced", "untested here")
+    "reproduced",
+    "reproduced only under the paper's counting",
+    "not reproduced",
+    "untested here",
+)
 RUN_FIRST = "not measured yet: `make paper-numbers` measures it"
 
 
@@ -38,8 +42,9 @@ class Claim:
     function: str
 
 
-def claims_table(counts: Mapping[str, Count], timing: Mapping[str, Any] | None = None,
-                 accuracy: Sequence[Mapping[str, Any]] = ()) -> list[Claim]:
+def claims_table(
+    counts: Mapping[str, Count], timing: Mapping[str, Any] | None = None, accuracy: Sequence[Mapping[str, Any]] = ()
+) -> list[Claim]:
     """All fifteen claims, in order.
 
     Args:
@@ -50,8 +55,9 @@ def claims_table(counts: Mapping[str, Count], timing: Mapping[str, Any] | None =
     return [
         _exact("C1", "teacher: 66.96M parameters", counts["teacher_parameters"]),
         _exact("C2", "student: 33.36M parameters", counts["student_parameters"]),
-        _artefact("C3", "final model: 11.94M parameters, 2.8x fewer", counts["final_parameters"],
-                  counts["parameter_ratio"]),
+        _artefact(
+            "C3", "final model: 11.94M parameters, 2.8x fewer", counts["final_parameters"], counts["parameter_ratio"]
+        ),
         _artefact("C4", "final file: 65.09 MB, 1.96x smaller", counts["final_file"], counts["file_ratio"]),
         _never("C5", "2.6x fewer FLOPs (estimated)", counts["operation_ratio"]),
         latency_claim(timing),
@@ -63,22 +69,28 @@ def claims_table(counts: Mapping[str, Count], timing: Mapping[str, Any] | None =
         retention_claim(accuracy),
         speed_claim(timing),
         memory_claim(timing),
-        Claim("C15", "60-70 % less power on mobile", "not said", _energy_text(timing), UNTESTED,
-              "timing.measure_paper"),
+        Claim(
+            "C15", "60-70 % less power on mobile", "not said", _energy_text(timing), UNTESTED, "timing.measure_paper"
+        ),
     ]
 
 
-def notes(timing: Mapping[str, Any] | None, environment: Mapping[str, Any] | None,
-          accuracy: Sequence[Mapping[str, Any]] = ()) -> tuple[str, ...]:
+def notes(
+    timing: Mapping[str, Any] | None, environment: Mapping[str, Any] | None, accuracy: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str, ...]:
     """What a reader of the table must know."""
-    lines = ["The paper's architectures are built from their sizes with random weights; no count and no time here "
-             "depends on the weights' values. MB are 10^6 bytes, MiB 2^20."]
+    lines = [
+        "The paper's architectures are built from their sizes with random weights; no count and no time here "
+        "depends on the weights' values. MB are 10^6 bytes, MiB 2^20."
+    ]
     if timing and environment:
         protocol = timing["protocol"]
         look = "a QUICK LOOK, no result: " if protocol["name"] == "quick" else ""
-        lines.append(f"Times: {look}PyTorch (the honest model: ONNX Runtime), {timing['threads']} thread each, one row "
-                     f"a call, models in turn, at least {protocol['runs']} rounds, 95 % bootstrap intervals over "
-                     f"rounds. {int8_sentence(environment)}")
+        lines.append(
+            f"Times: {look}PyTorch (the honest model: ONNX Runtime), {timing['threads']} thread each, one row "
+            f"a call, models in turn, at least {protocol['runs']} rounds, 95 % bootstrap intervals over "
+            f"rounds. {int8_sentence(environment)}"
+        )
     lines += [f"Accuracy: {name}." for name in dict.fromkeys(row["study"] for row in accuracy)]
     return tuple(lines)
 
@@ -92,34 +104,58 @@ def as_rows(claims: Sequence[Claim]) -> list[dict[str, str]]:
 
 
 def _exact(number: str, claim: str, count: Count) -> Claim:
-    return Claim(number, claim, count.way, count.honest, REPRODUCED if count.reproduced else NOT_REPRODUCED,
-                 f"counts.{count.function}")
+    return Claim(
+        number,
+        claim,
+        count.way,
+        count.honest,
+        REPRODUCED if count.reproduced else NOT_REPRODUCED,
+        f"counts.{count.function}",
+    )
 
 
 def _artefact(number: str, claim: str, *counts: Count) -> Claim:
     """A claim whose digits the paper's way gives, and the honest one does not."""
     verdict = PAPER_ONLY if all(count.reproduced for count in counts) else NOT_REPRODUCED
-    return Claim(number, claim, "; ".join(dict.fromkeys(f"{count.way}: {count.counted}" for count in counts)),
-                 "; ".join(f"{count.honest} ({count.honest_way})" for count in counts), verdict,
-                 ", ".join(f"counts.{count.function}" for count in counts))
+    return Claim(
+        number,
+        claim,
+        "; ".join(dict.fromkeys(f"{count.way}: {count.counted}" for count in counts)),
+        "; ".join(f"{count.honest} ({count.honest_way})" for count in counts),
+        verdict,
+        ", ".join(f"counts.{count.function}" for count in counts),
+    )
 
 
 def _never(number: str, claim: str, count: Count) -> Claim:
     """A claim that does not follow from the pipeline, however it is counted."""
-    return Claim(number, claim, f"{count.way}{': ' + count.counted if count.counted else ''}",
-                 f"{count.honest} ({count.honest_way})", NOT_REPRODUCED, f"counts.{count.function}")
+    return Claim(
+        number,
+        claim,
+        f"{count.way}{': ' + count.counted if count.counted else ''}",
+        f"{count.honest} ({count.honest_way})",
+        NOT_REPRODUCED,
+        f"counts.{count.function}",
+    )
 
 
 def size_claim(counts: Mapping[str, Count]) -> Claim:
     """C11: the file goes 127 -> 66 -> 33 MB."""
     steps = [counts[name] for name in ("student_file", "quantized_file", "smallest_file")]
     sizes = [float(count.honest.removesuffix(" MB")) for count in steps]
-    ours = (f"{' -> '.join(count.honest for count in steps)}: {sizes[0] / sizes[2]:.1f}x under the student, "
-            f"{steps[2].honest_way}; the last step quantizes the word embedding too, which the pipeline does not")
+    ours = (
+        f"{' -> '.join(count.honest for count in steps)}: {sizes[0] / sizes[2]:.1f}x under the student, "
+        f"{steps[2].honest_way}; the last step quantizes the word embedding too, which the pipeline does not"
+    )
     inside = all(count.reproduced for count in steps)
-    return Claim("C11", "size 5-10x smaller, 127 -> 66 -> 33 MB (proposal)",
-                 f"{steps[0].way}: {' -> '.join(count.counted for count in steps)}", ours,
-                 PAPER_ONLY if inside else NOT_REPRODUCED, ", ".join(f"counts.{c.function}" for c in steps))
+    return Claim(
+        "C11",
+        "size 5-10x smaller, 127 -> 66 -> 33 MB (proposal)",
+        f"{steps[0].way}: {' -> '.join(count.counted for count in steps)}",
+        ours,
+        PAPER_ONLY if inside else NOT_REPRODUCED,
+        ", ".join(f"counts.{c.function}" for c in steps),
+    )
 
 
 # ---- by measuring ------------------------------------------------------------------------------------------------
@@ -138,16 +174,25 @@ def latency_claim(timing: Mapping[str, Any] | None) -> Claim:
 
 def interaction_claim(timing: Mapping[str, Any] | None) -> Claim:
     """C10. Borne out where the interval of the interaction leaves 1 out at every length."""
-    claim, counted = "pruning and quantization interact on CPU latency (\"nuanced\")", "not said"
+    claim, counted = 'pruning and quantization interact on CPU latency ("nuanced")', "not said"
     if timing is None:
         return Claim("C10", claim, counted, RUN_FIRST, UNTESTED, "timing.interaction")
     rows = timing["interaction"]
     predicted = {row["input"]: row for row in timing["parts"]}
-    parts = [f"{row['input']}: {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], where products, attention and "
-             f"rest added up predict {predicted[row['input']]['predicted']:.3f}" for row in rows]
+    parts = [
+        f"{row['input']}: {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], where products, attention and "
+        f"rest added up predict {predicted[row['input']]['predicted']:.3f}"
+        for row in rows
+    ]
     apart = all(not row["low"] <= 1 <= row["high"] for row in rows)
-    return Claim("C10", claim, counted, f"{'; '.join(parts)} (1: the gains multiply; over 1: together they gain less)",
-                 REPRODUCED if apart else NOT_REPRODUCED, "timing.interaction")
+    return Claim(
+        "C10",
+        claim,
+        counted,
+        f"{'; '.join(parts)} (1: the gains multiply; over 1: together they gain less)",
+        REPRODUCED if apart else NOT_REPRODUCED,
+        "timing.interaction",
+    )
 
 
 def speed_claim(timing: Mapping[str, Any] | None) -> Claim:
@@ -157,8 +202,11 @@ def speed_claim(timing: Mapping[str, Any] | None) -> Claim:
         return Claim("C13", claim, counted, RUN_FIRST, UNTESTED, "timing.measure_paper")
     rows = _of(timing["over_teacher"], measured.FINAL)
     times = {row["input"]: row["median_ms"] for row in _of(timing["latency"], measured.FINAL)}
-    parts = [f"{row['input']}: {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}] over the teacher, "
-             f"{times[row['input']]:.1f} ms" for row in rows]
+    parts = [
+        f"{row['input']}: {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}] over the teacher, "
+        f"{times[row['input']]:.1f} ms"
+        for row in rows
+    ]
     verdict = REPRODUCED if all(row["ratio"] >= 3 for row in rows) else NOT_REPRODUCED
     return Claim("C13", claim, counted, "; ".join(parts), verdict, "claims.speed_claim")
 
@@ -170,10 +218,12 @@ def memory_claim(timing: Mapping[str, Any] | None) -> Claim:
         return Claim("C14", claim, counted, RUN_FIRST, UNTESTED, "timing.peak_memories")
     teacher, final = (_of(timing["memory"], name)[0] for name in (measured.TEACHER, measured.FINAL))
     lower = 1 - final["peak_bytes"] / teacher["peak_bytes"]
-    ours = (f"peak {final['peak_bytes'] / 1e6:.0f} MB, {_lower(lower)} the teacher's "
-            f"{teacher['peak_bytes'] / 1e6:.0f} MB, loading included; "
-            f"{final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
-            f"transformers takes {final['baseline_bytes'] / 1e6:.0f} MB")
+    ours = (
+        f"peak {final['peak_bytes'] / 1e6:.0f} MB, {_lower(lower)} the teacher's "
+        f"{teacher['peak_bytes'] / 1e6:.0f} MB, loading included; "
+        f"{final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
+        f"transformers takes {final['baseline_bytes'] / 1e6:.0f} MB"
+    )
     borne_out = lower >= 0.7 and final["peak_bytes"] < 200e6
     return Claim("C14", claim, counted, ours, REPRODUCED if borne_out else NOT_REPRODUCED, "claims.memory_claim")
 
@@ -182,10 +232,15 @@ def _energy_text(timing: Mapping[str, Any] | None) -> str:
     if timing is None:
         return "no mobile device here"
     teacher, final = (_of(timing["energy"], name)[0] for name in (measured.TEACHER, measured.FINAL))
-    joules = "joules not measured (no RAPL)" if final["joules"] is None else \
-        f"{final['joules']:.3f} J a row against {teacher['joules']:.3f} J"
-    return (f"no mobile device here; on this CPU {final['cpu_seconds'] * 1e3:.1f} CPU-ms a row of {final['input']} "
-            f"against the teacher's {teacher['cpu_seconds'] * 1e3:.1f}, {joules}")
+    joules = (
+        "joules not measured (no RAPL)"
+        if final["joules"] is None
+        else f"{final['joules']:.3f} J a row against {teacher['joules']:.3f} J"
+    )
+    return (
+        f"no mobile device here; on this CPU {final['cpu_seconds'] * 1e3:.1f} CPU-ms a row of {final['input']} "
+        f"against the teacher's {teacher['cpu_seconds'] * 1e3:.1f}, {joules}"
+    )
 
 
 def _lower(share: float) -> str:
@@ -207,13 +262,18 @@ def _of(rows: Sequence[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]
 def sst2_accuracy_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
     """C7. Tested only by a study of the paper's own models on real SST-2 rows."""
     rows = [row for row in accuracy if row["task"] == "sst2"]
-    claim, counted, function = ("SST-2 accuracy 89.8 % (estimated)", "not measured by the paper",
-                                "accuracy.study_accuracy")
+    claim, counted, function = (
+        "SST-2 accuracy 89.8 % (estimated)",
+        "not measured by the paper",
+        "accuracy.study_accuracy",
+    )
     if not rows:
         return Claim("C7", claim, counted, "no study on SST-2 at hand", UNTESTED, function)
     row = next((row for row in rows if row["papers_models"]), rows[0])
-    ours = (f"{row['profile']} study: {_percent(row, 'accuracy')}; without distillation ({row['undistilled_form']}): "
-            f"{_percent(row, 'undistilled_accuracy')}")
+    ours = (
+        f"{row['profile']} study: {_percent(row, 'accuracy')}; without distillation ({row['undistilled_form']}): "
+        f"{_percent(row, 'undistilled_accuracy')}"
+    )
     if not row["papers_models"]:
         return Claim("C7", claim, counted, f"other models than the paper's: {ours}", UNTESTED, function)
     verdict = REPRODUCED if row["accuracy_high"] >= 0.898 else NOT_REPRODUCED
@@ -223,12 +283,18 @@ def sst2_accuracy_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
 def retention_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
     """C12. Borne out where the interval of what the final model keeps of the teacher's accuracy lies at 95 % or above
     on every task of the study."""
-    claim, counted, function = ("95-99 % of the teacher's accuracy kept (proposal)", "not measured by the paper",
-                                "accuracy.study_accuracy")
+    claim, counted, function = (
+        "95-99 % of the teacher's accuracy kept (proposal)",
+        "not measured by the paper",
+        "accuracy.study_accuracy",
+    )
     if not accuracy:
         return Claim("C12", claim, counted, "no study at hand", UNTESTED, function)
-    parts = [f"{row['task']}: {_percent(row, 'kept')}, without distillation ({row['undistilled_form']}) "
-             f"{_percent(row, 'undistilled_kept')}" for row in accuracy]
+    parts = [
+        f"{row['task']}: {_percent(row, 'kept')}, without distillation ({row['undistilled_form']}) "
+        f"{_percent(row, 'undistilled_kept')}"
+        for row in accuracy
+    ]
     models = "" if all(row["papers_models"] for row in accuracy) else "on other models than the paper's: "
     verdict = REPRODUCED if all(row["kept_low"] >= 0.95 for row in accuracy) else NOT_REPRODUCED
     return Claim("C12", claim, counted, models + "; ".join(parts), verdict, function)

@@ -56,9 +56,20 @@ class Count:
 
 def every_count(models: PaperModels) -> dict[str, Count]:
     """Name -> count, of every number that needs no clock."""
-    functions = (teacher_parameters, student_parameters, final_parameters, parameter_ratio, student_file,
-                 quantized_file, final_file, file_ratio, smallest_file, removed_heads, operation_ratio,
-                 feed_forward_weights)
+    functions = (
+        teacher_parameters,
+        student_parameters,
+        final_parameters,
+        parameter_ratio,
+        student_file,
+        quantized_file,
+        final_file,
+        file_ratio,
+        smallest_file,
+        removed_heads,
+        operation_ratio,
+        feed_forward_weights,
+    )
     return {function.__name__: function(models) for function in functions}
 
 
@@ -77,17 +88,29 @@ def student_parameters(models: PaperModels) -> Count:
 
 def final_parameters(models: PaperModels) -> Count:
     """11.94M parameters of the pruned, quantized student."""
-    return _parameters("Final model's parameters", "11.94M", models.pruned_quantized, "final_parameters",
-                       "model.parameters() after quantize_dynamic: embeddings and layer norms alone; INT8 weights are "
-                       "in packed buffers")
+    return _parameters(
+        "Final model's parameters",
+        "11.94M",
+        models.pruned_quantized,
+        "final_parameters",
+        "model.parameters() after quantize_dynamic: embeddings and layer norms alone; INT8 weights are "
+        "in packed buffers",
+    )
 
 
 def parameter_ratio(models: PaperModels) -> Count:
     """2.8 times fewer parameters than the student."""
     listed = framework_parameters(models.student) / framework_parameters(models.pruned_quantized)
     stored = stored_weights(models.student) / stored_weights(models.pruned_quantized)
-    return Count("Fewer parameters than the student", "2.8x", f"{listed:.1f}x", "listed before / listed after",
-                 f"{stored:.2f}x", "stored before / stored after", "parameter_ratio")
+    return Count(
+        "Fewer parameters than the student",
+        "2.8x",
+        f"{listed:.1f}x",
+        "listed before / listed after",
+        f"{stored:.2f}x",
+        "stored before / stored after",
+        "parameter_ratio",
+    )
 
 
 def listed_after_quantization(models: PaperModels) -> dict[str, int]:
@@ -104,10 +127,16 @@ def weights_of_parts(models: PaperModels) -> dict[str, dict[str, int]]:
     return {"student": weights_by_part(models.student), "final": weights_by_part(models.pruned_quantized)}
 
 
-def _parameters(quantity: str, claimed: str, model: nn.Module, function: str,
-                way: str = "model.parameters()") -> Count:
-    return Count(quantity, claimed, f"{framework_parameters(model) / 1e6:.2f}M", way,
-                 f"{stored_weights(model):,}", "all weights, wherever they are stored", function)
+def _parameters(quantity: str, claimed: str, model: nn.Module, function: str, way: str = "model.parameters()") -> Count:
+    return Count(
+        quantity,
+        claimed,
+        f"{framework_parameters(model) / 1e6:.2f}M",
+        way,
+        f"{stored_weights(model):,}",
+        "all weights, wherever they are stored",
+        function,
+    )
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -139,9 +168,15 @@ def file_ratio(models: PaperModels) -> Count:
     """1.96 times smaller than the student's file."""
     student, final = pickled_bytes(models.student), pickled_bytes(models.pruned_quantized)
     teacher = pickled_bytes(models.teacher)
-    return Count("Smaller than the student", "1.96x", f"{student / final:.2f}x", "student's file / final file",
-                 f"{student / final:.2f}x", f"the same; over the teacher's file it is {teacher / final:.2f}x",
-                 "file_ratio")
+    return Count(
+        "Smaller than the student",
+        "1.96x",
+        f"{student / final:.2f}x",
+        "student's file / final file",
+        f"{student / final:.2f}x",
+        f"the same; over the teacher's file it is {teacher / final:.2f}x",
+        "file_ratio",
+    )
 
 
 def pickled_bytes(model: nn.Module) -> int:
@@ -153,8 +188,15 @@ def pickled_bytes(model: nn.Module) -> int:
 
 def _file(quantity: str, claimed: str, digits: int, model: nn.Module, function: str) -> Count:
     size = pickled_bytes(model)
-    return Count(quantity, claimed, f"{mebibytes(size):.{digits}f} MB", "torch.save(model), in MiB (2^20 bytes)",
-                 f"{megabytes(size):.2f} MB", "the same file, in MB (10^6 bytes)", function)
+    return Count(
+        quantity,
+        claimed,
+        f"{mebibytes(size):.{digits}f} MB",
+        "torch.save(model), in MiB (2^20 bytes)",
+        f"{megabytes(size):.2f} MB",
+        "the same file, in MB (10^6 bytes)",
+        function,
+    )
 
 
 # ---- heads and operations ----------------------------------------------------------------------------------------
@@ -165,26 +207,39 @@ def removed_heads(models: PaperModels) -> Count:
     heads = sum(layer.num_heads for layer in encoder_layers(models.student))
     asked, cut, near = HEAD_RATIO, sum(heads_of_ratio(models.student)), sum(nearest_fifth(models.student))
     left = sum(layer.num_heads for layer in encoder_layers(models.pruned))
-    return Count("Attention heads removed", "20 %", f"{100 * asked:.0f} %",
-                 f"the ratio asked for; int({asked:g} x 12) = 2 heads in each of 12 layers",
-                 f"{100 * (heads - left) / heads:.1f} %",
-                 f"{cut} of {heads} heads are gone; 20 % would be {asked * heads:.1f}, the nearest whole number {near} "
-                 f"is {100 * near / heads:.1f} %", "removed_heads")
+    return Count(
+        "Attention heads removed",
+        "20 %",
+        f"{100 * asked:.0f} %",
+        f"the ratio asked for; int({asked:g} x 12) = 2 heads in each of 12 layers",
+        f"{100 * (heads - left) / heads:.1f} %",
+        f"{cut} of {heads} heads are gone; 20 % would be {asked * heads:.1f}, the nearest whole number {near} "
+        f"is {100 * near / heads:.1f} %",
+        "removed_heads",
+    )
 
 
 def operation_ratio(models: PaperModels) -> Count:
     """2.6 times fewer FLOPs than the teacher."""
     ratios = ratios_over_length(models)
-    return Count("Fewer FLOPs than the teacher", "2.6x", "", "no counting found that gives it; called an estimate",
-                 f"{ratios[128]:.2f}x", f"MACs of teacher / final model at 1x128; {min(ratios.values()):.2f}x to "
-                 f"{largest_operation_ratio(models):.2f}x at any length, and quantization removes none",
-                 "operation_ratio")
+    return Count(
+        "Fewer FLOPs than the teacher",
+        "2.6x",
+        "",
+        "no counting found that gives it; called an estimate",
+        f"{ratios[128]:.2f}x",
+        f"MACs of teacher / final model at 1x128; {min(ratios.values()):.2f}x to "
+        f"{largest_operation_ratio(models):.2f}x at any length, and quantization removes none",
+        "operation_ratio",
+    )
 
 
 def ratios_over_length(models: PaperModels) -> dict[int, float]:
     """Tokens -> MACs of the teacher over those of the final model, at batch 1."""
-    return {length: closed_formula_macs(models.teacher, 1, length)
-            / closed_formula_macs(models.pruned_quantized, 1, length) for length in LENGTHS}
+    return {
+        length: closed_formula_macs(models.teacher, 1, length) / closed_formula_macs(models.pruned_quantized, 1, length)
+        for length in LENGTHS
+    }
 
 
 def largest_operation_ratio(models: PaperModels) -> float:
@@ -197,15 +252,24 @@ def largest_operation_ratio(models: PaperModels) -> float:
 def layer_products(model: nn.Module) -> list[int]:
     """MACs of each encoder layer's weight products for one token."""
     names = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
-    return [sum(getattr(layer, name).in_features * getattr(layer, name).out_features for name in names)
-            for layer in encoder_layers(model)]
+    return [
+        sum(getattr(layer, name).in_features * getattr(layer, name).out_features for name in names)
+        for layer in encoder_layers(model)
+    ]
 
 
 def feed_forward_weights(models: PaperModels) -> Count:
     """No feed-forward weights left after quantization."""
     before, after = (weights_by_part(model)["feed_forward"] for model in (models.student, models.quantized))
-    listed = sum(parameter.numel() for name, parameter in models.quantized.named_parameters()
-                 if part_of(name) == "feed_forward")
-    return Count("Feed-forward weights left after quantization", "0", f"{listed:,}",
-                 "what model.parameters() lists of them", f"{after:,} of {before:,}", "stored in packed INT8 buffers",
-                 "feed_forward_weights")
+    listed = sum(
+        parameter.numel() for name, parameter in models.quantized.named_parameters() if part_of(name) == "feed_forward"
+    )
+    return Count(
+        "Feed-forward weights left after quantization",
+        "0",
+        f"{listed:,}",
+        "what model.parameters() lists of them",
+        f"{after:,} of {before:,}",
+        "stored in packed INT8 buffers",
+        "feed_forward_weights",
+    )

@@ -66,13 +66,19 @@ def honest_counts(models: PaperModels) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         save_honest(models.honest_quantized, Path(place))
         file_bytes = (Path(place) / ONNX_FILE).stat().st_size
-    return {"recipe": list(RECIPES[HONEST_RECIPE]), "layers": len(layers), "neurons": layers[0].intermediate_size,
-            "vocabulary": models.honest.config.vocab_size, "parameters": stored_weights(models.honest_quantized),
-            "file_bytes": file_bytes, "macs": closed_formula_macs(models.honest_quantized, 1, LENGTH),
-            "student_parameters": stored_weights(models.student),
-            "teacher_macs": closed_formula_macs(models.teacher, 1, LENGTH),
-            "final_parameters": stored_weights(models.pruned_quantized),
-            "final_macs": closed_formula_macs(models.pruned_quantized, 1, LENGTH)}
+    return {
+        "recipe": list(RECIPES[HONEST_RECIPE]),
+        "layers": len(layers),
+        "neurons": layers[0].intermediate_size,
+        "vocabulary": models.honest.config.vocab_size,
+        "parameters": stored_weights(models.honest_quantized),
+        "file_bytes": file_bytes,
+        "macs": closed_formula_macs(models.honest_quantized, 1, LENGTH),
+        "student_parameters": stored_weights(models.student),
+        "teacher_macs": closed_formula_macs(models.teacher, 1, LENGTH),
+        "final_parameters": stored_weights(models.pruned_quantized),
+        "final_macs": closed_formula_macs(models.pruned_quantized, 1, LENGTH),
+    }
 
 
 def save_honest(model: PreTrainedModel, folder: Path) -> None:
@@ -88,8 +94,12 @@ def save_honest(model: PreTrainedModel, folder: Path) -> None:
 # ---- the table --------------------------------------------------------------------------------------------------
 
 
-def made_true(counts: Mapping[str, Any], final_file: str, timing: Mapping[str, Any] | None = None,
-              accuracy: Sequence[Mapping[str, Any]] = ()) -> list[MadeTrue]:
+def made_true(
+    counts: Mapping[str, Any],
+    final_file: str,
+    timing: Mapping[str, Any] | None = None,
+    accuracy: Sequence[Mapping[str, Any]] = (),
+) -> list[MadeTrue]:
     """Every claim that a model can be held against.
 
     Args:
@@ -101,30 +111,54 @@ def made_true(counts: Mapping[str, Any], final_file: str, timing: Mapping[str, A
     ratio = counts["teacher_macs"] / counts["macs"]
     fewer = counts["student_parameters"] / counts["parameters"]
     return [
-        MadeTrue("C3", "at most 11.94M parameters, all counted", f"{counts['final_parameters']:,}",
-                 f"{counts['parameters']:,} ({fewer:.2f}x fewer than the student)",
-                 _verdict(counts["parameters"] <= MOST_PARAMETERS), "honest.honest_counts"),
-        MadeTrue("C4, C11", "a file of at most 33 MB", final_file, f"{megabytes(counts['file_bytes']):.2f} MB",
-                 _verdict(counts["file_bytes"] <= MOST_BYTES), "honest.honest_counts"),
-        MadeTrue("C5", "2.6x fewer MACs than the teacher", f"{counts['teacher_macs'] / counts['final_macs']:.2f}x",
-                 f"{ratio:.2f}x ({counts['macs'] / 1e9:.3f} G at 1x{LENGTH}, eager attention, against "
-                 f"{counts['teacher_macs'] / 1e9:.3f} G)", _verdict(ratio >= FEWER_MACS), "honest.honest_counts"),
-        *_measured(timing), _accuracy(accuracy)]
+        MadeTrue(
+            "C3",
+            "at most 11.94M parameters, all counted",
+            f"{counts['final_parameters']:,}",
+            f"{counts['parameters']:,} ({fewer:.2f}x fewer than the student)",
+            _verdict(counts["parameters"] <= MOST_PARAMETERS),
+            "honest.honest_counts",
+        ),
+        MadeTrue(
+            "C4, C11",
+            "a file of at most 33 MB",
+            final_file,
+            f"{megabytes(counts['file_bytes']):.2f} MB",
+            _verdict(counts["file_bytes"] <= MOST_BYTES),
+            "honest.honest_counts",
+        ),
+        MadeTrue(
+            "C5",
+            "2.6x fewer MACs than the teacher",
+            f"{counts['teacher_macs'] / counts['final_macs']:.2f}x",
+            f"{ratio:.2f}x ({counts['macs'] / 1e9:.3f} G at 1x{LENGTH}, eager attention, against "
+            f"{counts['teacher_macs'] / 1e9:.3f} G)",
+            _verdict(ratio >= FEWER_MACS),
+            "honest.honest_counts",
+        ),
+        *_measured(timing),
+        _accuracy(accuracy),
+    ]
 
 
 def _measured(timing: Mapping[str, Any] | None) -> list[MadeTrue]:
-    claims = (("C6", "CPU latency 44 % under the FP32 student's", "honest.latency_row"),
-              ("C13", "latency 3-5x under the teacher's", "honest.speed_row"),
-              ("C14", "memory 70 % under the teacher's, peak below 200 MB", "honest.memory_row"))
+    claims = (
+        ("C6", "CPU latency 44 % under the FP32 student's", "honest.latency_row"),
+        ("C13", "latency 3-5x under the teacher's", "honest.speed_row"),
+        ("C14", "memory 70 % under the teacher's, peak below 200 MB", "honest.memory_row"),
+    )
     if timing is None:
         return [MadeTrue(number, claim, "", "", NOT_MEASURED, name) for number, claim, name in claims]
     rows = (latency_row(timing), speed_row(timing), memory_row(timing))
-    return [MadeTrue(number, claim, paper, ours, _verdict(reached), name)
-            for (number, claim, name), (paper, ours, reached) in zip(claims, rows, strict=True)]
+    return [
+        MadeTrue(number, claim, paper, ours, _verdict(reached), name)
+        for (number, claim, name), (paper, ours, reached) in zip(claims, rows, strict=True)
+    ]
 
 
 def latency_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
     """C6: final model, honest model, and whether the interval of the latter lies at 44 % or above everywhere."""
+
     def text(row: Mapping[str, Any]) -> str:
         value, low, high = (100 * (1 - 1 / row[name]) for name in ("ratio", "low", "high"))
         return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
@@ -149,9 +183,11 @@ def memory_row(timing: Mapping[str, Any]) -> tuple[str, str, bool]:
     teacher, final, honest = (_of(timing["memory"], name)[0] for name in ("teacher", "final model", HONEST))
 
     def text(row: Mapping[str, Any]) -> str:
-        return (f"peak {row['peak_bytes'] / 1e6:.0f} MB, {100 * (1 - row['peak_bytes'] / teacher['peak_bytes']):.0f} % "
-                f"under the teacher's {teacher['peak_bytes'] / 1e6:.0f} MB; {row['baseline_bytes'] / 1e6:.0f} MB of it "
-                f"imports ({row['process']})")
+        return (
+            f"peak {row['peak_bytes'] / 1e6:.0f} MB, {100 * (1 - row['peak_bytes'] / teacher['peak_bytes']):.0f} % "
+            f"under the teacher's {teacher['peak_bytes'] / 1e6:.0f} MB; {row['baseline_bytes'] / 1e6:.0f} MB of it "
+            f"imports ({row['process']})"
+        )
 
     lower = 1 - honest["peak_bytes"] / teacher["peak_bytes"]
     return text(final), text(honest), lower >= LOWER_MEMORY and honest["peak_bytes"] < MOST_MEMORY
@@ -164,27 +200,40 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> MadeTrue:
     models = "" if all(row["papers_models"] for row in rows) else "on other models than the paper's: "
     ours = "; ".join(
         f"{row['task']} {_share(row, 'accuracy')}, {_share(row, 'kept')} of the teacher's ({row['profile']} profile, "
-        f"{row['seeds']} seed{'s' * (row['seeds'] > 1)})" for row in rows)
-    paper = "; ".join(f"{row['task']} {_share(row, 'paper_accuracy')}, {_share(row, 'paper_kept')} of the teacher's"
-                      for row in rows if row.get("paper_accuracy") is not None)
-    return MadeTrue("C7, C12", claim, f"{models if paper else ''}{paper}", f"{models}{ours}",
-                    _verdict(all(row["kept_low"] is not None and row["kept_low"] >= KEPT_ACCURACY for row in rows)),
-                    function)
+        f"{row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+        for row in rows
+    )
+    paper = "; ".join(
+        f"{row['task']} {_share(row, 'paper_accuracy')}, {_share(row, 'paper_kept')} of the teacher's"
+        for row in rows
+        if row.get("paper_accuracy") is not None
+    )
+    return MadeTrue(
+        "C7, C12",
+        claim,
+        f"{models if paper else ''}{paper}",
+        f"{models}{ours}",
+        _verdict(all(row["kept_low"] is not None and row["kept_low"] >= KEPT_ACCURACY for row in rows)),
+        function,
+    )
 
 
 def honest_note(counts: Mapping[str, Any]) -> str:
     """How the honest model is made, one sentence or two."""
     seen = ", ".join(f"{task} {tokens:,} ({rows:,} rows)" for task, (rows, tokens) in TOKENS_SEEN.items())
-    return (f"recipe=honest is {', '.join(counts['recipe'])}. At the paper's sizes that leaves {counts['layers']} of "
-            f"12 layers, {counts['neurons']} of 1,536 neurons a layer and {counts['vocabulary']:,} of 30,522 tokens. "
-            f"The vocabulary is limited because the tokens that train rows need differ by task: {seen}; rarer words "
-            "fall into shorter pieces.")
+    return (
+        f"recipe=honest is {', '.join(counts['recipe'])}. At the paper's sizes that leaves {counts['layers']} of "
+        f"12 layers, {counts['neurons']} of 1,536 neurons a layer and {counts['vocabulary']:,} of 30,522 tokens. "
+        f"The vocabulary is limited because the tokens that train rows need differ by task: {seen}; rarer words "
+        "fall into shorter pieces."
+    )
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], text: Any) -> tuple[str, str]:
     """What `text` says of the final and of the honest model on every input."""
-    final, honest = ("; ".join(f"{row['input']}: {text(row)}" for row in _of(rows, name))
-                     for name in ("final model", HONEST))
+    final, honest = (
+        "; ".join(f"{row['input']}: {text(row)}" for row in _of(rows, name)) for name in ("final model", HONEST)
+    )
     return final, honest
 
 

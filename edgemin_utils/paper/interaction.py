@@ -36,8 +36,12 @@ def time_parts(rows: int, models: PaperModels, threads: int, protocol: Protocol)
     stay in a cache where no model finds them. Variants: "model fp32 whole", "products int8 pruned", "attention pruned"
     and so on; attention, being FP32 in all models, has two.
     """
-    of = {("fp32", "whole"): models.student, ("fp32", "pruned"): models.pruned,
-          ("int8", "whole"): models.quantized, ("int8", "pruned"): models.pruned_quantized}
+    of = {
+        ("fp32", "whole"): models.student,
+        ("fp32", "pruned"): models.pruned,
+        ("int8", "whole"): models.quantized,
+        ("int8", "pruned"): models.pruned_quantized,
+    }
     inputs = fixed_inputs(1, rows, models.student.config.vocab_size)
     calls: dict[str, Callable[[Any], Any]] = {}
     for (precision, form), model in of.items():
@@ -59,10 +63,15 @@ def additive_prediction(timed: LatencyResult, samples: int = 2000) -> dict[str, 
     """
     found = functions_of_medians(
         [timed.of(name) for name in timed.names],
-        lambda medians: _interactions(dict(zip(timed.names, medians, strict=True))), samples=samples)
+        lambda medians: _interactions(dict(zip(timed.names, medians, strict=True))),
+        samples=samples,
+    )
     names = ("predicted", "products_alone", "attention_alone", "measured")
-    return {f"{name}{end}": value for name, item in zip(names, found, strict=True)
-            for end, value in (("", item.value), ("_low", item.low), ("_high", item.high))}
+    return {
+        f"{name}{end}": value
+        for name, item in zip(names, found, strict=True)
+        for end, value in (("", item.value), ("_low", item.low), ("_high", item.high))
+    }
 
 
 def _interactions(ms: Mapping[str, float]) -> list[float]:
@@ -70,12 +79,21 @@ def _interactions(ms: Mapping[str, float]) -> list[float]:
     rest = {precision: rest_of(ms, precision) for precision in PRECISIONS}
 
     def predicted(products: str, attention: str) -> float:
-        pruned, whole = ({precision: ms[f"products {precision} {one}"] + ms[f"attention {other}"] + rest[precision]
-                          for precision in PRECISIONS} for one, other in ((products, attention), ("whole", "whole")))
+        pruned, whole = (
+            {
+                precision: ms[f"products {precision} {one}"] + ms[f"attention {other}"] + rest[precision]
+                for precision in PRECISIONS
+            }
+            for one, other in ((products, attention), ("whole", "whole"))
+        )
         return pruned["int8"] * whole["fp32"] / (pruned["fp32"] * whole["int8"])
 
-    return [predicted("pruned", "pruned"), predicted("pruned", "whole"), predicted("whole", "pruned"),
-            ms["model int8 pruned"] * ms["model fp32 whole"] / (ms["model fp32 pruned"] * ms["model int8 whole"])]
+    return [
+        predicted("pruned", "pruned"),
+        predicted("pruned", "whole"),
+        predicted("whole", "pruned"),
+        ms["model int8 pruned"] * ms["model fp32 whole"] / (ms["model fp32 pruned"] * ms["model int8 whole"]),
+    ]
 
 
 def rest_of(ms: Mapping[str, float], precision: str, form: str = "whole") -> float:
@@ -102,8 +120,10 @@ def _products(model: nn.Module, rows: int) -> Callable[[Any], Any]:
 
 def _attention(model: nn.Module, rows: int) -> Callable[[Any], Any]:
     """A function that runs the attention of every layer once, on queries, keys and values laid out as a model's are."""
-    steps = [[torch.randn(1, rows, layer.num_heads, layer.head_size).transpose(1, 2) for _ in range(3)]
-             for layer in encoder_layers(model)]
+    steps = [
+        [torch.randn(1, rows, layer.num_heads, layer.head_size).transpose(1, 2) for _ in range(3)]
+        for layer in encoder_layers(model)
+    ]
 
     def run(_: Any) -> None:
         for query, key, value in steps:
@@ -115,8 +135,9 @@ def _attention(model: nn.Module, rows: int) -> Callable[[Any], Any]:
 # ---- products over the width -------------------------------------------------------------------------------------
 
 
-def time_products(rows: int, widths: Sequence[int], hidden_size: int, threads: int,
-                  protocol: Protocol) -> list[dict[str, Any]]:
+def time_products(
+    rows: int, widths: Sequence[int], hidden_size: int, threads: int, protocol: Protocol
+) -> list[dict[str, Any]]:
     """Times products of `rows` tokens over a range of widths, FP32 and dynamic INT8, in turns.
 
     Two directions: "into heads" is hidden size -> width, as query, key and value; "out of heads" is width -> hidden
@@ -131,8 +152,15 @@ def time_products(rows: int, widths: Sequence[int], hidden_size: int, threads: i
         calls[key, "fp32"] = functools.partial(_call, layer, states)
         calls[key, "int8"] = functools.partial(_call, integer, states)
     summary = measure_latency(calls, [None], threads, protocol).summary()
-    return [{"direction": key[0], "width": key[1], "fp32_ms": summary[key, "fp32"]["median_ms"],
-             "int8_ms": summary[key, "int8"]["median_ms"]} for key in shapes]
+    return [
+        {
+            "direction": key[0],
+            "width": key[1],
+            "fp32_ms": summary[key, "fp32"]["median_ms"],
+            "int8_ms": summary[key, "int8"]["median_ms"],
+        }
+        for key in shapes
+    ]
 
 
 def medians_ms(timed: LatencyResult) -> dict[str, float]:

@@ -14,13 +14,7 @@ from scipy import stats
 from edgemin_utils import figures
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
-from edgemin_utils.figures.paper import (
-    listed_parameters,
-    operation_ratios,
-    paper_latency,
-    product_widths,
-    time_parts,
-)
+from edgemin_utils.figures.paper import listed_parameters, operation_ratios, paper_latency, product_widths, time_parts
 from edgemin_utils.figures.style import StudyFigure
 from edgemin_utils.measurement.environment import describe_environment
 from edgemin_utils.paper import claims, counts, honest
@@ -49,12 +43,18 @@ def reference_folder() -> Path:
 
 def count_record(models: PaperModels) -> dict[str, Any]:
     """All that follows from shapes: counts, parts of the models, MAC ratios, the honest model; and the environment."""
-    return {"record_version": RECORD_VERSION, "environment": describe_environment(),
-            "counts": {name: count.as_record() for name, count in counts.every_count(models).items()},
-            "listed": counts.listed_after_quantization(models), "parts": counts.weights_of_parts(models),
-            "operation_ratios": {str(length): ratio for length, ratio in counts.ratios_over_length(models).items()},
-            "largest_operation_ratio": counts.largest_operation_ratio(models),
-            "honest": honest.honest_counts(models), "timing": None, **accuracy_record([])}
+    return {
+        "record_version": RECORD_VERSION,
+        "environment": describe_environment(),
+        "counts": {name: count.as_record() for name, count in counts.every_count(models).items()},
+        "listed": counts.listed_after_quantization(models),
+        "parts": counts.weights_of_parts(models),
+        "operation_ratios": {str(length): ratio for length, ratio in counts.ratios_over_length(models).items()},
+        "largest_operation_ratio": counts.largest_operation_ratio(models),
+        "honest": honest.honest_counts(models),
+        "timing": None,
+        **accuracy_record([]),
+    }
 
 
 def accuracy_record(studies: Sequence[Path | StudyRecords]) -> dict[str, list[dict[str, Any]]]:
@@ -107,11 +107,17 @@ def with_measurements(record: Mapping[str, Any], study: Path | StudyRecords) -> 
         measured = read_record()
     except StageError as error:
         return {**record, **own}, f"Latency and memory are not among these numbers: {error}."
-    record = {**record, "environment": measured["environment"], "timing": measured["timing"],
-              **{name: rows or measured[name] for name, rows in own.items()}}
+    record = {
+        **record,
+        "environment": measured["environment"],
+        "timing": measured["timing"],
+        **{name: rows or measured[name] for name, rows in own.items()},
+    }
     machine = measured["environment"]
-    return record, (f"Latency and memory were measured by `make paper-numbers` on {machine['processor']}, "
-                    f"{machine['available_cores']} cores.")
+    return record, (
+        f"Latency and memory were measured by `make paper-numbers` on {machine['processor']}, "
+        f"{machine['available_cores']} cores."
+    )
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -131,8 +137,12 @@ def claims_table(record: Mapping[str, Any]) -> Table:
     """The fifteen claims with their verdicts."""
     found = {name: counts.Count(**count) for name, count in record["counts"].items()}
     rows = claims.claims_table(found, record["timing"], record["accuracy"])
-    return Table("claims", "The paper's claims", pd.DataFrame(claims.as_rows(rows)),
-                 claims.notes(record["timing"], record["environment"], record["accuracy"]))
+    return Table(
+        "claims",
+        "The paper's claims",
+        pd.DataFrame(claims.as_rows(rows)),
+        claims.notes(record["timing"], record["environment"], record["accuracy"]),
+    )
 
 
 def counts_table(record: Mapping[str, Any]) -> Table:
@@ -142,31 +152,59 @@ def counts_table(record: Mapping[str, Any]) -> Table:
 
 def honest_table(record: Mapping[str, Any]) -> Table:
     """The claims held against the model of `recipe=honest`."""
-    rows = honest.made_true(record["honest"], record["counts"]["final_file"]["honest"], record["timing"],
-                            record["honest_accuracy"])
-    return Table("honest", "Claims made true", pd.DataFrame([asdict(row) for row in rows]),
-                 (honest.honest_note(record["honest"]),
-                  "Paper: the paper's final model, counted honestly. " + claims.notes(None, None)[0]))
+    rows = honest.made_true(
+        record["honest"], record["counts"]["final_file"]["honest"], record["timing"], record["honest_accuracy"]
+    )
+    return Table(
+        "honest",
+        "Claims made true",
+        pd.DataFrame([asdict(row) for row in rows]),
+        (
+            honest.honest_note(record["honest"]),
+            "Paper: the paper's final model, counted honestly. " + claims.notes(None, None)[0],
+        ),
+    )
 
 
 def memory_table(record: Mapping[str, Any]) -> Table:
     """Peak memory of fresh processes."""
-    rows = [{"model": row["model"], "process": row["process"],
-             **{name: row[f"{key}_bytes"] / 1e6 for name, key in (("imports_mb", "baseline"), ("peak_mb", "peak"),
-                                                                 ("at_the_end_mb", "resident"))}}
-            for row in record["timing"]["memory"]]
-    return Table("memory", "Peak memory of a fresh process", pd.DataFrame(rows),
-                 ("Resident memory, MB of 10^6 bytes: after importing what the process needs, at its highest from "
-                  "there through loading and forwards of 1x128, and at the end.",))
+    rows = [
+        {
+            "model": row["model"],
+            "process": row["process"],
+            **{
+                name: row[f"{key}_bytes"] / 1e6
+                for name, key in (("imports_mb", "baseline"), ("peak_mb", "peak"), ("at_the_end_mb", "resident"))
+            },
+        }
+        for row in record["timing"]["memory"]
+    ]
+    return Table(
+        "memory",
+        "Peak memory of a fresh process",
+        pd.DataFrame(rows),
+        (
+            "Resident memory, MB of 10^6 bytes: after importing what the process needs, at its highest from "
+            "there through loading and forwards of 1x128, and at the end.",
+        ),
+    )
 
 
 def repeatability_table(record: Mapping[str, Any]) -> Table:
     """Every ratio of the runs of the latency protocol, side by side."""
-    rows = [{"ratio": row["ratio"], "model": row["model"], "input": row["input"],
-             **{f"run {number}": f"{value:.3f}" for number, value in enumerate(row["runs"], start=1)},
-             "apart": f"{100 * row['disagreement']:.1f} %"} for row in record["timing"]["repeated"]]
-    return Table("repeatability", "The latency protocol run again", pd.DataFrame(rows),
-                 (repeatability_sentence(record),))
+    rows = [
+        {
+            "ratio": row["ratio"],
+            "model": row["model"],
+            "input": row["input"],
+            **{f"run {number}": f"{value:.3f}" for number, value in enumerate(row["runs"], start=1)},
+            "apart": f"{100 * row['disagreement']:.1f} %",
+        }
+        for row in record["timing"]["repeated"]
+    ]
+    return Table(
+        "repeatability", "The latency protocol run again", pd.DataFrame(rows), (repeatability_sentence(record),)
+    )
 
 
 def repeatability_sentence(record: Mapping[str, Any]) -> str:
@@ -174,39 +212,67 @@ def repeatability_sentence(record: Mapping[str, Any]) -> str:
     rows = record["timing"]["repeated"]
     worst = max(rows, key=lambda row: row["disagreement"])
     name = " ".join(part for part in (worst["model"], worst["ratio"], f"at {worst['input']}") if part)
-    return (f"Over {len(worst['runs'])} runs of the latency protocol, one after the other, the {len(rows)} ratios "
-            f"agree within {100 * worst['disagreement']:.1f} % (the worst: {name}).")
+    return (
+        f"Over {len(worst['runs'])} runs of the latency protocol, one after the other, the {len(rows)} ratios "
+        f"agree within {100 * worst['disagreement']:.1f} % (the worst: {name})."
+    )
 
 
 def latency_table(record: Mapping[str, Any]) -> Table:
     """Latency of the paper's models, speed-ups over teacher and student, distance from the bound."""
     timing = record["timing"]
-    ratios = {name: {(row["model"], row["input"]): row for row in timing[name]}
-              for name in ("over_teacher", "over_student")}
+    ratios = {
+        name: {(row["model"], row["input"]): row for row in timing[name]} for name in ("over_teacher", "over_student")
+    }
     rows = []
     for row in timing["latency"]:
         place = row["model"], row["input"]
         over = {name: rows_of.get(place, {}) for name, rows_of in ratios.items()}
-        numbers = {name: row[name] for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms",
-                                                "of_bound")}
-        rows.append({**numbers, **{f"{name}{end}": over[name].get(key) for name in ratios
-                                   for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))}})
-    return Table("latency", "Latency of the paper's models", pd.DataFrame(rows),
-                 claims.notes(timing, record["environment"])[1:])
+        numbers = {
+            name: row[name]
+            for name in ("input", "model", "median_ms", "iqr_ms", "runs", "noisy", "bound_ms", "of_bound")
+        }
+        rows.append(
+            {
+                **numbers,
+                **{
+                    f"{name}{end}": over[name].get(key)
+                    for name in ratios
+                    for end, key in (("", "ratio"), ("_low", "low"), ("_high", "high"))
+                },
+            }
+        )
+    return Table(
+        "latency", "Latency of the paper's models", pd.DataFrame(rows), claims.notes(timing, record["environment"])[1:]
+    )
 
 
 def interaction_table(record: Mapping[str, Any]) -> Table:
     """The interaction of pruning and quantization on latency, and what the additive model of its parts predicts."""
     parts = {row["input"]: row for row in record["timing"]["parts"]}
-    rows = [{"input": row["input"], "interaction": row["ratio"], "interaction_low": row["low"],
-             "interaction_high": row["high"],
-             **{name: parts[row["input"]][name] for name in (
-                 "predicted", "predicted_low", "predicted_high", "attention_alone", "products_alone")}}
-            for row in record["timing"]["interaction"]]
-    return Table("interaction", "Interaction of pruning and quantization on latency", pd.DataFrame(rows),
-                 ("1: the gains multiply; over 1: together they gain less. Predicted: by adding up products, attention "
-                  "and the rest of the unpruned models; attention and products alone: if only they were pruned.",
-                  interaction_sentence(record)))
+    rows = [
+        {
+            "input": row["input"],
+            "interaction": row["ratio"],
+            "interaction_low": row["low"],
+            "interaction_high": row["high"],
+            **{
+                name: parts[row["input"]][name]
+                for name in ("predicted", "predicted_low", "predicted_high", "attention_alone", "products_alone")
+            },
+        }
+        for row in record["timing"]["interaction"]
+    ]
+    return Table(
+        "interaction",
+        "Interaction of pruning and quantization on latency",
+        pd.DataFrame(rows),
+        (
+            "1: the gains multiply; over 1: together they gain less. Predicted: by adding up products, attention "
+            "and the rest of the unpruned models; attention and products alone: if only they were pruned.",
+            interaction_sentence(record),
+        ),
+    )
 
 
 def interaction_sentence(record: Mapping[str, Any]) -> str:
@@ -217,8 +283,10 @@ def interaction_sentence(record: Mapping[str, Any]) -> str:
         ms, whole = row["parts_ms"], measured[row["input"]]
         less = ms["attention whole"] - ms["attention pruned"]
         share = {precision: 100 * less / ms[f"model {precision} whole"] for precision in PRECISIONS}
-        saved = {precision: 100 * (1 - ms[f"products {precision} pruned"] / ms[f"products {precision} whole"])
-                 for precision in PRECISIONS}
+        saved = {
+            precision: 100 * (1 - ms[f"products {precision} pruned"] / ms[f"products {precision} whole"])
+            for precision in PRECISIONS
+        }
         moved = {precision: rest_of(ms, precision, "pruned") - rest_of(ms, precision) for precision in PRECISIONS}
         parts.append(
             f"at {row['input']} pruning takes {less:.2f} ms from attention, which is {share['fp32']:.1f} % of the FP32 "
@@ -228,10 +296,13 @@ def interaction_sentence(record: Mapping[str, Any]) -> str:
             f"products alone {row['products_alone']:.3f}), where whole models show {whole['ratio']:.3f} "
             f"[{whole['low']:.3f}, {whole['high']:.3f}] and {row['measured']:.3f} "
             f"[{row['measured_low']:.3f}, {row['measured_high']:.3f}] in the rounds of the parts; the rest differs by "
-            f"{moved['fp32']:+.2f} ms in FP32 and {moved['int8']:+.2f} ms in INT8")
-    return ("A forward's time is that of its products, of attention, which stays FP32, and of the rest, which the "
-            f"prediction takes to be the same with and without pruning. Timed by themselves, {'; '.join(parts)}. "
-            f"{width_sentence(record)}")
+            f"{moved['fp32']:+.2f} ms in FP32 and {moved['int8']:+.2f} ms in INT8"
+        )
+    return (
+        "A forward's time is that of its products, of attention, which stays FP32, and of the rest, which the "
+        f"prediction takes to be the same with and without pruning. Timed by themselves, {'; '.join(parts)}. "
+        f"{width_sentence(record)}"
+    )
 
 
 def width_sentence(record: Mapping[str, Any]) -> str:
@@ -239,12 +310,16 @@ def width_sentence(record: Mapping[str, Any]) -> str:
     parts = []
     for precision in ("fp32", "int8"):
         line = width_line(record["timing"]["products"], precision)
-        parts.append(f"{precision.upper()} times lie {100 * line['scatter']:.1f} % off a straight line over the width "
-                     f"at the median ({100 * line['at_tiles']:+.1f} % at multiples of 64, "
-                     f"{100 * line['elsewhere']:+.1f} % elsewhere) "
-                     f"and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it")
-    return (f"Unfilled tiles would show as steps over the width, a fixed cost as time left at width 0: "
-            f"{'; '.join(parts)}. The paper's cut leaves 320 units, a multiple of 64.")
+        parts.append(
+            f"{precision.upper()} times lie {100 * line['scatter']:.1f} % off a straight line over the width "
+            f"at the median ({100 * line['at_tiles']:+.1f} % at multiples of 64, "
+            f"{100 * line['elsewhere']:+.1f} % elsewhere) "
+            f"and {100 * line['fixed']:.0f} % of the time at width 384 does not depend on it"
+        )
+    return (
+        f"Unfilled tiles would show as steps over the width, a fixed cost as time left at width 0: "
+        f"{'; '.join(parts)}. The paper's cut leaves 320 units, a multiple of 64."
+    )
 
 
 def width_line(products: Sequence[Mapping[str, Any]], precision: str, whole: int = 384) -> dict[str, float]:
@@ -260,8 +335,14 @@ def width_line(products: Sequence[Mapping[str, Any]], precision: str, whole: int
         width, times = group["width"].to_numpy(), group[f"{precision}_ms"].to_numpy()
         slope, intercept = stats.theilslopes(times, width)[:2]
         off, tiles = times / (intercept + slope * width) - 1, width % 64 == 0
-        rows.append({"fixed": intercept / (intercept + slope * whole), "scatter": np.median(np.abs(off)),
-                     "at_tiles": np.median(off[tiles]), "elsewhere": np.median(off[~tiles])})
+        rows.append(
+            {
+                "fixed": intercept / (intercept + slope * whole),
+                "scatter": np.median(np.abs(off)),
+                "at_tiles": np.median(off[tiles]),
+                "elsewhere": np.median(off[~tiles]),
+            }
+        )
     return {name: float(value) for name, value in pd.DataFrame(rows).mean().items()}
 
 
@@ -271,22 +352,35 @@ def width_line(products: Sequence[Mapping[str, Any]], precision: str, whole: int
 def every_figure(record: Mapping[str, Any]) -> dict[str, StudyFigure]:
     """Name -> figure, of all that a record allows."""
     parts, ratios = record["parts"], {int(length): ratio for length, ratio in record["operation_ratios"].items()}
-    drawn = {"listed_parameters": listed_parameters(parts["student"], parts["final"], record["listed"]),
-             "operation_ratios": operation_ratios(ratios, record["largest_operation_ratio"])}
+    drawn = {
+        "listed_parameters": listed_parameters(parts["student"], parts["final"], record["listed"]),
+        "operation_ratios": operation_ratios(ratios, record["largest_operation_ratio"]),
+    }
     if record["timing"]:
         longest = record["timing"]["interaction"][-1]["input"]
-        drawn |= {"latency": paper_latency(record["timing"]["latency"], STUDENT),
-                  "time_parts": time_parts(parts_rows(record)),
-                  "products": product_widths(record["timing"]["products"], longest, 384, 320)}
+        drawn |= {
+            "latency": paper_latency(record["timing"]["latency"], STUDENT),
+            "time_parts": time_parts(parts_rows(record)),
+            "products": product_widths(record["timing"]["products"], longest, 384, 320),
+        }
     return drawn
 
 
 def parts_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of input, precision, form, products, attention and rest (ms), of the four models of the two by two."""
-    return [{"input": row["input"], "precision": precision, "form": form,
-             "products": row["parts_ms"][f"products {precision} {form}"],
-             "attention": row["parts_ms"][f"attention {form}"], "rest": rest_of(row["parts_ms"], precision, form)}
-            for row in record["timing"]["parts"] for precision in PRECISIONS for form in FORMS]
+    return [
+        {
+            "input": row["input"],
+            "precision": precision,
+            "form": form,
+            "products": row["parts_ms"][f"products {precision} {form}"],
+            "attention": row["parts_ms"][f"attention {form}"],
+            "rest": rest_of(row["parts_ms"], precision, form),
+        }
+        for row in record["timing"]["parts"]
+        for precision in PRECISIONS
+        for form in FORMS
+    ]
 
 
 def figure_or_note(record: Mapping[str, Any], name: str) -> StudyFigure:
@@ -300,8 +394,11 @@ def write_results(record: Mapping[str, Any], folder: Path) -> list[Path]:
     places = {name: folder / name for name in ("tables", "figures")}
     places["tables"].mkdir(parents=True, exist_ok=True)
     for table in every_table(record):
-        texts = {"csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-                 "md": as_markdown(table), "tex": as_latex(table)}
+        texts = {
+            "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+            "md": as_markdown(table),
+            "tex": as_latex(table),
+        }
         for kind, text in texts.items():
             path = places["tables"] / f"{table.name}.{kind}"
             path.write_text(text, encoding="utf-8", newline="\n")
@@ -328,6 +425,7 @@ def publish(folder: Path, destination: Path, readme: Path) -> None:
 
 def readme_section(record: Mapping[str, Any]) -> str:
     """The claims table, what explains C10, and the honest model, as Markdown."""
+
     def markdown(table: Table) -> str:
         return as_markdown(Table(table.name, table.title, table.frame.drop(columns="function"), table.notes)).rstrip()
 
@@ -336,6 +434,10 @@ def readme_section(record: Mapping[str, Any]) -> str:
     if not record["timing"]:
         measured = [f"- Latency and memory: {claims.RUN_FIRST}."]
     else:
-        measured = [f"- C10: {interaction_sentence(record)}",
-                    *([f"- {repeatability_sentence(record)}"] if record["timing"]["repeated"] else []), "", picture]
+        measured = [
+            f"- C10: {interaction_sentence(record)}",
+            *([f"- {repeatability_sentence(record)}"] if record["timing"]["repeated"] else []),
+            "",
+            picture,
+        ]
     return "\n".join([claims_text, *measured, "", honest_text, ""])

@@ -20,7 +20,13 @@ from edgemin_utils.quantization import save_quantized
 from edgemin_utils.statistics import Estimate, bootstrap_interval_of_interaction
 
 TEACHER, STUDENT, PRUNED, FIFTH, INT8, FINAL = (
-    "teacher", "student", "student, 24 heads removed", "student, 29 heads removed", "student, INT8", "final model")
+    "teacher",
+    "student",
+    "student, 24 heads removed",
+    "student, 29 heads removed",
+    "student, INT8",
+    "final model",
+)
 TWO_BY_TWO = (STUDENT, PRUNED, INT8, FINAL)
 LENGTHS = (32, 128)
 THREADS = 1
@@ -31,9 +37,16 @@ TORCH, ONNX = "PyTorch, transformers", "ONNX Runtime, tokenizers, NumPy"
 Say = Callable[[str], None]
 
 
-def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda text: None,
-                  lengths: Sequence[int] = LENGTHS, widths: Sequence[int] = WIDTHS,
-                  memory_runs: int = 1, samples: int = 2000, repeats: int = 1) -> dict[str, Any]:
+def measure_paper(
+    models: PaperModels,
+    protocol: Protocol,
+    say: Say = lambda text: None,
+    lengths: Sequence[int] = LENGTHS,
+    widths: Sequence[int] = WIDTHS,
+    memory_runs: int = 1,
+    samples: int = 2000,
+    repeats: int = 1,
+) -> dict[str, Any]:
     """Every measurement, with one thread.
 
     Args:
@@ -64,18 +77,33 @@ def measure_paper(models: PaperModels, protocol: Protocol, say: Say = lambda tex
     say("peak memory of fresh processes")
     found["memory"] = peak_memories(models, max(lengths), memory_runs)
     inputs = fixed_inputs(1, max(lengths), models.honest.config.vocab_size)
-    found["energy"] = [{"model": name, "input": f"1x{max(lengths)}",
-                        **forward_energy(predictor(model), inputs, THREADS, ENERGY_REPEATS)}
-                       for name, model in ((TEACHER, models.teacher), (STUDENT, models.student),
-                                           (FINAL, models.pruned_quantized), (HONEST, models.honest_quantized))]
+    found["energy"] = [
+        {
+            "model": name,
+            "input": f"1x{max(lengths)}",
+            **forward_energy(predictor(model), inputs, THREADS, ENERGY_REPEATS),
+        }
+        for name, model in (
+            (TEACHER, models.teacher),
+            (STUDENT, models.student),
+            (FINAL, models.pruned_quantized),
+            (HONEST, models.honest_quantized),
+        )
+    ]
     return {**found, "peaks": peaks.as_record()}
 
 
 # ---- latency -----------------------------------------------------------------------------------------------------
 
 
-def measure_latencies(models: PaperModels, protocol: Protocol, peaks: Peaks, lengths: Sequence[int] = LENGTHS,
-                      samples: int = 2000, say: Say = lambda text: None) -> dict[str, Any]:
+def measure_latencies(
+    models: PaperModels,
+    protocol: Protocol,
+    peaks: Peaks,
+    lengths: Sequence[int] = LENGTHS,
+    samples: int = 2000,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
     """Latency of all models in turn, at batch 1.
 
     Returns:
@@ -89,12 +117,17 @@ def measure_latencies(models: PaperModels, protocol: Protocol, peaks: Peaks, len
     for length in lengths:
         name = f"1x{length}"
         say(f"latency of {len(timed)} models on {name}")
-        result = measure_latency({key: predictor(model) for key, model in timed.items()},
-                                 [fixed_inputs(1, length, vocabulary)], THREADS, protocol)
+        result = measure_latency(
+            {key: predictor(model) for key, model in timed.items()},
+            [fixed_inputs(1, length, vocabulary)],
+            THREADS,
+            protocol,
+        )
         found["raw"][name] = result.as_record()
-        found["latency"] += [with_bound({"model": key, "input": name, **numbers},
-                                        [work_of_model(timed[key], 1, length)], peaks)
-                             for key, numbers in result.summary().items()]
+        found["latency"] += [
+            with_bound({"model": key, "input": name, **numbers}, [work_of_model(timed[key], 1, length)], peaks)
+            for key, numbers in result.summary().items()
+        ]
         found["over_teacher"] += _ratios(result, name, TEACHER, samples)
         found["over_student"] += _ratios(result, name, STUDENT, samples)
         found["interaction"].append({"input": name, **_as_dict(interaction(result, samples))})
@@ -103,8 +136,15 @@ def measure_latencies(models: PaperModels, protocol: Protocol, peaks: Peaks, len
 
 def timed_models(models: PaperModels) -> dict[str, PreTrainedModel]:
     """Name in tables -> model, of those whose latency is measured."""
-    return {TEACHER: models.teacher, STUDENT: models.student, PRUNED: models.pruned, FIFTH: models.fifth,
-            INT8: models.quantized, FINAL: models.pruned_quantized, HONEST: models.honest_quantized}
+    return {
+        TEACHER: models.teacher,
+        STUDENT: models.student,
+        PRUNED: models.pruned,
+        FIFTH: models.fifth,
+        INT8: models.quantized,
+        FINAL: models.pruned_quantized,
+        HONEST: models.honest_quantized,
+    }
 
 
 def interaction(result: LatencyResult, samples: int = 2000) -> Estimate:
@@ -121,18 +161,31 @@ def repeated_ratios(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         disagreement (how far the largest lies above the smallest, as a share of the latter).
     """
     rows = []
-    for kind, title in (("over_teacher", "over the teacher"), ("over_student", "over the student"),
-                        ("interaction", "interaction")):
+    for kind, title in (
+        ("over_teacher", "over the teacher"),
+        ("over_student", "over the student"),
+        ("interaction", "interaction"),
+    ):
         for entries in zip(*(run[kind] for run in runs), strict=True):
             values = [entry["ratio"] for entry in entries]
-            rows.append({"ratio": title, "model": entries[0].get("model", ""), "input": entries[0]["input"],
-                         "runs": values, "disagreement": max(values) / min(values) - 1})
+            rows.append(
+                {
+                    "ratio": title,
+                    "model": entries[0].get("model", ""),
+                    "input": entries[0]["input"],
+                    "runs": values,
+                    "disagreement": max(values) / min(values) - 1,
+                }
+            )
     return rows
 
 
 def _ratios(result: LatencyResult, input_name: str, baseline: str, samples: int) -> list[dict[str, Any]]:
-    return [{"model": name, "input": input_name, **_as_dict(ratio)}
-            for name, ratio in speed_ups(result, baseline, samples).items() if name != baseline]
+    return [
+        {"model": name, "input": input_name, **_as_dict(ratio)}
+        for name, ratio in speed_ups(result, baseline, samples).items()
+        if name != baseline
+    ]
 
 
 def _as_dict(estimate: Estimate) -> dict[str, Any]:
@@ -148,8 +201,12 @@ def peak_memories(models: PaperModels, length: int, runs: int) -> list[dict[str,
     model, being an .onnx file, runs in a process without torch."""
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        for name, model in ((TEACHER, models.teacher), (STUDENT, models.student), (FINAL, models.pruned_quantized),
-                            (HONEST, models.honest_quantized)):
+        for name, model in (
+            (TEACHER, models.teacher),
+            (STUDENT, models.student),
+            (FINAL, models.pruned_quantized),
+            (HONEST, models.honest_quantized),
+        ):
             folder, loader, process = Path(place) / name.replace(" ", "-"), "quantization:load_model", TORCH
             if name == HONEST:
                 save_honest(model, folder)
@@ -159,6 +216,11 @@ def peak_memories(models: PaperModels, length: int, runs: int) -> list[dict[str,
             else:
                 save_model(model, folder)
             found = peak_memory(folder, loader=f"edgemin_utils.{loader}", length=length, runs=runs)
-            rows.append({"model": name, "process": process,
-                         **{key: found[key] for key in ("baseline_bytes", "peak_bytes", "resident_bytes")}})
+            rows.append(
+                {
+                    "model": name,
+                    "process": process,
+                    **{key: found[key] for key in ("baseline_bytes", "peak_bytes", "resident_bytes")},
+                }
+            )
     return rows

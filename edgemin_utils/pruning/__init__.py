@@ -20,18 +20,34 @@ from edgemin_utils.pruning.plan import Progress, layer_removal_order, plan_layer
 from edgemin_utils.pruning.scan import accuracy_as_units_go
 from edgemin_utils.pruning.surgery import parameters_of_layers, parameters_of_units, remove_units, without_layers
 from edgemin_utils.pruning.units import UNITS, full_masks, masked_units, unit_count
-from edgemin_utils.pruning.vocabulary import (
-    cut_tokenizer,
-    keep_vocabulary,
-    parameters_of_vocabulary,
-    tokens_in_use,
-)
+from edgemin_utils.pruning.vocabulary import cut_tokenizer, keep_vocabulary, parameters_of_vocabulary, tokens_in_use
 
 __all__ = [
-    "UNITS", "ModelCut", "Progress", "accuracy_as_units_go", "cut_tokenizer", "find_criterion", "full_masks",
-    "gradient_importance", "gradient_l2_importance", "keep_vocabulary", "layer_removal_order",
-    "leave_one_out_importance", "magnitude_importance", "masked_units", "normalized_by_layer",
-    "parameters_of_layers", "parameters_of_units", "parameters_of_vocabulary", "plan_layers", "plan_removal",
-    "random_importance", "remove_units", "removal_order", "taylor_importance", "tokens_in_use", "unit_count",
+    "UNITS",
+    "ModelCut",
+    "Progress",
+    "accuracy_as_units_go",
+    "cut_tokenizer",
+    "find_criterion",
+    "full_masks",
+    "gradient_importance",
+    "gradient_l2_importance",
+    "keep_vocabulary",
+    "layer_removal_order",
+    "leave_one_out_importance",
+    "magnitude_importance",
+    "masked_units",
+    "normalized_by_layer",
+    "parameters_of_layers",
+    "parameters_of_units",
+    "parameters_of_vocabulary",
+    "plan_layers",
+    "plan_removal",
+    "random_importance",
+    "remove_units",
+    "removal_order",
+    "taylor_importance",
+    "tokens_in_use",
+    "unit_count",
     "without_layers",
 ]

@@ -31,8 +31,10 @@ class ModelCut:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.layers = list(range(len(encoder_layers(model))))
-        self.units = {units: [list(range(unit_count(layer, units))) for layer in encoder_layers(model)]
-                      for units in ("heads", "neurons")}
+        self.units = {
+            units: [list(range(unit_count(layer, units))) for layer in encoder_layers(model)]
+            for units in ("heads", "neurons")
+        }
         self.parameters_removed = 0
         self._counts = {units: tuple(map(len, kept)) for units, kept in self.units.items()}
 
@@ -42,8 +44,9 @@ class ModelCut:
         keep_vocabulary(self.model, kept)
         self._note(count, by_formula, "vocabulary")
 
-    def cut_round(self, settings: Settings, importance: Callable[[PreTrainedModel, str], Importance],
-                  round: int = 1) -> dict[str, Importance]:
+    def cut_round(
+        self, settings: Settings, importance: Callable[[PreTrainedModel, str], Importance], round: int = 1
+    ) -> dict[str, Importance]:
         """One of `settings.pruning_rounds` rounds: whole layers first, then heads and neurons of what is left.
 
         Args:
@@ -65,21 +68,29 @@ class ModelCut:
             self._drop_layers(plan_layers(settings.pruned_layers, self.layers, looked_at.get("layers"), progress))
         planned = {}
         for units, ratio, multiple in (
-                ("heads", settings.head_prune_ratio, settings.kept_heads_multiple),
-                ("neurons", settings.feed_forward_prune_ratio, settings.kept_neurons_multiple)):
+            ("heads", settings.head_prune_ratio, settings.kept_heads_multiple),
+            ("neurons", settings.feed_forward_prune_ratio, settings.kept_neurons_multiple),
+        ):
             if ratio:
                 looked_at[units] = importance(self.model, units)
                 counts = tuple(self._counts[units][number] for number in self.layers)
-                planned[units] = plan_removal(looked_at[units], ratio, settings.pruning_scope, multiple,
-                                              Progress(counts, round, settings.pruning_rounds))
+                planned[units] = plan_removal(
+                    looked_at[units],
+                    ratio,
+                    settings.pruning_scope,
+                    multiple,
+                    Progress(counts, round, settings.pruning_rounds),
+                )
         for units, numbers in planned.items():
             self._remove(units, numbers)
         return looked_at
 
     def removed(self, units: str) -> list[list[int]]:
         """Source numbers of the units cut out of every layer of the source; none for a layer that went as a whole."""
-        return [sorted(set(range(count)) - set(kept)) if number in self.layers else []
-                for number, (count, kept) in enumerate(zip(self._counts[units], self.units[units], strict=True))]
+        return [
+            sorted(set(range(count)) - set(kept)) if number in self.layers else []
+            for number, (count, kept) in enumerate(zip(self._counts[units], self.units[units], strict=True))
+        ]
 
     def removed_layers(self) -> list[int]:
         """Source numbers of the layers that went as a whole."""
@@ -88,8 +99,12 @@ class ModelCut:
     def describe(self) -> dict[str, Any]:
         """The entries of a record: removed_heads (numbers a layer), removed_neurons (how many a layer), removed_layers
         (numbers), parameters_removed."""
-        return {"removed_heads": self.removed("heads"), "removed_neurons": list(map(len, self.removed("neurons"))),
-                "removed_layers": self.removed_layers(), "parameters_removed": self.parameters_removed}
+        return {
+            "removed_heads": self.removed("heads"),
+            "removed_neurons": list(map(len, self.removed("neurons"))),
+            "removed_layers": self.removed_layers(),
+            "parameters_removed": self.parameters_removed,
+        }
 
     def _drop_layers(self, numbers: Sequence[int]) -> None:
         if numbers:

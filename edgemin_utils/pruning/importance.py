@@ -33,8 +33,15 @@ def find_criterion(name: str) -> Callable[..., Importance]:
     return getattr(sys.modules[__name__], f"{name.replace('-', '_')}_importance")
 
 
-def gradient_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-                        batch_size: int, units: str = "heads", seed: int = 0) -> Importance:
+def gradient_importance(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: LossFunction,
+    batch_size: int,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     r"""Expected sensitivity of the loss to a unit's mask,
     :math:`I_h = E_x |\partial L(x) / \partial \xi_h| = E_x |\langle a_h, g_h \rangle|`.
 
@@ -47,24 +54,52 @@ def gradient_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTo
     Returns:
         One float64 array (units,) a layer, in units of the loss.
     """
-    return _expected(model, rows, tokenizer, loss, batch_size, units,
-                     lambda activations, gradients, real: (activations * gradients).sum((1, 3)).abs())
+    return _expected(
+        model,
+        rows,
+        tokenizer,
+        loss,
+        batch_size,
+        units,
+        lambda activations, gradients, real: (activations * gradients).sum((1, 3)).abs(),
+    )
 
 
-def gradient_l2_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-                           batch_size: int, units: str = "heads", seed: int = 0) -> Importance:
+def gradient_l2_importance(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: LossFunction,
+    batch_size: int,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     r"""Expected length of the loss's gradient by what a unit adds,
     :math:`I_h = E_x \|\partial L(x) / \partial a_h\|_2`.
 
     The form that the EdgeMIN literature review gives; the norm runs over all tokens and dimensions of a unit. It asks
     how steep the loss is at a unit, not how much the unit contributes. Arguments as `gradient_importance`.
     """
-    return _expected(model, rows, tokenizer, loss, batch_size, units,
-                     lambda activations, gradients, real: gradients.square().sum((1, 3)).sqrt())
+    return _expected(
+        model,
+        rows,
+        tokenizer,
+        loss,
+        batch_size,
+        units,
+        lambda activations, gradients, real: gradients.square().sum((1, 3)).sqrt(),
+    )
 
 
-def taylor_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-                      batch_size: int, units: str = "heads", seed: int = 0) -> Importance:
+def taylor_importance(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: LossFunction,
+    batch_size: int,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     r"""First-order Taylor estimate of the loss's change when a unit's activations go to zero,
     :math:`I_h = E_x \left| \frac{1}{M} \sum_m a_{h,m} \, g_{h,m} \right|`.
 
@@ -73,6 +108,7 @@ def taylor_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedToke
     Where all rows are equally long it ranks as `gradient` does; else longer rows count for less. Arguments as
     `gradient_importance`.
     """
+
     def score(activations: torch.Tensor, gradients: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         signed = (activations * gradients).sum((1, 3))
         return (signed / (real.sum(1, keepdim=True) * activations.shape[-1])).abs()
@@ -80,8 +116,15 @@ def taylor_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedToke
     return _expected(model, rows, tokenizer, loss, batch_size, units, score)
 
 
-def leave_one_out_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-                             batch_size: int, units: str = "heads", seed: int = 0) -> Importance:
+def leave_one_out_importance(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: LossFunction,
+    batch_size: int,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     r"""What the mean loss really rises by when one unit is masked, :math:`I_h = E_x [L(x; \xi_h = 0) - L(x)]`.
 
     What the gradient criteria estimate to first order (Michel et al. 2019, section 3.2, ablate heads so). The estimate
@@ -92,8 +135,10 @@ def leave_one_out_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrai
         MethodRefused: for neurons, which are too many.
     """
     if units == "neurons":
-        raise MethodRefused("leave-one-out passes over the rows once for every unit, and neurons are too many for "
-                            "that; rank them by gradient, gradient-l2, taylor or magnitude")
+        raise MethodRefused(
+            "leave-one-out passes over the rows once for every unit, and neurons are too many for "
+            "that; rank them by gradient, gradient-l2, taylor or magnitude"
+        )
     whole, result = _mean_loss(model, rows, tokenizer, loss, batch_size), []
     for number, mask in enumerate(full_masks(model, units)):
         rises = np.zeros(len(mask))
@@ -106,9 +151,15 @@ def leave_one_out_importance(model: nn.Module, rows: Dataset, tokenizer: PreTrai
     return result
 
 
-def magnitude_importance(model: nn.Module, rows: Dataset | None = None,
-                         tokenizer: PreTrainedTokenizerBase | None = None, loss: LossFunction | None = None,
-                         batch_size: int = 0, units: str = "heads", seed: int = 0) -> Importance:
+def magnitude_importance(
+    model: nn.Module,
+    rows: Dataset | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    loss: LossFunction | None = None,
+    batch_size: int = 0,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     """Euclidean norm of all weights that belong to a unit.
 
     For a head: its rows of query, key and value and its columns of the attention output; for a neuron: its row of
@@ -119,15 +170,24 @@ def magnitude_importance(model: nn.Module, rows: Dataset | None = None,
     for layer in encoder_layers(model):
         attention = _squares((layer.query, layer.key, layer.value), layer.attention_output)
         feed_forward = _squares((layer.feed_forward_in,), layer.feed_forward_out)
-        squares = {"heads": attention.view(-1, layer.head_size).sum(1), "neurons": feed_forward,
-                   "layers": (attention.sum() + feed_forward.sum()).view(1)}[units]
+        squares = {
+            "heads": attention.view(-1, layer.head_size).sum(1),
+            "neurons": feed_forward,
+            "layers": (attention.sum() + feed_forward.sum()).view(1),
+        }[units]
         result.append(squares.sqrt().cpu().numpy())
     return result
 
 
-def random_importance(model: nn.Module, rows: Dataset | None = None,
-                      tokenizer: PreTrainedTokenizerBase | None = None, loss: LossFunction | None = None,
-                      batch_size: int = 0, units: str = "heads", seed: int = 0) -> Importance:
+def random_importance(
+    model: nn.Module,
+    rows: Dataset | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    loss: LossFunction | None = None,
+    batch_size: int = 0,
+    units: str = "heads",
+    seed: int = 0,
+) -> Importance:
     """Uniform draws from `seed`: what a criterion has to beat."""
     generator = np.random.default_rng(seed)
     return [generator.random(unit_count(layer, units)) for layer in encoder_layers(model)]
@@ -139,8 +199,15 @@ def normalized_by_layer(importance: Importance) -> Importance:
     return [values / max(float(np.linalg.norm(values)), np.finfo(float).tiny) for values in importance]
 
 
-def _expected(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-              batch_size: int, units: str, score: Score) -> Importance:
+def _expected(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: LossFunction,
+    batch_size: int,
+    units: str,
+    score: Score,
+) -> Importance:
     """Mean over rows of `score`; one backward pass a batch gives every row's gradients."""
     width = unit_width(model, units)
     sums = [np.zeros(unit_count(layer, units)) for layer in encoder_layers(model)]
@@ -157,11 +224,14 @@ def _expected(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBas
     return [total / len(rows) for total in sums]
 
 
-def _mean_loss(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction,
-               batch_size: int) -> float:
+def _mean_loss(
+    model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase, loss: LossFunction, batch_size: int
+) -> float:
     with evaluation_mode(model), torch.inference_mode():
-        total = sum(float(loss(model, batch)[0]) * len(positions) for positions, batch in
-                    batches(rows, tokenizer, batch_size, next(model.parameters()).device))
+        total = sum(
+            float(loss(model, batch)[0]) * len(positions)
+            for positions, batch in batches(rows, tokenizer, batch_size, next(model.parameters()).device)
+        )
     return total / len(rows)
 
 

@@ -29,8 +29,9 @@ class Progress:
         return total * self.round // self.rounds
 
 
-def plan_removal(importance: Importance, ratio: float, scope: str = "layer", multiple: int = 1,
-                 progress: Progress | None = None) -> list[list[int]]:
+def plan_removal(
+    importance: Importance, ratio: float, scope: str = "layer", multiple: int = 1, progress: Progress | None = None
+) -> list[list[int]]:
     """Which units go: the least important ones, ties to the lower number; at least one a layer stays.
 
     Args:
@@ -58,24 +59,30 @@ def plan_removal(importance: Importance, ratio: float, scope: str = "layer", mul
     if scope == "layer":
         for units, values, before in zip(planned, importance, progress.counts, strict=True):
             due = progress.due(int(ratio * before)) - (before - len(values))
-            units += np.argsort(values, kind="stable")[:max(0, due)].tolist()
+            units += np.argsort(values, kind="stable")[: max(0, due)].tolist()
     elif scope == "global":
         before = sum(progress.counts)
         due = progress.due(int(ratio * before)) - (before - sum(present))
-        for layer, unit in removal_order(importance)[:max(0, due)]:
+        for layer, unit in removal_order(importance)[: max(0, due)]:
             planned[layer].append(unit)
     else:
         raise SettingError(f"unknown pruning scope {scope!r}; {nearest(scope, ('layer', 'global'))}")
-    return [sorted(units[:len(values) - _kept(len(values), len(units), multiple)])
-            for values, units in zip(importance, planned, strict=True)]
+    return [
+        sorted(units[: len(values) - _kept(len(values), len(units), multiple)])
+        for values, units in zip(importance, planned, strict=True)
+    ]
 
 
 def removal_order(importance: Importance) -> list[tuple[int, int]]:
     """(layer, unit) from least to most important over all layers, without the last unit of any layer."""
     ranked = normalized_by_layer(importance)
     last = [int(np.argmax(values)) for values in ranked]
-    pairs = [(float(value), layer, unit) for layer, values in enumerate(ranked)
-             for unit, value in enumerate(values) if unit != last[layer]]
+    pairs = [
+        (float(value), layer, unit)
+        for layer, values in enumerate(ranked)
+        for unit, value in enumerate(values)
+        if unit != last[layer]
+    ]
     return [(layer, unit) for _, layer, unit in sorted(pairs)]
 
 
@@ -85,8 +92,9 @@ def layer_removal_order(importance: Importance) -> list[tuple[int, int]]:
     return [(int(layer), 0) for layer in order[:-1]]
 
 
-def plan_layers(which: str, present: Sequence[int], importance: Importance | None = None,
-                progress: Progress | None = None) -> list[int]:
+def plan_layers(
+    which: str, present: Sequence[int], importance: Importance | None = None, progress: Progress | None = None
+) -> list[int]:
     """Which layers to drop, as numbers of the source's layers, counted from 0, sorted.
 
     Args:
@@ -116,7 +124,7 @@ def plan_layers(which: str, present: Sequence[int], importance: Importance | Non
         if importance is None:
             raise SettingError(f"layers {which} need an importance of each layer")
         ranked = np.argsort([values[0] for values in importance], kind="stable")
-        return sorted(present[place] for place in ranked[:due - gone])
+        return sorted(present[place] for place in ranked[: due - gone])
     return sorted((numbers or range(count - 1, -1, -1))[gone:due])
 
 

@@ -11,9 +11,15 @@ from edgemin_utils.pruning.units import full_masks, masked_units
 from edgemin_utils.training import predict
 
 
-def accuracy_as_units_go(model: nn.Module, rows: Dataset, tokenizer: PreTrainedTokenizerBase,
-                         order: Sequence[tuple[int, int]], batch_size: int, units: str = "heads",
-                         most_points: int = 40) -> list[dict]:
+def accuracy_as_units_go(
+    model: nn.Module,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    order: Sequence[tuple[int, int]],
+    batch_size: int,
+    units: str = "heads",
+    most_points: int = 40,
+) -> list[dict]:
     """Accuracy as units are masked one after another in `order`, without any retraining.
 
     Args:

@@ -50,5 +50,8 @@ def parameters_of_layers(model: PreTrainedModel, removed: Sequence[int]) -> int:
     layers = encoder_layers(model)
     heads = [range(layers[number].num_heads) for number in removed]
     neurons = [range(layers[number].intermediate_size) for number in removed]
-    return (parameters_of_units(model, heads) + parameters_of_units(model, neurons, "neurons")
-            + len(removed) * 6 * model.config.hidden_size)
+    return (
+        parameters_of_units(model, heads)
+        + parameters_of_units(model, neurons, "neurons")
+        + len(removed) * 6 * model.config.hidden_size
+    )

@@ -27,8 +27,11 @@ def unit_count(layer: EncoderLayer, units: str) -> int:
 
 def unit_width(model: PreTrainedModel, units: str) -> int:
     """Activations of one unit at one token: the size of a head, 1 for a neuron, the hidden size for a layer."""
-    return {"heads": model.config.hidden_size // model.config.num_attention_heads, "neurons": 1,
-            "layers": model.config.hidden_size}[units]
+    return {
+        "heads": model.config.hidden_size // model.config.num_attention_heads,
+        "neurons": 1,
+        "layers": model.config.hidden_size,
+    }[units]
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------
@@ -48,10 +51,12 @@ def masked_units(model: nn.Module, masks: Sequence[torch.Tensor], units: str = "
         for layer, mask in zip(encoder_layers(model), masks, strict=True):
             if units == "layers":
                 handle = layer.module.register_forward_hook(
-                    lambda _module, inputs, output, mask=mask: _blend(inputs[0], output, mask, width))
+                    lambda _module, inputs, output, mask=mask: _blend(inputs[0], output, mask, width)
+                )
             else:
                 handle = _projection(layer, units).register_forward_pre_hook(
-                    lambda _module, inputs, mask=mask: (_scale_units(inputs[0], mask, width), *inputs[1:]))
+                    lambda _module, inputs, mask=mask: (_scale_units(inputs[0], mask, width), *inputs[1:])
+                )
             hooks.callback(handle.remove)
         yield
 
@@ -99,10 +104,13 @@ def captured_activations(model: nn.Module, units: str) -> Iterator[list[UnitActi
             if units == "layers":
                 handle = layer.module.register_forward_hook(
                     lambda _module, inputs, output: seen.append(
-                        UnitActivations((_states(output) - inputs[0]).detach(), _states(output))))
+                        UnitActivations((_states(output) - inputs[0]).detach(), _states(output))
+                    )
+                )
             else:
                 handle = _projection(layer, units).register_forward_pre_hook(
-                    lambda _module, inputs: seen.append(UnitActivations(inputs[0].detach(), inputs[0])))
+                    lambda _module, inputs: seen.append(UnitActivations(inputs[0].detach(), inputs[0]))
+                )
             hooks.callback(handle.remove)
         yield seen
 

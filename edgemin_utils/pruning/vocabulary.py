@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from edgemin_utils.errors import MethodRefused
 
 
-def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1,
-                  most: int | None = None) -> list[int]:
+def tokens_in_use(
+    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1, most: int | None = None
+) -> list[int]:
     """Ids to keep, sorted: tokens seen in `texts` at least `occurrences` times, special and added tokens, and all
     single characters, alone and as continuations.
 
@@ -43,9 +44,11 @@ def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occu
     seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
     if most is not None:
         if most < len(kept):
-            raise MethodRefused(f"a vocabulary of {most:,} tokens does not hold the {len(kept):,} special tokens and "
-                                "single characters that always stay; allow more")
-        seen = sorted(seen, key=lambda number: (-counts[number], number))[:most - len(kept)]
+            raise MethodRefused(
+                f"a vocabulary of {most:,} tokens does not hold the {len(kept):,} special tokens and "
+                "single characters that always stay; allow more"
+            )
+        seen = sorted(seen, key=lambda number: (-counts[number], number))[: most - len(kept)]
     return sorted(kept.union(seen))
 
 
@@ -94,7 +97,8 @@ def _word_piece(tokenizer: PreTrainedTokenizerFast) -> dict:
         raise MethodRefused(
             f"a {model['type']} vocabulary is not cut: its longer tokens are merges of shorter ones, so that a token "
             "is needed by every longer one, used or not; cut the vocabulary of a WordPiece model (BERT, DistilBERT, "
-            "ELECTRA)")
+            "ELECTRA)"
+        )
     return model
 
 

@@ -11,5 +11,17 @@ from edgemin_utils.quantization.layers import layer_table
 from edgemin_utils.quantization.registry import SCHEMES, find_scheme, load_model, quantize, save_quantized, scheme_of
 from edgemin_utils.quantization.scheme import Scheme
 
-__all__ = ["FORMATS", "SCHEMES", "Scheme", "edge_graph", "fake_quantization", "find_scheme", "layer_table",
-           "linear_layers", "load_model", "quantize", "save_quantized", "scheme_of"]
+__all__ = [
+    "FORMATS",
+    "SCHEMES",
+    "Scheme",
+    "edge_graph",
+    "fake_quantization",
+    "find_scheme",
+    "layer_table",
+    "linear_layers",
+    "load_model",
+    "quantize",
+    "save_quantized",
+    "scheme_of",
+]

@@ -39,8 +39,9 @@ _TOKEN_BY_TOKEN = {"Add", "Sum", "MatMul", "Gemm", "LayerNormalization", "BiasGe
 _FIRST_TOKEN = "first_token"
 
 
-def edge_graph(model: nn.Module, longest: int, pair: bool, matrix_bits: int = 8,
-               embedding_bits: int = 8) -> "onnx.ModelProto":
+def edge_graph(
+    model: nn.Module, longest: int, pair: bool, matrix_bits: int = 8, embedding_bits: int = 8
+) -> "onnx.ModelProto":
     """The quantized graph of a float classifier: input_ids, attention_mask and, only where a pair of texts needs them,
     token_type_ids as int64 (batch, tokens); logits as float32 (batch, labels).
 
@@ -111,8 +112,16 @@ def separate_norms(graph: "onnx.ModelProto") -> None:
         # Sum, because ONNX Runtime puts an Add and the norm behind it together again when it loads the graph.
         nodes.append(helper.make_node("Sum", [first, second], [f"{name}_sum"], name=f"{name}_sum"))
         epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-12)
-        nodes.append(helper.make_node("LayerNormalization", [f"{name}_sum", scale, shift], [node.output[0]],
-                                      name=f"{name}_norm", axis=-1, epsilon=epsilon))
+        nodes.append(
+            helper.make_node(
+                "LayerNormalization",
+                [f"{name}_sum", scale, shift],
+                [node.output[0]],
+                name=f"{name}_norm",
+                axis=-1,
+                epsilon=epsilon,
+            )
+        )
     set_nodes(graph, nodes)
 
 
@@ -144,7 +153,7 @@ def keep_positions(graph: "onnx.ModelProto", longest: int, model: nn.Module) -> 
     positions = _constant(graph, _position_table(graph))
     table = numpy_helper.to_array(positions)
     reserved = len(table) - longest_input(model)
-    positions.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(table[:reserved + longest]), positions.name))
+    positions.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(table[: reserved + longest]), positions.name))
 
 
 def compute_first_token_alone(graph: "onnx.ModelProto") -> None:
@@ -165,7 +174,8 @@ def compute_first_token_alone(graph: "onnx.ModelProto") -> None:
     alone = [pick]
     for node in reversed(nodes):
         if node.op_type in _TOKEN_BY_TOKEN and all(
-                any(taker is one for one in alone) for taker in takers.get(node.output[0], [None])):
+            any(taker is one for one in alone) for taker in takers.get(node.output[0], [None])
+        ):
             alone.append(node)
     inner = {node.output[0] for node in alone}
     behind = [node for node in alone if node is not pick]
@@ -177,7 +187,8 @@ def compute_first_token_alone(graph: "onnx.ModelProto") -> None:
         for place, name in enumerate(node.input):
             if name and name not in constants and name not in inner:
                 cuts[name] = cuts.get(name) or helper.make_node(
-                    "Gather", [name, _FIRST_TOKEN], [f"{name}_{_FIRST_TOKEN}"], name=f"{name}_{_FIRST_TOKEN}", axis=1)
+                    "Gather", [name, _FIRST_TOKEN], [f"{name}_{_FIRST_TOKEN}"], name=f"{name}_{_FIRST_TOKEN}", axis=1
+                )
                 node.input[place] = cuts[name].output[0]
     ordered = []
     for node in nodes:
@@ -200,16 +211,19 @@ def quantize_table(graph: "onnx.ModelProto", gather: Any) -> None:
     graph.graph.initializer.append(numpy_helper.from_array(quantized, f"{table}_quantized"))
     graph.graph.initializer.append(numpy_helper.from_array(scales, f"{table}_scale"))
     names = {part: f"{rows}_{part}" for part in ("quantized", "integers", "scale")}
-    made = [helper.make_node("Gather", [f"{table}_quantized", gather.input[1]], [names["quantized"]],
-                             name=f"{gather.name}_quantized"),
-            helper.make_node("Gather", [f"{table}_scale", gather.input[1]], [names["scale"]],
-                             name=f"{gather.name}_scale"),
-            helper.make_node("Cast", [names["quantized"]], [names["integers"]], name=f"{gather.name}_integers",
-                             to=TensorProto.FLOAT),
-            helper.make_node("Mul", [names["integers"], names["scale"]], [rows], name=f"{gather.name}_rows")]
+    made = [
+        helper.make_node(
+            "Gather", [f"{table}_quantized", gather.input[1]], [names["quantized"]], name=f"{gather.name}_quantized"
+        ),
+        helper.make_node("Gather", [f"{table}_scale", gather.input[1]], [names["scale"]], name=f"{gather.name}_scale"),
+        helper.make_node(
+            "Cast", [names["quantized"]], [names["integers"]], name=f"{gather.name}_integers", to=TensorProto.FLOAT
+        ),
+        helper.make_node("Mul", [names["integers"], names["scale"]], [rows], name=f"{gather.name}_rows"),
+    ]
     nodes = list(graph.graph.node)
     place = nodes.index(gather)
-    set_nodes(graph, [*nodes[:place], *made, *nodes[place + 1:]])
+    set_nodes(graph, [*nodes[:place], *made, *nodes[place + 1 :]])
 
 
 def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,11 +249,19 @@ def _check_small(graph: "onnx.ModelProto") -> None:
     from onnx import TensorProto
 
     small = int4_tensors(graph)  # their scales are matrices too
-    left = [constant.name for constant in graph.graph.initializer if constant.data_type == TensorProto.FLOAT
-            and len(constant.dims) > 1 and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS and constant.name not in small]
+    left = [
+        constant.name
+        for constant in graph.graph.initializer
+        if constant.data_type == TensorProto.FLOAT
+        and len(constant.dims) > 1
+        and min(constant.dims) > LARGEST_FLOAT_TABLE_ROWS
+        and constant.name not in small
+    ]
     if left:
-        raise MethodRefused(f"ONNX Runtime left {len(left)} matrices in float32, such as {left[0]}; these versions of "
-                            "torch and onnxruntime do not go together")
+        raise MethodRefused(
+            f"ONNX Runtime left {len(left)} matrices in float32, such as {left[0]}; these versions of "
+            "torch and onnxruntime do not go together"
+        )
 
 
 def _is_table(graph: "onnx.ModelProto", name: str) -> bool:
@@ -257,5 +279,8 @@ def _constant(graph: "onnx.ModelProto", name: str) -> Any:
 
 def _picking_node(graph: "onnx.ModelProto") -> Any:
     """The operator that takes the first token of every row: the last look-up along the tokens."""
-    return [node for node in graph.graph.node if node.op_type == "Gather"
-            and any(item.name == "axis" and item.i == 1 for item in node.attribute)][-1]
+    return [
+        node
+        for node in graph.graph.node
+        if node.op_type == "Gather" and any(item.name == "axis" and item.i == 1 for item in node.attribute)
+    ][-1]

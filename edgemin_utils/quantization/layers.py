@@ -24,8 +24,16 @@ def layer_table(before: nn.Module, after: nn.Module) -> list[dict[str, Any]]:
         count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if count:
             size = _size_of(name, module, stored)
-            rows.append({"name": name, "kind": type(module).__name__, "quantized": size < 4 * count,
-                         "parameters": count, "bytes_before": 4 * count, "bytes_after": size})
+            rows.append(
+                {
+                    "name": name,
+                    "kind": type(module).__name__,
+                    "quantized": size < 4 * count,
+                    "parameters": count,
+                    "bytes_before": 4 * count,
+                    "bytes_after": size,
+                }
+            )
     return rows
 
 

@@ -42,8 +42,15 @@ def export_graph(model: PreTrainedModel) -> "onnx.ModelProto":
         batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=longest_input(model))
         example = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in names)
         program = torch.onnx.export(
-            _FromPositions(exported, names), example, input_names=list(names), output_names=["logits"], dynamo=True,
-            dynamic_shapes=(({0: batch, 1: tokens},) * len(names),), opset_version=OPSET, verbose=False)
+            _FromPositions(exported, names),
+            example,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=(({0: batch, 1: tokens},) * len(names),),
+            opset_version=OPSET,
+            verbose=False,
+        )
         if program is None:
             raise MethodRefused("torch.onnx.export gave no graph; this version of torch has no exporter of its own")
         graph = program.model_proto
@@ -79,8 +86,11 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
     drop_unused(fused)
     # ONNX's own inference knows nothing of these operators, and a quantizer passes over tensors of unknown type.
     fused.graph.value_info.extend(
-        helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for node in fused.graph.node
-        if node.domain == FUSED_DOMAIN for output in node.output[:1])
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        for node in fused.graph.node
+        if node.domain == FUSED_DOMAIN
+        for output in node.output[:1]
+    )
     if all(item.domain != FUSED_DOMAIN for item in fused.opset_import):
         fused.opset_import.append(helper.make_opsetid(FUSED_DOMAIN, 1))
     return fused
@@ -101,8 +111,10 @@ def check_against(model: PreTrainedModel, logits_of: Any) -> None:
         wanted = model(input_ids=ids, attention_mask=mask).logits
     error = (logits_of({"input_ids": ids, "attention_mask": mask}) - wanted).abs().max()
     if not error <= EXPORT_TOLERANCE * max(1.0, float(wanted.abs().max())):
-        raise MethodRefused(f"the exported graph does not compute what the model computes (logits differ by "
-                            f"{float(error):.2g}); these versions of torch and onnxruntime do not go together")
+        raise MethodRefused(
+            f"the exported graph does not compute what the model computes (logits differ by "
+            f"{float(error):.2g}); these versions of torch and onnxruntime do not go together"
+        )
 
 
 def operator_counts(graph: "onnx.ModelProto") -> dict[str, int]:
@@ -143,15 +155,30 @@ def _write_patterns(graph: "onnx.ModelProto", model: nn.Module) -> None:
         second = _value(constants, node.input[1]) if len(node.input) > 1 else None
         if node.op_type == "Unsqueeze" and second is not None and second.tolist() == [1, 2]:
             place = list(nodes).index(node)
-            nodes.insert(place, helper.make_node("Unsqueeze", [node.input[0], constant("mask_axis_1", [1])],
-                                                 ["mask_of_rows"], name="mask_of_rows"))
+            nodes.insert(
+                place,
+                helper.make_node(
+                    "Unsqueeze", [node.input[0], constant("mask_axis_1", [1])], ["mask_of_rows"], name="mask_of_rows"
+                ),
+            )
             node.input[0], node.input[1] = "mask_of_rows", constant("mask_axis_2", [2])
-        elif node.op_type == "Mul" and second is not None and second.ndim == 0 \
-                and node.input[0] in maker and maker[node.input[0]].op_type == "MatMul":
+        elif (
+            node.op_type == "Mul"
+            and second is not None
+            and second.ndim == 0
+            and node.input[0] in maker
+            and maker[node.input[0]].op_type == "MatMul"
+        ):
             node.op_type = "Div"
             node.input[1] = constant(f"{node.output[0]}_divisor", (1 / second).astype(np.float32))
-    split = [node for node in nodes if node.op_type == "Reshape" and node.input[1] in maker
-             and maker[node.input[1]].op_type == "Concat" and len(maker[node.input[1]].input) == 4]
+    split = [
+        node
+        for node in nodes
+        if node.op_type == "Reshape"
+        and node.input[1] in maker
+        and maker[node.input[1]].op_type == "Concat"
+        and len(maker[node.input[1]].input) == 4
+    ]
     layers = encoder_layers(model)
     for number, node in enumerate(split):  # query, key and value of the first layer, of the second, ...
         layer = layers[number // 3]

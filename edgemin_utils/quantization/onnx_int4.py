@@ -44,26 +44,35 @@ class OnnxInt4(OnnxScheme):
 
     embeddings: bool = False
     source = f"onnxruntime's MatMulNBitsQuantizer on the fused graph, round to nearest, blocks of {INT4_BLOCK}"
-    arithmetic = ("INT4 weights in INT8 products in ONNX Runtime, inputs quantized token by token in blocks "
-                  f"(MatMulNBits, accuracy level {_INT8_PRODUCTS})")
+    arithmetic = (
+        "INT4 weights in INT8 products in ONNX Runtime, inputs quantized token by token in blocks "
+        f"(MatMulNBits, accuracy level {_INT8_PRODUCTS})"
+    )
 
-    def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-                  ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
+    def transform(
+        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         separate_products(graph)
         operators = ["MatMul"] + (["Gather"] if self.embeddings else [])
         quantized = quantize_to_int4(graph, operators, other_look_ups(graph, model))
         return quantized, _int4_sizes(quantized, model, self.embeddings)
 
 
-def quantize_to_int4(graph: "onnx.ModelProto", operators: Iterable[str],
-                     excluded: Sequence[str] = ()) -> "onnx.ModelProto":
+def quantize_to_int4(
+    graph: "onnx.ModelProto", operators: Iterable[str], excluded: Sequence[str] = ()
+) -> "onnx.ModelProto":
     """The graph, which is changed, with 4-bit weights in the given operators, MatMul and Gather, but for the nodes
     named in `excluded`."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     config = DefaultWeightOnlyQuantConfig(
-        block_size=INT4_BLOCK, is_symmetric=False, accuracy_level=_INT8_PRODUCTS, bits=4,
-        op_types_to_quantize=tuple(operators), quant_axes=(("MatMul", 0), ("Gather", 1)))
+        block_size=INT4_BLOCK,
+        is_symmetric=False,
+        accuracy_level=_INT8_PRODUCTS,
+        bits=4,
+        op_types_to_quantize=tuple(operators),
+        quant_axes=(("MatMul", 0), ("Gather", 1)),
+    )
     quantizer = MatMulNBitsQuantizer(graph, nodes_to_exclude=list(excluded), algo_config=config)
     quantizer.process()
     return quantizer.model.model
@@ -89,14 +98,23 @@ def separate_attention(graph: "onnx.ModelProto") -> None:
             nodes.append(node)
             continue
         states, weights, bias, mask = node.input[:4]
-        kept = {item.name: helper.get_attribute_value(item) for item in node.attribute
-                if item.name in _SHARED_ATTRIBUTES}
+        kept = {
+            item.name: helper.get_attribute_value(item) for item in node.attribute if item.name in _SHARED_ATTRIBUTES
+        }
         name = node.name or node.output[0]
         parts = [f"{name}_{part}" for part in ("query", "key", "value")]
-        nodes += [helper.make_node("MatMul", [states, weights], [f"{name}_projected"], name=f"{name}_projection"),
-                  helper.make_node("Split", [f"{name}_projected"], parts, name=f"{name}_split", axis=-1, num_outputs=3),
-                  helper.make_node("MultiHeadAttention", [*parts, bias, mask], list(node.output[:1]), name=name,
-                                   domain=FUSED_DOMAIN, **kept)]
+        nodes += [
+            helper.make_node("MatMul", [states, weights], [f"{name}_projected"], name=f"{name}_projection"),
+            helper.make_node("Split", [f"{name}_projected"], parts, name=f"{name}_split", axis=-1, num_outputs=3),
+            helper.make_node(
+                "MultiHeadAttention",
+                [*parts, bias, mask],
+                list(node.output[:1]),
+                name=name,
+                domain=FUSED_DOMAIN,
+                **kept,
+            ),
+        ]
     set_nodes(graph, nodes)
 
 
@@ -112,15 +130,18 @@ def _int4_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, embeddings: bo
         MethodRefused: the graph does not hold as many 4-bit weights as the layers that were to be quantized.
     """
     word = model.get_input_embeddings() if embeddings else None
-    matrices: dict[str, Any] = {name: module for name, module in model.named_modules()
-                                if isinstance(module, nn.Linear) or module is word}
+    matrices: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) or module is word
+    }
     taken = {f"{name}.weight": (module.weight.numel(), _bytes_of(module)) for name, module in matrices.items()}
     names = int4_tensors(graph)
     found = sum(len(item.raw_data) for item in graph.graph.initializer if item.name in names)
     wanted = sum(size for _, size in taken.values())
     if found != wanted:
-        raise MethodRefused(f"ONNX Runtime stores {found:,} bytes in 4-bit operators where the layers that the scheme "
-                            f"is for take {wanted:,}; this version treats the graph otherwise")
+        raise MethodRefused(
+            f"ONNX Runtime stores {found:,} bytes in 4-bit operators where the layers that the scheme "
+            f"is for take {wanted:,}; this version treats the graph otherwise"
+        )
     return {**float_sizes(model), **taken}
 
 

@@ -43,13 +43,19 @@ class OnnxClassifier(nn.Module):
         self._session: onnxruntime.InferenceSession | None = None
         self.notes: dict[str, Any] = json.loads(self.session().get_modelmeta().custom_metadata_map[_NOTES])
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                token_type_ids: torch.Tensor | None = None) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
         """Logits, float32 (batch, labels), from int64 tensors (batch, tokens); a mask left out stands for no padding,
         token types left out for zeros."""
-        given = {"input_ids": input_ids,
-                 "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
-                 "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids}
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
         feed = {name: given[name].numpy() for name in input_names(self)}
         return SequenceClassifierOutput(logits=torch.from_numpy(self.session().run(None, feed)[0]))
 
@@ -84,8 +90,9 @@ def open_session(graph: bytes | Path, threads: int) -> "onnxruntime.InferenceSes
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options,
-                                        providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def with_notes(graph: "onnx.ModelProto", notes: Mapping[str, Any]) -> bytes:

@@ -44,22 +44,26 @@ class OnnxScheme(Scheme):
             graph, sizes = self.transform(graph, model, rows)
         return _classifier(graph, model, sizes, self.fuses_attention)
 
-    def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-                  ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
+    def transform(
+        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         """The graph as the scheme stores it, and name -> (weights, bytes) of every weight in it."""
         return graph, float_sizes(model)
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
         cast(OnnxClassifier, quantized).save(folder)
 
-    def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-             attention_implementation: str) -> nn.Module:
+    def load(
+        self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str
+    ) -> nn.Module:
         return OnnxClassifier(folder / ONNX_FILE, config, shapes)
 
     def describe(self, quantized: nn.Module) -> dict[str, Any]:
         notes = cast(OnnxClassifier, quantized).notes
-        return {**super().describe(quantized),
-                **{name: notes[name] for name in ("operators", "fused_attention", "fusion")}}
+        return {
+            **super().describe(quantized),
+            **{name: notes[name] for name in ("operators", "fused_attention", "fusion")},
+        }
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class OnnxDynamic(OnnxScheme):
     source = "onnxruntime.quantization.quantize_dynamic on the fused graph"
     arithmetic = "INT8 products in ONNX Runtime, activations quantized batch by batch"
 
-    def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-                  ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
+    def transform(
+        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         operators = ["MatMul", "Attention"] + (["Gather"] if self.embeddings else [])
         quantized = quantize_dynamically(graph, operators, self.per_channel, other_look_ups(graph, model))
         return quantized, _int8_sizes(quantized, model, self.per_channel, self.embeddings)
@@ -114,17 +119,27 @@ class OnnxStatic(OnnxScheme):
     def source(self) -> str:
         return f"onnxruntime.quantization.quantize_static, {self.method} calibration, QDQ format"
 
-    def transform(self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-                  ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
+    def transform(
+        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
+    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         # One row at a time (a stride of 1), so that the outputs of no more than one lie in memory.
         options = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": _LINEAR_OPERATORS}
-        quantized = _through_file(lambda path: quantize_static(
-            graph, path, _rows_reader(rows, input_names(model)), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_LINEAR_OPERATORS, nodes_to_exclude=_activation_products(graph),
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod[self.method], extra_options=options))
+        quantized = _through_file(
+            lambda path: quantize_static(
+                graph,
+                path,
+                _rows_reader(rows, input_names(model)),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_LINEAR_OPERATORS,
+                nodes_to_exclude=_activation_products(graph),
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[self.method],
+                extra_options=options,
+            )
+        )
         _check_inputs_are_quantized(quantized)
         return quantized, _int8_sizes(quantized, model, per_channel=False, embeddings=False)
 
@@ -145,8 +160,11 @@ def _rows_reader(rows: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             row = next(self.waiting, None)
-            return None if row is None else {
-                name: row.get(name, torch.zeros_like(row["input_ids"])).numpy() for name in names}
+            return (
+                None
+                if row is None
+                else {name: row.get(name, torch.zeros_like(row["input_ids"])).numpy() for name in names}
+            )
 
     return RowsReader()
 
@@ -161,15 +179,24 @@ def _through_file(quantize: Callable[[str], None]) -> "onnx.ModelProto":
         return onnx.load(path)
 
 
-def quantize_dynamically(graph: "onnx.ModelProto", operators: Sequence[str], per_channel: bool,
-                         excluded: Sequence[str] = ()) -> "onnx.ModelProto":
+def quantize_dynamically(
+    graph: "onnx.ModelProto", operators: Sequence[str], per_channel: bool, excluded: Sequence[str] = ()
+) -> "onnx.ModelProto":
     """The graph with signed 8-bit weights in the given operators but for the nodes named in `excluded`, and with
     activations that are quantized as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    return _through_file(lambda path: quantize_dynamic(
-        graph, path, op_types_to_quantize=list(operators), per_channel=per_channel, weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(excluded), extra_options=dict(_UNKNOWN_IS_FLOAT)))
+    return _through_file(
+        lambda path: quantize_dynamic(
+            graph,
+            path,
+            op_types_to_quantize=list(operators),
+            per_channel=per_channel,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(excluded),
+            extra_options=dict(_UNKNOWN_IS_FLOAT),
+        )
+    )
 
 
 def exported(model: PreTrainedModel) -> "onnx.ModelProto":
@@ -183,12 +210,17 @@ def exported(model: PreTrainedModel) -> "onnx.ModelProto":
     return _copy(_last_export[digest.hexdigest()])
 
 
-def _classifier(graph: "onnx.ModelProto", model: nn.Module, sizes: Mapping[str, tuple[int, int]],
-                fuses_attention: bool) -> OnnxClassifier:
+def _classifier(
+    graph: "onnx.ModelProto", model: nn.Module, sizes: Mapping[str, tuple[int, int]], fuses_attention: bool
+) -> OnnxClassifier:
     operators = operator_counts(graph)
     fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
-    notes = {"sizes": sizes, "operators": operators, "fused_attention": fused,
-             "fusion": _fusion_note(model, fused, fuses_attention)}
+    notes = {
+        "sizes": sizes,
+        "operators": operators,
+        "fused_attention": fused,
+        "fusion": _fusion_note(model, fused, fuses_attention),
+    }
     return OnnxClassifier(with_notes(_copy(graph), notes), model.config, layer_shapes(model))
 
 
@@ -211,8 +243,11 @@ def other_look_ups(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str
     """Names of the look-ups that are not the word embedding's; position and token-type tables stay float32."""
     shapes = {constant.name: tuple(constant.dims) for constant in graph.graph.initializer}
     word = tuple(model.get_input_embeddings().weight.shape)
-    return [node.name for node in graph.graph.node if node.op_type == "Gather"
-            and not (shapes.get(node.input[0]) == word and node.input[1] == "input_ids")]
+    return [
+        node.name
+        for node in graph.graph.node
+        if node.op_type == "Gather" and not (shapes.get(node.input[0]) == word and node.input[1] == "input_ids")
+    ]
 
 
 def _activation_products(graph: "onnx.ModelProto") -> list[str]:
@@ -224,8 +259,11 @@ def _activation_products(graph: "onnx.ModelProto") -> list[str]:
 def _check_inputs_are_quantized(graph: "onnx.ModelProto") -> None:
     """Raises MethodRefused if a layer has INT8 weights but computes with float32 inputs."""
     restored = {output for node in graph.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    half = [node.name for node in graph.graph.node if node.op_type in _LINEAR_OPERATORS
-            and node.input[1] in restored and node.input[0] not in restored]
+    half = [
+        node.name
+        for node in graph.graph.node
+        if node.op_type in _LINEAR_OPERATORS and node.input[1] in restored and node.input[0] not in restored
+    ]
     if half:
         raise MethodRefused(f"ONNX Runtime left the inputs of {len(half)} layers in float32, such as {half[0]}")
 
@@ -235,28 +273,37 @@ def float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {name: (parameter.numel(), 4 * parameter.numel()) for name, parameter in model.named_parameters()}
 
 
-def _int8_sizes(graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: bool,
-                embeddings: bool) -> dict[str, tuple[int, int]]:
+def _int8_sizes(
+    graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: bool, embeddings: bool
+) -> dict[str, tuple[int, int]]:
     """Name -> (weights, bytes): one byte a quantized weight, five for each scale with its zero point.
 
     Raises:
         MethodRefused: the graph does not hold as many INT8 weights as the layers that were to be quantized.
     """
     sizes = float_sizes(model)
-    matrices = {f"{name}.weight": module for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) or (embeddings and module is model.get_input_embeddings())}
+    matrices = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or (embeddings and module is model.get_input_embeddings())
+    }
     for name, module in matrices.items():
         scales = module.weight.shape[0] if per_channel and isinstance(module, nn.Linear) else 1
         sizes[name] = (module.weight.numel(), module.weight.numel() + 5 * scales)
     wanted, found = sum(module.weight.numel() for module in matrices.values()), _eight_bit_weights(graph)
     if wanted != found:
-        raise MethodRefused(f"ONNX Runtime quantized {found:,} weights where the model has {wanted:,} in the layers "
-                            "that the scheme is for; this version treats the graph otherwise")
+        raise MethodRefused(
+            f"ONNX Runtime quantized {found:,} weights where the model has {wanted:,} in the layers "
+            "that the scheme is for; this version treats the graph otherwise"
+        )
     return sizes
 
 
 def _eight_bit_weights(graph: "onnx.ModelProto") -> int:
     from onnx import TensorProto
 
-    return sum(int(np.prod(constant.dims)) for constant in graph.graph.initializer
-               if constant.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(constant.dims) == 2)
+    return sum(
+        int(np.prod(constant.dims))
+        for constant in graph.graph.initializer
+        if constant.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(constant.dims) == 2
+    )

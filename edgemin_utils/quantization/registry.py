@@ -65,8 +65,9 @@ def quantize(model: nn.Module, scheme: str, rows: Sequence[Mapping[str, torch.Te
         return chosen.quantize(copy.deepcopy(model).cpu().eval(), rows)
 
 
-def save_quantized(model: PreTrainedModel, folder: Path, scheme: str,
-                   tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+def save_quantized(
+    model: PreTrainedModel, folder: Path, scheme: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Writes a quantized model as a folder that `load_model` reads: weights without pickle, config.json, tokenizer."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,8 +119,9 @@ def _refusals(name: str, scheme: Scheme) -> Iterator[None]:
     except EdgeMINError:
         raise
     except ImportError as error:
-        raise MethodRefused(f"{name} needs {', '.join(scheme.needs)}, which cannot be imported here ({error})") \
-            from error
+        raise MethodRefused(
+            f"{name} needs {', '.join(scheme.needs)}, which cannot be imported here ({error})"
+        ) from error
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise MethodRefused(f"{name} does not work with this model, machine and library versions: {reason}") from error

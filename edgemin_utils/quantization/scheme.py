@@ -48,8 +48,9 @@ class Scheme(ABC):
         """Writes the weights into `folder`, without pickle. config.json and the tokenizer are written beside."""
 
     @abstractmethod
-    def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-             attention_implementation: str) -> nn.Module:
+    def load(
+        self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str
+    ) -> nn.Module:
         """What `save` wrote.
 
         Args:

@@ -40,12 +40,15 @@ class TorchDynamic(Scheme):
     @property
     def source(self) -> str:
         return "torch.ao dynamic quantization of linear layers, as the EdgeMIN paper did" + (
-            ", and of the word embedding" if self.embeddings else "")
+            ", and of the word embedding" if self.embeddings else ""
+        )
 
     def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
         if not any(engine != "none" for engine in torch.backends.quantized.supported_engines):
-            raise MethodRefused("this PyTorch build has no quantized CPU kernels; use an x86 or Arm build of PyTorch, "
-                                "or a scheme of ONNX Runtime")
+            raise MethodRefused(
+                "this PyTorch build has no quantized CPU kernels; use an x86 or Arm build of PyTorch, "
+                "or a scheme of ONNX Runtime"
+            )
         with quiet_torch_ao():
             from torch.ao.quantization import (
                 default_dynamic_qconfig,
@@ -61,13 +64,17 @@ class TorchDynamic(Scheme):
     def save(self, quantized: nn.Module, folder: Path) -> None:
         tensors = {}
         for name, module in quantized.named_modules():
-            own = _stored_tensors(module) if _is_quantized(module) else \
-                {part: value.detach().clone() for part, value in module.named_parameters(recurse=False)}
+            own = (
+                _stored_tensors(module)
+                if _is_quantized(module)
+                else {part: value.detach().clone() for part, value in module.named_parameters(recurse=False)}
+            )
             tensors.update({f"{name}.{part}" if name else part: value.contiguous() for part, value in own.items()})
         save_file(tensors, folder / QUANTIZED_WEIGHTS_FILE)
 
-    def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-             attention_implementation: str) -> nn.Module:
+    def load(
+        self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str
+    ) -> nn.Module:
         model = empty_model(config, shapes, attention_implementation)
         tensors = load_file(folder / QUANTIZED_WEIGHTS_FILE)
         for name in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
@@ -98,8 +105,11 @@ def _stored_tensors(module: Any) -> dict[str, torch.Tensor]:
     with quiet_torch_ao():
         weight = module.weight()
         if _is_embedding(module):
-            return {"weight": weight.int_repr(), "weight_scale": weight.q_per_channel_scales(),
-                    "weight_zero_point": weight.q_per_channel_zero_points()}
+            return {
+                "weight": weight.int_repr(),
+                "weight_scale": weight.q_per_channel_scales(),
+                "weight_zero_point": weight.q_per_channel_zero_points(),
+            }
         stored = {"weight": weight.int_repr(), "weight_scale": torch.tensor(weight.q_scale(), dtype=torch.float64)}
         bias = module.bias()
     return stored if bias is None else {**stored, "bias": bias.detach()}
@@ -113,12 +123,18 @@ def _restored(module: nn.Module, stored: Mapping[str, torch.Tensor]) -> nn.Modul
     with quiet_torch_ao():
         if isinstance(module, nn.Embedding):
             count, size = module.weight.shape
-            return Embedding(count, size, _weight=torch._make_per_channel_quantized_tensor(
-                stored["weight"], stored["weight_scale"], stored["weight_zero_point"], 0))
+            return Embedding(
+                count,
+                size,
+                _weight=torch._make_per_channel_quantized_tensor(
+                    stored["weight"], stored["weight_scale"], stored["weight_zero_point"], 0
+                ),
+            )
         restored = Linear(module.in_features, module.out_features)
         restored.set_weight_bias(
             torch._make_per_tensor_quantized_tensor(stored["weight"], float(stored["weight_scale"]), 0),
-            stored.get("bias"))
+            stored.get("bias"),
+        )
         return restored
 
 

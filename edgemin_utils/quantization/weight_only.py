@@ -11,13 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from edgemin_utils.encoders import empty_model, fill_parameters
-from edgemin_utils.quantization.integers import (
-    grouped_int4_grid,
-    int4_scales,
-    pack_int4,
-    spread_scales,
-    unpack_int4,
-)
+from edgemin_utils.quantization.integers import grouped_int4_grid, int4_scales, pack_int4, spread_scales, unpack_int4
 from edgemin_utils.quantization.scheme import Scheme
 
 INT4_WEIGHTS_FILE = "int4_model.safetensors"
@@ -54,8 +48,9 @@ class WeightInt4(Scheme):
             tensors |= {f"{name}.packed_weight": module.packed_weight, f"{name}.weight_scale": module.weight_scale}
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / INT4_WEIGHTS_FILE)
 
-    def load(self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]],
-             attention_implementation: str) -> nn.Module:
+    def load(
+        self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str
+    ) -> nn.Module:
         model = empty_model(config, shapes, attention_implementation)
         tensors = load_file(folder / INT4_WEIGHTS_FILE)
         for name, module in self._matrices(model).items():
@@ -66,8 +61,9 @@ class WeightInt4(Scheme):
 
     def _matrices(self, model: PreTrainedModel) -> dict[str, Any]:
         word = model.get_input_embeddings() if self.embeddings else None
-        return {name: module for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) or module is word}
+        return {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) or module is word
+        }
 
 
 class Int4Linear(nn.Linear):

@@ -39,10 +39,27 @@ def objectives_table(study: Path | StudyRecords) -> pd.DataFrame:
     students = [content["student"] for content in table.pop("content")]
     table["method"] = [objective_name(student) for student in students]
     table["training_seconds"] = _mean_of(records, table, _training_seconds)
-    table["demands"] = [OBJECTIVES[known.objective].demands if (known := read_student(student)) else ""
-                        for student in students]
-    return table[_present(table, [*_ROW, "parameters", *_ACCURACY, "kept", *_DIFFERENCE, "p_holm",
-                                  "training_seconds", "demands", "refused", "seeds", "folder"])]
+    table["demands"] = [
+        OBJECTIVES[known.objective].demands if (known := read_student(student)) else "" for student in students
+    ]
+    return table[
+        _present(
+            table,
+            [
+                *_ROW,
+                "parameters",
+                *_ACCURACY,
+                "kept",
+                *_DIFFERENCE,
+                "p_holm",
+                "training_seconds",
+                "demands",
+                "refused",
+                "seeds",
+                "folder",
+            ],
+        )
+    ]
 
 
 def cuts_table(study: Path | StudyRecords) -> pd.DataFrame:
@@ -56,29 +73,69 @@ def cuts_table(study: Path | StudyRecords) -> pd.DataFrame:
 
     table = _compared(records, chosen, lambda chain, key: distillation_key(main or ""))
     table["method"] = [what_of(content, "prune") for content in table.pop("content")]
-    table["after_cut"] = [_mean_over(records, row["task"], row["key"], partial(_accuracy_after_cut, split=row["split"]))
-                          for row in table.to_dict("records")]
+    table["after_cut"] = [
+        _mean_over(records, row["task"], row["key"], partial(_accuracy_after_cut, split=row["split"]))
+        for row in table.to_dict("records")
+    ]
     table["weights_removed"] = _mean_of(records, table, lambda record: _share_removed(records, record))
-    return table[_present(table, [*_ROW, "weights_removed", "parameters", "after_cut", *_ACCURACY,
-                                  *_DIFFERENCE, "p_holm", *columns_of(table, "macs")[-1:], *_latency(table), "refused",
-                                  "seeds", "folder"])]
+    return table[
+        _present(
+            table,
+            [
+                *_ROW,
+                "weights_removed",
+                "parameters",
+                "after_cut",
+                *_ACCURACY,
+                *_DIFFERENCE,
+                "p_holm",
+                *columns_of(table, "macs")[-1:],
+                *_latency(table),
+                "refused",
+                "seeds",
+                "folder",
+            ],
+        )
+    ]
 
 
 def schemes_table(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per task, dev split and quantization scheme of the main pruned student, under the FP32 model that all of
     them start from: accuracy, how many answers stay the same, the difference (paired, `p_holm`), size and latency."""
     records = as_records(study)
-    sources = {source_key(record) for chain in records.chains for record in (*chain.models.values(),
-                                                                            *chain.refused.values())
-               if _is_scheme_of_main(record, records)}
+    sources = {
+        source_key(record)
+        for chain in records.chains
+        for record in (*chain.models.values(), *chain.refused.values())
+        if _is_scheme_of_main(record, records)
+    }
     table = _compared(
-        records, lambda record: record.key in sources or _is_scheme_of_main(record, records),
-        lambda chain, key: source_key(chain.models[key]) if key in chain.models and key not in sources else None)
+        records,
+        lambda record: record.key in sources or _is_scheme_of_main(record, records),
+        lambda chain, key: source_key(chain.models[key]) if key in chain.models and key not in sources else None,
+    )
     table["method"] = [what_of(content, "quantize") or "float32 (PyTorch)" for content in table.pop("content")]
-    table["agreement"] = [_mean_over(records, row["task"], row["key"], partial(_agreement, split=row["split"]))
-                          for row in table.to_dict("records")]
-    return table[_present(table, [*_ROW, "megabytes", *_ACCURACY, "agreement", *_DIFFERENCE,
-                                  "p_holm", *_latency(table), "refused", "seeds", "folder"])]
+    table["agreement"] = [
+        _mean_over(records, row["task"], row["key"], partial(_agreement, split=row["split"]))
+        for row in table.to_dict("records")
+    ]
+    return table[
+        _present(
+            table,
+            [
+                *_ROW,
+                "megabytes",
+                *_ACCURACY,
+                "agreement",
+                *_DIFFERENCE,
+                "p_holm",
+                *_latency(table),
+                "refused",
+                "seeds",
+                "folder",
+            ],
+        )
+    ]
 
 
 def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
@@ -96,9 +153,26 @@ def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
     table = _compared(records, chosen, lambda chain, key: TEACHER)
     table["method"] = orders_of_steps(table["content"])
     table["steps_taken"] = [", ".join(content["steps"]) for content in table.pop("content")]
-    return table[_present(table, [*_ROW, *_ACCURACY, "kept", *_DIFFERENCE, "p_holm", "parameters",
-                                  "megabytes", *columns_of(table, "macs")[-1:], *_latency(table), "refused",
-                                  "steps_taken", "seeds", "folder"])]
+    return table[
+        _present(
+            table,
+            [
+                *_ROW,
+                *_ACCURACY,
+                "kept",
+                *_DIFFERENCE,
+                "p_holm",
+                "parameters",
+                "megabytes",
+                *columns_of(table, "macs")[-1:],
+                *_latency(table),
+                "refused",
+                "steps_taken",
+                "seeds",
+                "folder",
+            ],
+        )
+    ]
 
 
 # ---- the rows ----------------------------------------------------------------------------------------------------
@@ -108,8 +182,9 @@ _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
-              reference: Callable[[Chain, str], str | None]) -> pd.DataFrame:
+def _compared(
+    records: StudyRecords, chosen: Callable[[Record], bool], reference: Callable[[Chain, str], str | None]
+) -> pd.DataFrame:
     """The rows of `summarize` that `chosen` picks, tested against a reference model each, refused ones behind them.
 
     `reference` gives the key of the model that a chain's model is tested against, or None.
@@ -123,8 +198,9 @@ def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
     frame = summarize(records)
     frame = frame[frame["key"].isin(contents)].reset_index(drop=True)
     frame["content"] = [contents[key] for key in frame["key"]]
-    tested = [_tested(records, row, reference(first[row["task"], row["key"]], row["key"]))
-              for row in frame.to_dict("records")]
+    tested = [
+        _tested(records, row, reference(first[row["task"], row["key"]], row["key"])) for row in frame.to_dict("records")
+    ]
     for name in (*_DIFFERENCE, "p_value"):
         frame[name] = [row[name] for row in tested] if tested else np.nan
     frame["p_holm"] = np.nan
@@ -132,26 +208,46 @@ def _compared(records: StudyRecords, chosen: Callable[[Record], bool],
         family = group["p_value"].dropna()
         frame.loc[family.index, "p_holm"] = holm_correction(family.tolist())
     frame["refused"] = ""
-    refused = [{"task": chain.task, "split": "", "key": key, "content": found.content, "refused": found.refused,
-                "folder": found.folder.relative_to(records.study).as_posix(), "seeds": 1}
-               for (_, key), chain in first.items() if (found := chain.refused.get(key)) is not None]
+    refused = [
+        {
+            "task": chain.task,
+            "split": "",
+            "key": key,
+            "content": found.content,
+            "refused": found.refused,
+            "folder": found.folder.relative_to(records.study).as_posix(),
+            "seeds": 1,
+        }
+        for (_, key), chain in first.items()
+        if (found := chain.refused.get(key)) is not None
+    ]
     if not refused:
         return frame
     split_of = {task: group["split"].iloc[0] for task, group in frame.groupby("task", sort=False)}
     extra = pd.DataFrame(refused)
     extra["split"] = extra["task"].map(split_of).fillna("")
     extra["synthetic"] = [is_synthetic(records.of_task(task)) for task in extra["task"]]
-    return pd.concat([frame, extra], ignore_index=True) if len(frame) else extra.reindex(
-        columns=[*frame.columns]).assign(refused=extra["refused"])
+    return (
+        pd.concat([frame, extra], ignore_index=True)
+        if len(frame)
+        else extra.reindex(columns=[*frame.columns]).assign(refused=extra["refused"])
+    )
 
 
 def _tested(records: StudyRecords, row: dict, reference: str | None) -> dict:
-    found = compare(records.of_task(row["task"]), row["split"], reference, row["key"]) \
-        if reference and reference != row["key"] else None
+    found = (
+        compare(records.of_task(row["task"]), row["split"], reference, row["key"])
+        if reference and reference != row["key"]
+        else None
+    )
     if found is None:
         return {**dict.fromkeys(_DIFFERENCE, np.nan), "p_value": np.nan}
-    return {"difference": found["difference"], "difference_low": found["low"], "difference_high": found["high"],
-            "p_value": found["p_value"]}
+    return {
+        "difference": found["difference"],
+        "difference_low": found["low"],
+        "difference_high": found["high"],
+        "p_value": found["p_value"],
+    }
 
 
 def _is_student(record: Record) -> bool:
@@ -162,10 +258,17 @@ def _is_student(record: Record) -> bool:
 def _is_scheme_of_main(record: Record, records: StudyRecords) -> bool:
     """Whether it is a quantized form of the pruned main student, with no other step on its way."""
     content = record.content
-    own_cuts = {what_of(other.content, "prune") for chain in records.chains for other in chain.models.values()
-                if other.content["pruned"] and not other.content["compared"]}
-    return (content["student"] == main_student(records.chains) and what_of(content, "prune") in own_cuts
-            and kinds_since_student(content) == ["prune", "quantize"])
+    own_cuts = {
+        what_of(other.content, "prune")
+        for chain in records.chains
+        for other in chain.models.values()
+        if other.content["pruned"] and not other.content["compared"]
+    }
+    return (
+        content["student"] == main_student(records.chains)
+        and what_of(content, "prune") in own_cuts
+        and kinds_since_student(content) == ["prune", "quantize"]
+    )
 
 
 # ---- single columns ----------------------------------------------------------------------------------------------
@@ -199,8 +302,14 @@ def _agreement(record: Record, split: str) -> float:
 
 def _share_removed(records: StudyRecords, record: Record) -> float:
     """Percent of the source's stored weights that a model has lost."""
-    source = next((chain.models.get(source_key(record) or "") for chain in records.chains
-                   if chain.task == record.task and chain.seed == record.seed), None)
+    source = next(
+        (
+            chain.models.get(source_key(record) or "")
+            for chain in records.chains
+            if chain.task == record.task and chain.seed == record.seed
+        ),
+        None,
+    )
     if source is None:
         return np.nan
     before, after = (item.results["size"]["stored_weights"] for item in (source, record))

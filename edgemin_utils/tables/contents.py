@@ -36,8 +36,22 @@ def main_results(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per task, dev split and model of the study's own path and factorial: what it gets right, what it keeps of
     the teacher, and how it differs from the model it came from. Models that are there for comparison only stand in the
     tables of `comparisons`. The columns are those of `summary.summarize`."""
-    columns = ["task", "split", "model", "accuracy", "f1", "matthews_correlation", "kept", "difference", "p_value",
-               "test", "compared_with", "rows", "seeds", "folder"]
+    columns = [
+        "task",
+        "split",
+        "model",
+        "accuracy",
+        "f1",
+        "matthews_correlation",
+        "kept",
+        "difference",
+        "p_value",
+        "test",
+        "compared_with",
+        "rows",
+        "seeds",
+        "folder",
+    ]
     return _choose(own_models(summarize(study)), columns)
 
 
@@ -46,11 +60,22 @@ def cost_table(study: Path | StudyRecords) -> pd.DataFrame:
     one row with one thread, speed-up over the teacher, peak memory of a fresh process."""
     frame = _one_row_per_model(summarize(study))
     longest = longest_input(frame)
-    columns = ["task", "model", "parameters", "listed_parameters", "fewer", "megabytes", "smaller",
-               *([f"macs_{longest}"] if longest else []), *columns_of(frame, "latency"),
-               *([f"speed_up_{longest}"] if f"speed_up_{longest}" in frame else []),
-               *([f"of_bound_{longest}"] if f"of_bound_{longest}" in frame else []),
-               "peak_memory", "memory_baseline", "folder"]
+    columns = [
+        "task",
+        "model",
+        "parameters",
+        "listed_parameters",
+        "fewer",
+        "megabytes",
+        "smaller",
+        *([f"macs_{longest}"] if longest else []),
+        *columns_of(frame, "latency"),
+        *([f"speed_up_{longest}"] if f"speed_up_{longest}" in frame else []),
+        *([f"of_bound_{longest}"] if f"of_bound_{longest}" in frame else []),
+        "peak_memory",
+        "memory_baseline",
+        "folder",
+    ]
     return _choose(frame, columns)
 
 
@@ -64,8 +89,10 @@ def latency_table(study: Path | StudyRecords) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame(columns=["task", "threads", "model", "folder"])
     frame = name_models(records, spread_latency(frame, ["task", "key", "threads"]))
-    frame = pd.concat([group.sort_values("threads", kind="stable") for _, group in frame.groupby("task", sort=False)],
-                      ignore_index=True)
+    frame = pd.concat(
+        [group.sort_values("threads", kind="stable") for _, group in frame.groupby("task", sort=False)],
+        ignore_index=True,
+    )
     wide = [name for name in frame if name.startswith(("latency_", "speed_up_", "of_bound_"))]
     return frame[["task", "threads", "model", *wide, "folder"]]
 
@@ -79,65 +106,108 @@ def training_time_table(study: Path | StudyRecords) -> pd.DataFrame:
             phases = (record.results.get("training") or {}).get("phases") or []
             seconds = [phase["seconds"] for phase in phases]
             seen = sum(phase["examples_per_second"] * phase["seconds"] for phase in phases)
-            rows.append({"task": chain.task, "key": key, "epochs": sum(phase["epochs"] for phase in phases) or np.nan,
-                         "steps": sum(phase["steps"] for phase in phases) or np.nan,
-                         "training_seconds": sum(seconds) or np.nan,
-                         "examples_per_second": seen / sum(seconds) if sum(seconds) else np.nan,
-                         "stage_seconds": record.content.get("wall_seconds", np.nan)})
+            rows.append(
+                {
+                    "task": chain.task,
+                    "key": key,
+                    "epochs": sum(phase["epochs"] for phase in phases) or np.nan,
+                    "steps": sum(phase["steps"] for phase in phases) or np.nan,
+                    "training_seconds": sum(seconds) or np.nan,
+                    "examples_per_second": seen / sum(seconds) if sum(seconds) else np.nan,
+                    "stage_seconds": record.content.get("wall_seconds", np.nan),
+                }
+            )
     if not rows:
         return pd.DataFrame(columns=["task", "model", "stage_seconds", "folder"])
     frame = pd.DataFrame(rows).groupby(["task", "key"], sort=False).mean().reset_index()
-    return _choose(name_models(records, frame), ["task", "model", "epochs", "steps", "examples_per_second",
-                                                 "training_seconds", "stage_seconds", "folder"])
+    return _choose(
+        name_models(records, frame),
+        ["task", "model", "epochs", "steps", "examples_per_second", "training_seconds", "stage_seconds", "folder"],
+    )
 
 
 def chains_table(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per chain: what its records hold, and how long it took to compute them."""
     rows = []
     for chain in as_records(study).chains:
-        records = [*chain.models.values(), *(chain.scans or {}).values(),
-                   *([chain.measurement] if chain.measurement else [])]
+        records = [
+            *chain.models.values(),
+            *(chain.scans or {}).values(),
+            *([chain.measurement] if chain.measurement else []),
+        ]
         finished = max((record.content.get("finished", "") for record in records), default="")
-        rows.append({"task": chain.task, "seed": chain.seed, "models": len(chain.models),
-                     "scans": len(chain.scans or {}), "measured": chain.measurement is not None,
-                     "stage_seconds": sum(record.content.get("wall_seconds", 0.0) for record in records),
-                     "finished": finished, "folder": f"{chain.task}/seed-{chain.seed}"})
-    return pd.DataFrame(rows, columns=["task", "seed", "models", "scans", "measured", "stage_seconds", "finished",
-                                       "folder"])
+        rows.append(
+            {
+                "task": chain.task,
+                "seed": chain.seed,
+                "models": len(chain.models),
+                "scans": len(chain.scans or {}),
+                "measured": chain.measurement is not None,
+                "stage_seconds": sum(record.content.get("wall_seconds", 0.0) for record in records),
+                "finished": finished,
+                "folder": f"{chain.task}/seed-{chain.seed}",
+            }
+        )
+    return pd.DataFrame(
+        rows, columns=["task", "seed", "models", "scans", "measured", "stage_seconds", "finished", "folder"]
+    )
 
 
 def main_table(study: Path | StudyRecords) -> Table:
     """`main_results` with its title and notes."""
     records = as_records(study)
-    accuracy = ("Brackets hold 95 % intervals: Wilson's of the dev rows for one seed, Student's t over several seeds.",
-                "Difference: percentage points to the model it came from, with its paired 95 % interval; p from the "
-                "exact McNemar test (one seed) or Student's t over the seeds, not corrected for several tests.",
-                "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.")
-    return Table("main_results", f"Accuracy per task and model{data_kind(records)}", main_results(records),
-                 (*accuracy, *table_notes(records)))
+    accuracy = (
+        "Brackets hold 95 % intervals: Wilson's of the dev rows for one seed, Student's t over several seeds.",
+        "Difference: percentage points to the model it came from, with its paired 95 % interval; p from the "
+        "exact McNemar test (one seed) or Student's t over the seeds, not corrected for several tests.",
+        "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.",
+    )
+    return Table(
+        "main_results",
+        f"Accuracy per task and model{data_kind(records)}",
+        main_results(records),
+        (*accuracy, *table_notes(records)),
+    )
 
 
 def every_table(study: Path | StudyRecords) -> list[Table]:
     """All tables of the report, with their titles and notes."""
     records = as_records(study)
     notes, data = table_notes(records), data_kind(records)
-    size = ("Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are "
-            "10^6 bytes of the saved model; MACs are multiply-accumulates by the closed formula; memory is the peak "
-            "of a fresh process, import baseline in the csv file.",)
+    size = (
+        "Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are "
+        "10^6 bytes of the saved model; MACs are multiply-accumulates by the closed formula; memory is the peak "
+        "of a fresh process, import baseline in the csv file.",
+    )
     timing = (latency_note(records), *noise_note(records))
     return [
         main_table(records),
-        Table("cost", f"Size, operations, latency and memory per model{data}", cost_table(records),
-              (*size, *timing, *notes)),
-        Table("latency", f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
-              latency_table(records), (*timing, *notes)),
+        Table(
+            "cost",
+            f"Size, operations, latency and memory per model{data}",
+            cost_table(records),
+            (*size, *timing, *notes),
+        ),
+        Table(
+            "latency",
+            f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
+            latency_table(records),
+            (*timing, *notes),
+        ),
         pareto_table(records),
         Table("factorial", f"Distilled x pruned x quantized{data}", factorial_table(records), (*timing, *notes)),
-        Table("factorial_effects", f"Main effects and interactions of the three steps{data}",
-              factorial_effects(records),
-              ("Effects on accuracy in percentage points; on size and latency as ratios (under 1: smaller, faster).",
-               "Brackets hold 95 % intervals: accuracy, Student's t over dev rows (one seed) or seeds; latency, "
-               "bootstrap over timing rounds (one seed) or Student's t over seeds.", *timing, *notes)),
+        Table(
+            "factorial_effects",
+            f"Main effects and interactions of the three steps{data}",
+            factorial_effects(records),
+            (
+                "Effects on accuracy in percentage points; on size and latency as ratios (under 1: smaller, faster).",
+                "Brackets hold 95 % intervals: accuracy, Student's t over dev rows (one seed) or seeds; latency, "
+                "bootstrap over timing rounds (one seed) or Student's t over seeds.",
+                *timing,
+                *notes,
+            ),
+        ),
         *comparison_tables(records),
         Table("training_time", f"Time per stage{data}", training_time_table(records), notes),
     ]
@@ -147,37 +217,71 @@ def pareto_table(study: Path | StudyRecords) -> Table:
     """`recommended_table` with its title and notes."""
     records = as_records(study)
     frame = recommended_table(records)
-    front = (f"No other model of the task is at least as good in accuracy, file and latency and better in one, at "
-             f"{COMPARED_DIGITS} significant digits; a latency that was not measured counts as the worst.",
-             "The rows were picked by the dev rows that they are judged on, so the best of many looks a little better "
-             "than it is; intervals are each model's own. `edgemin recommend` picks under a budget.")
-    return Table("recommended", f"Pareto front of accuracy, size and latency{data_kind(records)}", frame,
-                 (*front, *split_notes(frame), latency_note(records), *noise_note(records), *table_notes(records)))
+    front = (
+        f"No other model of the task is at least as good in accuracy, file and latency and better in one, at "
+        f"{COMPARED_DIGITS} significant digits; a latency that was not measured counts as the worst.",
+        "The rows were picked by the dev rows that they are judged on, so the best of many looks a little better "
+        "than it is; intervals are each model's own. `edgemin recommend` picks under a budget.",
+    )
+    return Table(
+        "recommended",
+        f"Pareto front of accuracy, size and latency{data_kind(records)}",
+        frame,
+        (*front, *split_notes(frame), latency_note(records), *noise_note(records), *table_notes(records)),
+    )
 
 
 def comparison_tables(study: Path | StudyRecords) -> list[Table]:
     """The tables of `comparisons` that have methods to compare, with their titles and notes."""
     records = as_records(study)
     notes, data = table_notes(records), data_kind(records)
-    tested = ("Difference: percentage points to {}, on the same rows, with its 95 % interval; p (Holm): corrected for "
-              "the rows of one task.")
+    tested = (
+        "Difference: percentage points to {}, on the same rows, with its 95 % interval; p (Holm): corrected for "
+        "the rows of one task."
+    )
     timing = (latency_note(records), *noise_note(records))
     found = [
-        Table("objectives", f"Distillation objectives{data}", objectives_table(records),
-              (tested.format("the same student without distillation"),
-               "Training time includes the teacher's passes; it was taken on whatever the machine was doing.", *notes)),
-        Table("cuts", f"Pruning: what is cut, by which criterion{data}", cuts_table(records),
-              (tested.format("the uncut student"), *timing, *notes)),
-        Table("schemes", f"Quantization schemes{data}", schemes_table(records),
-              (tested.format("the FP32 model that all start from"),
-               "Agreement: share of dev rows with the same answer as that model.", *timing, *notes)),
-        Table("orders", f"Orders of the steps{data}", orders_table(records),
-              (tested.format("the teacher"), *timing, *notes)),
+        Table(
+            "objectives",
+            f"Distillation objectives{data}",
+            objectives_table(records),
+            (
+                tested.format("the same student without distillation"),
+                "Training time includes the teacher's passes; it was taken on whatever the machine was doing.",
+                *notes,
+            ),
+        ),
+        Table(
+            "cuts",
+            f"Pruning: what is cut, by which criterion{data}",
+            cuts_table(records),
+            (tested.format("the uncut student"), *timing, *notes),
+        ),
+        Table(
+            "schemes",
+            f"Quantization schemes{data}",
+            schemes_table(records),
+            (
+                tested.format("the FP32 model that all start from"),
+                "Agreement: share of dev rows with the same answer as that model.",
+                *timing,
+                *notes,
+            ),
+        ),
+        Table(
+            "orders",
+            f"Orders of the steps{data}",
+            orders_table(records),
+            (tested.format("the teacher"), *timing, *notes),
+        ),
     ]
     fewest = {"schemes": 3}  # the FP32 row is not a scheme
-    return [table for table in found
-            if len(table.frame.drop_duplicates(["task", "method"])) >= fewest.get(table.name, 2) * max(
-                1, table.frame["task"].nunique())]
+    return [
+        table
+        for table in found
+        if len(table.frame.drop_duplicates(["task", "method"]))
+        >= fewest.get(table.name, 2) * max(1, table.frame["task"].nunique())
+    ]
 
 
 def table_notes(study: Path | StudyRecords) -> tuple[str, ...]:
@@ -220,8 +324,10 @@ def latency_note(records: StudyRecords) -> str:
     protocols = sorted({str(item.get("protocol")) for item in measured})
     runs = [row["runs"] for item in measured for row in item.get("latency") or [] if row.get("runs")]
     count = f", {min(runs):,} runs or more a row" if runs else ""
-    parts = [f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models are timed in turn, those of "
-             "equal shapes and scheme once for all of them."]
+    parts = [
+        f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models are timed in turn, those of "
+        "equal shapes and scheme once for all of them."
+    ]
     if "quick" in protocols:
         parts.append("Quick protocol: a quick look, not a full measurement.")
     if any(row.get("bound_ms") for item in measured for row in item.get("latency") or []):

@@ -30,15 +30,22 @@ def cuts_table(dense: Record, cuts: Sequence[Record]) -> pd.DataFrame:
         results, whole = record.results, dense.results["size"]["stored_weights"]
         for split, metrics in results["metrics"].items():
             before, after_cut = (results[name][split]["accuracy"] for name in ("metrics_before", "metrics_after_cut"))
-            rows.append({
-                "Cut": cut_of(record), "What went": what_went(dense.results, results), "Split": split,
-                "Weights removed": f"{results['parameters_removed']:,}",
-                "Removed %": f"{100 * results['parameters_removed'] / whole:.1f}",
-                "MB": f"{results['size']['model_bytes'] / MB:,.2f}", "Before %": percent(before),
-                "After the cut %": percent(after_cut),
-                "After recovery % [95 % interval]": percent(metrics["accuracy"], metrics["accuracy_low"],
-                                                            metrics["accuracy_high"]),
-                "Change (points)": f"{100 * (metrics['accuracy'] - before):+.1f}"})
+            rows.append(
+                {
+                    "Cut": cut_of(record),
+                    "What went": what_went(dense.results, results),
+                    "Split": split,
+                    "Weights removed": f"{results['parameters_removed']:,}",
+                    "Removed %": f"{100 * results['parameters_removed'] / whole:.1f}",
+                    "MB": f"{results['size']['model_bytes'] / MB:,.2f}",
+                    "Before %": percent(before),
+                    "After the cut %": percent(after_cut),
+                    "After recovery % [95 % interval]": percent(
+                        metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]
+                    ),
+                    "Change (points)": f"{100 * (metrics['accuracy'] - before):+.1f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -49,10 +56,16 @@ def rounds_table(cuts: Sequence[Record]) -> pd.DataFrame:
         rounds = record.results.get("rounds", [])
         for number, step in enumerate(rounds if len(rounds) > 1 else [], start=1):
             for split in step["metrics_after_cut"]:
-                rows.append({"Cut": cut_of(record), "Round": number, "Split": split,
-                             "Weights removed so far": step["parameters_removed"],
-                             "After the cut %": percent(step["metrics_after_cut"][split]["accuracy"]),
-                             "After recovery %": percent(step["metrics_after_recovery"][split]["accuracy"])})
+                rows.append(
+                    {
+                        "Cut": cut_of(record),
+                        "Round": number,
+                        "Split": split,
+                        "Weights removed so far": step["parameters_removed"],
+                        "After the cut %": percent(step["metrics_after_cut"][split]["accuracy"]),
+                        "After recovery %": percent(step["metrics_after_recovery"][split]["accuracy"]),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -93,8 +106,13 @@ def planned_cut_table(heads: Sequence[int], ratio: float, scope: str) -> pd.Data
 
 
 def _planned_row(name: str, count: int, ratio: float, removed: int) -> dict[str, Any]:
-    return {"Where": name, "Heads": count, "Ratio x heads": f"{ratio * count:.2f}", "Removed": removed,
-            "Share removed %": f"{100 * removed / count:.1f}"}
+    return {
+        "Where": name,
+        "Heads": count,
+        "Ratio x heads": f"{ratio * count:.2f}",
+        "Removed": removed,
+        "Share removed %": f"{100 * removed / count:.1f}",
+    }
 
 
 def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> pd.DataFrame:
@@ -106,12 +124,19 @@ def cut_by_layer_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> p
     left = {name: iter(pruned["model"][name]) for name in ("heads", "intermediate_sizes")}
     rows = []
     for number, (heads, neurons, removed) in enumerate(
-            zip(dense["model"]["heads"], dense["model"]["intermediate_sizes"], pruned["removed_heads"], strict=True)):
+        zip(dense["model"]["heads"], dense["model"]["intermediate_sizes"], pruned["removed_heads"], strict=True)
+    ):
         dropped = number in pruned["removed_layers"]
-        rows.append({"Layer": str(number), "Heads before": heads,
-                     "Removed heads": "the whole layer" if dropped else removed,
-                     "Heads after": 0 if dropped else next(left["heads"]), "Neurons before": neurons,
-                     "Neurons after": 0 if dropped else next(left["intermediate_sizes"])})
+        rows.append(
+            {
+                "Layer": str(number),
+                "Heads before": heads,
+                "Removed heads": "the whole layer" if dropped else removed,
+                "Heads after": 0 if dropped else next(left["heads"]),
+                "Neurons before": neurons,
+                "Neurons after": 0 if dropped else next(left["intermediate_sizes"]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -159,36 +184,51 @@ def criterion_sentences(cuts: Sequence[Record]) -> list[str]:
     for record in cuts:
         if not record.refused and record.results["criterion"]:
             cut = record.results["cut"]
-            kind = tuple(value for name, value in sorted(cut.items())
-                         if name not in ("pruning_criterion", "pruning_draw"))
+            kind = tuple(
+                value for name, value in sorted(cut.items()) if name not in ("pruning_criterion", "pruning_draw")
+            )
             by_kind.setdefault(kind, {}).setdefault(record.results["criterion"], []).append(
-                {"name": cut_of(record), **record.results})
+                {"name": cut_of(record), **record.results}
+            )
     sentences = []
     for criteria in by_kind.values():
         random = criteria.pop("random", [])
         for ranked in (result for results in criteria.values() for result in results if random):
             for split, metrics in ranked["metrics"].items():
                 cut, recovered = (
-                    100 * (ranked[entry][split]["accuracy"]
-                           - sum(each[entry][split]["accuracy"] for each in random) / len(random))
-                    for entry in ("metrics_after_cut", "metrics"))
+                    100
+                    * (
+                        ranked[entry][split]["accuracy"]
+                        - sum(each[entry][split]["accuracy"] for each in random) / len(random)
+                    )
+                    for entry in ("metrics_after_cut", "metrics")
+                )
                 sentences.append(
                     f"**{split}**: `{ranked['name']}` lies {cut:+.1f} points from the mean of {len(random)} random "
                     f"cut{'s' if len(random) > 1 else ''} of the same size right after the cut and {recovered:+.1f} "
-                    f"after recovery ({metrics['rows']:,} rows).")
+                    f"after recovery ({metrics['rows']:,} rows)."
+                )
     return sentences
 
 
 def _way(cut: Mapping[str, Any], criterion: str) -> str:
     """A way of cutting without its amounts: "gradient heads and neurons, global, 4 rounds"."""
-    settings = {"heads": "head_prune_ratio", "neurons": "feed_forward_prune_ratio", "layers": "pruned_layers",
-                "vocabulary": "prune_vocabulary"}
+    settings = {
+        "heads": "head_prune_ratio",
+        "neurons": "feed_forward_prune_ratio",
+        "layers": "pruned_layers",
+        "vocabulary": "prune_vocabulary",
+    }
     kinds = [name for name, setting in settings.items() if cut[setting]]
     if cut["pruned_layers"] and not cut["pruned_layers"].startswith("least"):
         orders = {"top": "top layers", "spaced": "spaced layers"}
         kinds[kinds.index("layers")] = orders.get(cut["pruned_layers"].partition("-")[0], "named layers")
     rounds = cut["pruning_rounds"]
-    return ", ".join([f"{criterion} {' and '.join(kinds)}".strip(),
-                      *(["global"] if cut["pruning_scope"] == "global" else []),
-                      *([f"{rounds} rounds"] if rounds > 1 else []),
-                      *([] if cut["recovery_distillation"] else ["labels alone"])])
+    return ", ".join(
+        [
+            f"{criterion} {' and '.join(kinds)}".strip(),
+            *(["global"] if cut["pruning_scope"] == "global" else []),
+            *([f"{rounds} rounds"] if rounds > 1 else []),
+            *([] if cut["recovery_distillation"] else ["labels alone"]),
+        ]
+    )

@@ -21,8 +21,9 @@ def factorial_table(study: Path | StudyRecords) -> pd.DataFrame:
     frame = _factorial_rows(records)
     longest = longest_input(frame)
     columns = ["task", "split", *FACTORS, "accuracy", "accuracy_low", "accuracy_high", "parameters", "megabytes"]
-    return frame[[*columns, *(name for name in (f"latency_{longest}", f"latency_{longest}_noisy") if name in frame),
-                  "folder"]]
+    return frame[
+        [*columns, *(name for name in (f"latency_{longest}", f"latency_{longest}_noisy") if name in frame), "folder"]
+    ]
 
 
 def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
@@ -44,17 +45,24 @@ def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
         if len(group) == 8 and len(group[list(FACTORS)].drop_duplicates()) == 8:
             latency = _latency_effects(records, task, longest) if longest else [None] * len(TERMS)
             for terms, estimate in zip(TERMS, latency, strict=True):
-                row = {"task": task, "split": split, "synthetic": group["synthetic"].iloc[0],
-                       "effect": " x ".join(terms),
-                       "accuracy_effect": factorial_effect(group, terms, "accuracy"),
-                       "size_ratio": factorial_effect(group, terms, "megabytes", True)}
+                row = {
+                    "task": task,
+                    "split": split,
+                    "synthetic": group["synthetic"].iloc[0],
+                    "effect": " x ".join(terms),
+                    "accuracy_effect": factorial_effect(group, terms, "accuracy"),
+                    "size_ratio": factorial_effect(group, terms, "megabytes", True),
+                }
                 row |= _ends("accuracy_effect", _accuracy_effect(records, task, split, terms))
                 if longest:
                     row["latency_ratio"] = factorial_effect(group, terms, f"latency_{longest}", True)
                     row |= _ends("latency_ratio", estimate)
                 rows.append(row)
-    outcomes = [f"{name}{end}" for name in ("accuracy_effect", "size_ratio", *(["latency_ratio"] if longest else []))
-                for end in (("",) if name == "size_ratio" else ("", "_low", "_high"))]
+    outcomes = [
+        f"{name}{end}"
+        for name in ("accuracy_effect", "size_ratio", *(["latency_ratio"] if longest else []))
+        for end in (("",) if name == "size_ratio" else ("", "_low", "_high"))
+    ]
     return pd.DataFrame(rows, columns=["task", "split", "synthetic", "effect", *outcomes])
 
 
@@ -84,8 +92,10 @@ def _factorial_rows(records: StudyRecords) -> pd.DataFrame:
     """The rows of `summarize` that belong to the factorial, in the order of the factors."""
     frame, main = summarize(records), main_student(records.chains)
     keys = {key for chain in records.chains for key in _keys(chain, main).values()}
-    groups = [group.sort_values(list(FACTORS), kind="stable") for _, group in
-              frame[frame["key"].isin(keys)].groupby(["task", "split"], sort=False)]
+    groups = [
+        group.sort_values(list(FACTORS), kind="stable")
+        for _, group in frame[frame["key"].isin(keys)].groupby(["task", "split"], sort=False)
+    ]
     return pd.concat(groups, ignore_index=True) if groups else frame.iloc[:0]
 
 
@@ -142,8 +152,10 @@ def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[
         by_seed.append(contrasts_of_medians(times, weights))
     if len(by_seed) < 2:
         return [*by_seed[0]] if by_seed else [None] * len(TERMS)
-    means = [mean_with_interval(np.log([estimate.value for estimate in estimates]))
-             for estimates in zip(*by_seed, strict=True)]
+    means = [
+        mean_with_interval(np.log([estimate.value for estimate in estimates]))
+        for estimates in zip(*by_seed, strict=True)
+    ]
     return [mean.exponential() for mean in means]
 
 

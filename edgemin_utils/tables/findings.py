@@ -55,7 +55,8 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
         teacher, small = rows.loc[TEACHER], rows.loc[last]
         sentences.append(
             f"**{label}** {synthetic}- the teacher reaches {teacher['accuracy']:.1f} % of {teacher['rows']:,.0f} rows; "
-            f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's.")
+            f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's."
+        )
     main = main_student(records.chains)
     steps = list[tuple[str, str | None, str]]()
     if main and main != "none":
@@ -76,8 +77,10 @@ def _step_sentence(label: str, step: str, found: dict) -> str:
     interval = "" if found["low"] is None else f", 95 % interval {found['low']:+.1f} to {found['high']:+.1f}"
     p_value = "" if math.isnan(found["p_value"]) else f", p {p_value_text(found['p_value']).replace('<', '< ')}"
     seeds = f"{found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
-    return (f"{label}: {step} {effect_words(step, found['difference'], found['p_value'])}: "
-            f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds}).")
+    return (
+        f"{label}: {step} {effect_words(step, found['difference'], found['p_value'])}: "
+        f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds})."
+    )
 
 
 def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
@@ -88,8 +91,9 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
     teacher, small = rows.loc[TEACHER], rows.loc[last]
     parts = []
     if not pd.isna(small["smaller"]):
-        parts.append(f"a file {small['smaller']:.2f} times smaller ({teacher['megabytes']:.2f} to "
-                     f"{small['megabytes']:.2f} MB)")
+        parts.append(
+            f"a file {small['smaller']:.2f} times smaller ({teacher['megabytes']:.2f} to {small['megabytes']:.2f} MB)"
+        )
     if not pd.isna(small["fewer"]):
         parts.append(f"{small['fewer']:.2f} times fewer stored weights")
     macs = f"macs_{longest}"
@@ -103,8 +107,10 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
         if before is not None and f"latency_{longest}" in rows:
             ratio = rows.loc[before, f"latency_{longest}"] / small[f"latency_{longest}"]
             word = "faster" if ratio > 1 else "slower"
-            sentences.append(f"{task}: quantization alone makes it {max(ratio, 1 / ratio):.2f} times {word} at "
-                             f"{longest} with one thread, while the number of MACs stays what it was.")
+            sentences.append(
+                f"{task}: quantization alone makes it {max(ratio, 1 / ratio):.2f} times {word} at "
+                f"{longest} with one thread, while the number of MACs stays what it was."
+            )
     return sentences
 
 
@@ -126,9 +132,12 @@ def _on_interaction(records: StudyRecords) -> list[str]:
         return []
     chosen = effects[effects["effect"] == "pruned x quantized"].drop_duplicates("task")
     # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
-    return [f"{row['task']}: pruned and quantized together, a model needs {row['latency_ratio'] ** 2:.2f} times the "
-            "latency that the two gains multiplied would give (1: no interaction; under 1: together they gain more)."
-            for row in chosen.to_dict("records") if not math.isnan(row["latency_ratio"])]
+    return [
+        f"{row['task']}: pruned and quantized together, a model needs {row['latency_ratio'] ** 2:.2f} times the "
+        "latency that the two gains multiplied would give (1: no interaction; under 1: together they gain more)."
+        for row in chosen.to_dict("records")
+        if not math.isnan(row["latency_ratio"])
+    ]
 
 
 def _last_of_main_path(rows: pd.DataFrame) -> str | None:

@@ -31,32 +31,70 @@ class Column:
 
 
 COLUMNS = {
-    "model": Column("Model"), "accuracy": Column("Accuracy %"), "f1": Column("F1 %"),
-    "matthews_correlation": Column("MCC", 3), "kept": Column("Kept %"),
-    "difference": Column("Difference", 1, signed=True), "p_value": Column("p", 3), "threads": Column("Threads", 0),
-    "parameters": Column("Weights", 0), "megabytes": Column("MB", 2), "smaller": Column("Smaller", 2, suffix="x"),
-    "peak_memory": Column("Memory (MB)", 0), "folder": Column("Folder"), "effect": Column("Effect"),
-    "accuracy_effect": Column("Accuracy (points)", 2, signed=True), "size_ratio": Column("Size (ratio)", 3),
-    "latency_ratio": Column("Latency (ratio)", 3), "epochs": Column("Epochs", 1), "steps": Column("Steps", 0),
-    "examples_per_second": Column("Rows/s", 0), "training_seconds": Column("Training (s)"),
+    "model": Column("Model"),
+    "accuracy": Column("Accuracy %"),
+    "f1": Column("F1 %"),
+    "matthews_correlation": Column("MCC", 3),
+    "kept": Column("Kept %"),
+    "difference": Column("Difference", 1, signed=True),
+    "p_value": Column("p", 3),
+    "threads": Column("Threads", 0),
+    "parameters": Column("Weights", 0),
+    "megabytes": Column("MB", 2),
+    "smaller": Column("Smaller", 2, suffix="x"),
+    "peak_memory": Column("Memory (MB)", 0),
+    "folder": Column("Folder"),
+    "effect": Column("Effect"),
+    "accuracy_effect": Column("Accuracy (points)", 2, signed=True),
+    "size_ratio": Column("Size (ratio)", 3),
+    "latency_ratio": Column("Latency (ratio)", 3),
+    "epochs": Column("Epochs", 1),
+    "steps": Column("Steps", 0),
+    "examples_per_second": Column("Rows/s", 0),
+    "training_seconds": Column("Training (s)"),
     "stage_seconds": Column("In all (s)"),
-    "seed": Column("Seed", 0), "models": Column("Models", 0),
-    "scans": Column("Scans", 0), "finished": Column("Finished"), "distilled": Column("Distilled"),
-    "median_ms": Column("Median (ms)", 2), "iqr_ms": Column("IQR (ms)", 2), "runs": Column("N", 0),
-    "bound_ms": Column("Bound (ms)", 2), "of_bound": Column("Over the bound", 1, suffix="x"),
+    "seed": Column("Seed", 0),
+    "models": Column("Models", 0),
+    "scans": Column("Scans", 0),
+    "finished": Column("Finished"),
+    "distilled": Column("Distilled"),
+    "median_ms": Column("Median (ms)", 2),
+    "iqr_ms": Column("IQR (ms)", 2),
+    "runs": Column("N", 0),
+    "bound_ms": Column("Bound (ms)", 2),
+    "of_bound": Column("Over the bound", 1, suffix="x"),
     "over_teacher": Column("Over the teacher", 2, suffix="x"),
-    "over_student": Column("Over the student", 2, suffix="x"), "interaction": Column("Interaction", 3),
-    "products_alone": Column("Products alone", 3), "attention_alone": Column("Attention alone", 3),
-    "predicted": Column("Predicted", 3), "imports_mb": Column("Imports (MB)", 0), "peak_mb": Column("Peak (MB)", 0),
+    "over_student": Column("Over the student", 2, suffix="x"),
+    "interaction": Column("Interaction", 3),
+    "products_alone": Column("Products alone", 3),
+    "attention_alone": Column("Attention alone", 3),
+    "predicted": Column("Predicted", 3),
+    "imports_mb": Column("Imports (MB)", 0),
+    "peak_mb": Column("Peak (MB)", 0),
     "at_the_end_mb": Column("At the end (MB)", 0),
     "pruned": Column("Pruned"),
-    "quantized": Column("Quantized"), "p_holm": Column("p (Holm)", 3), "method": Column("Method"),
-    "weights_removed": Column("Weights removed %"), "after_cut": Column("After cut %"),
-    "agreement": Column("Agreement %"), "demands": Column("Demands"), "refused": Column("Refused"),
+    "quantized": Column("Quantized"),
+    "p_holm": Column("p (Holm)", 3),
+    "method": Column("Method"),
+    "weights_removed": Column("Weights removed %"),
+    "after_cut": Column("After cut %"),
+    "agreement": Column("Agreement %"),
+    "demands": Column("Demands"),
+    "refused": Column("Refused"),
 }
 # In the csv files only: how a number came about, and what a second column or a note already says.
-_CSV_ONLY = {"test", "compared_with", "rows", "seeds", "synthetic", "listed_parameters", "fewer", "memory_baseline",
-             "steps_taken", "bundle_from"}
+_CSV_ONLY = {
+    "test",
+    "compared_with",
+    "rows",
+    "seeds",
+    "synthetic",
+    "listed_parameters",
+    "fewer",
+    "memory_baseline",
+    "steps_taken",
+    "bundle_from",
+}
 
 
 def readable(frame: pd.DataFrame, trace: bool = False) -> pd.DataFrame:
@@ -85,12 +123,14 @@ def task_labels(frame: pd.DataFrame) -> list[str]:
     if "split" not in frame:
         return [str(task) for task in frame["task"]]
     several = frame.groupby("task")["split"].nunique() > 1
-    return [task_label(task, split) if several[task] else str(task)
-            for task, split in zip(frame["task"], frame["split"], strict=True)]
+    return [
+        task_label(task, split) if several[task] else str(task)
+        for task, split in zip(frame["task"], frame["split"], strict=True)
+    ]
 
 
 def task_label(task: str, split: str) -> str:
-    """"mnli" and "validation_matched" as "mnli matched"."""
+    """ "mnli" and "validation_matched" as "mnli matched"."""
     short = split.removeprefix("validation").removeprefix("dev").strip("_- ")
     return f"{task} {short}".strip()
 
@@ -125,8 +165,10 @@ def as_html(frame: pd.DataFrame, trace: bool = False) -> Styler:
     cells = readable(frame, trace)
     # Styles are tied to cells by this name: two tables on one page must not share it, the same table must keep it.
     name = hashlib.sha256(cells.to_csv().encode()).hexdigest()[:10]
-    sides = {header: [{"selector": "", "props": f"text-align: {side}; white-space: nowrap"}]
-             for header, side in zip(cells, _alignment(cells), strict=True)}
+    sides = {
+        header: [{"selector": "", "props": f"text-align: {side}; white-space: nowrap"}]
+        for header, side in zip(cells, _alignment(cells), strict=True)
+    }
     return cells.style.hide(axis="index").format(escape="html").set_uuid(name).set_table_styles(sides)
 
 
@@ -134,8 +176,13 @@ def as_markdown(table: Table) -> str:
     """The table in Markdown under its title, its notes below. Each row names its folder."""
     cells = readable(table.frame, trace=True)
     cells = cells.map(lambda text: text.replace("|", "\\|").replace("*", "\\*"))
-    body = tabulate(cells, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True,
-                    colalign=_alignment(cells)) if len(cells) else "(no rows)"
+    body = (
+        tabulate(
+            cells, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True, colalign=_alignment(cells)
+        )
+        if len(cells)
+        else "(no rows)"
+    )
     notes = "\n".join(f"- {note}".replace("- *", "- \\*") for note in table.notes)
     return f"## {table.title}\n\n{body}\n\n{notes}\n"
 
@@ -151,21 +198,44 @@ def as_latex(table: Table) -> str:
             lines.append(r"\addlinespace")
         lines.append(" & ".join(map(latex_escape, row)) + r" \\")
     notes = r" \\ ".join(latex_escape(note) for note in table.notes)
-    return "\n".join([
-        "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
-        r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_escape(table.title)}}}",
-        rf"\label{{tab:{table.name.replace('_', '-')}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}}",
-        rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}", r"\end{table}", "",
-    ])
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{latex_escape(table.title)}}}",
+            rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def latex_escape(text: Any) -> str:
     """`text` with LaTeX's special characters made printable."""
-    special = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-               "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-               ">": r"\textgreater{}", "[": "{[}", "]": "{]}"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "[": "{[}",
+        "]": "{]}",
+    }
     return "".join(special.get(character, character) for character in str(text))
 
 
@@ -178,8 +248,11 @@ def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in every_table(study):
-        texts = {"csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-                 "md": as_markdown(table), "tex": as_latex(table)}
+        texts = {
+            "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+            "md": as_markdown(table),
+            "tex": as_latex(table),
+        }
         for kind, text in texts.items():
             path = folder / f"{table.name}.{kind}"
             path.write_text(text, encoding="utf-8", newline="\n")
@@ -195,9 +268,12 @@ def p_value_text(value: float) -> str:
 def _column(name: str) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
-    for prefix, column in (("latency_", Column("{} (ms)", 2)), ("speed_up_", Column("{} speed-up", 2, suffix="x")),
-                           ("of_bound_", Column("{} over the bound", 1, suffix="x")),
-                           ("macs_", Column("{} MMACs", 1, 1e-6))):
+    for prefix, column in (
+        ("latency_", Column("{} (ms)", 2)),
+        ("speed_up_", Column("{} speed-up", 2, suffix="x")),
+        ("of_bound_", Column("{} over the bound", 1, suffix="x")),
+        ("macs_", Column("{} MMACs", 1, 1e-6)),
+    ):
         if name.startswith(prefix):
             header = column.header.format(name.removeprefix(prefix).replace("_", " "))
             return Column(header, column.digits, column.scale, column.signed, column.suffix)
@@ -234,9 +310,33 @@ def _number(value: float, column: Column, suffix: bool = True) -> str:
 
 
 def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
-    left = {"Task", "Model", "Method", "Demands", "Refused", "Folder", "Effect", "Distilled", "Pruned", "Quantized",
-            "Finished", "Measured", "State", "Number", "Claim", "Claimed", "Counted", "Ours", "Verdict", "Function",
-            "Quantity", "Way", "Honest", "Honest way", "Input"}
+    left = {
+        "Task",
+        "Model",
+        "Method",
+        "Demands",
+        "Refused",
+        "Folder",
+        "Effect",
+        "Distilled",
+        "Pruned",
+        "Quantized",
+        "Finished",
+        "Measured",
+        "State",
+        "Number",
+        "Claim",
+        "Claimed",
+        "Counted",
+        "Ours",
+        "Verdict",
+        "Function",
+        "Quantity",
+        "Way",
+        "Honest",
+        "Honest way",
+        "Input",
+    }
     return tuple("left" if name in left else "right" for name in cells)
 
 
@@ -247,8 +347,9 @@ def _text_block(cells: pd.DataFrame) -> str:
         if number and tasks[number] != tasks[number - 1]:
             rows.append(SEPARATING_LINE)
         rows.append(row)
-    return tabulate(rows, headers=list(cells.columns), tablefmt="simple", disable_numparse=True,
-                    colalign=_alignment(cells))
+    return tabulate(
+        rows, headers=list(cells.columns), tablefmt="simple", disable_numparse=True, colalign=_alignment(cells)
+    )
 
 
 def _text_width(text: str) -> int:

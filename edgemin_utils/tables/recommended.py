@@ -14,8 +14,13 @@ from edgemin_utils.records import Record
 from edgemin_utils.tables.summary import as_records, column_of_input, longest_input, summarize
 from edgemin_utils.tables.variants import StudyRecords
 
-KINDS = {"teacher": "teacher", "distillation": "student", "pruning": "pruned", "tuning": "tuned",
-         "quantization": "quantized"}
+KINDS = {
+    "teacher": "teacher",
+    "distillation": "student",
+    "pruning": "pruned",
+    "tuning": "tuned",
+    "quantization": "quantized",
+}
 """Kind of a model's last stage -> what the model is called."""
 COMPARED_DIGITS = 4
 """Significant digits at which models are compared: saved files of equal shapes differ by a few bytes, no gain."""
@@ -49,9 +54,30 @@ def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.
     frame["on_front"] = False
     for _, rows in frame.groupby("task", sort=False):
         frame.loc[rows.index, "on_front"] = on_front(rows)
-    return frame[["task", "split", "synthetic", "key", "model", "kind", "student", "distilled", "seeds",
-                  "accuracy", "accuracy_low", "accuracy_high", "kept", "megabytes", "input", "milliseconds",
-                  "milliseconds_noisy", "on_front", "bundle_from", "folder"]]
+    return frame[
+        [
+            "task",
+            "split",
+            "synthetic",
+            "key",
+            "model",
+            "kind",
+            "student",
+            "distilled",
+            "seeds",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "kept",
+            "megabytes",
+            "input",
+            "milliseconds",
+            "milliseconds_noisy",
+            "on_front",
+            "bundle_from",
+            "folder",
+        ]
+    ]
 
 
 def on_front(rows: pd.DataFrame, objectives: tuple[str, ...] = ("accuracy", "megabytes", "milliseconds")) -> np.ndarray:
@@ -61,8 +87,9 @@ def on_front(rows: pd.DataFrame, objectives: tuple[str, ...] = ("accuracy", "meg
     Returns:
         (rows,), bool.
     """
-    values = rows[list(objectives)].astype(float).to_numpy() * [-1.0 if name == "accuracy" else 1.0
-                                                                for name in objectives]
+    values = rows[list(objectives)].astype(float).to_numpy() * [
+        -1.0 if name == "accuracy" else 1.0 for name in objectives
+    ]
     rounded = [[float(f"{value:.{COMPARED_DIGITS}g}") for value in row] for row in values]
     return pareto_front(np.nan_to_num(np.reshape(rounded, values.shape), nan=np.inf, posinf=np.inf, neginf=-np.inf))
 
@@ -89,8 +116,23 @@ def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Candidates as a table, with the latency named by its input."""
     latency = column_of_input("latency", next(iter(rows["input"]), USUAL_INPUT))
     rows = rows.rename(columns={"milliseconds": latency, "milliseconds_noisy": f"{latency}_noisy"})
-    return rows[["task", "split", "model", "accuracy", "accuracy_low", "accuracy_high", "kept", "megabytes", latency,
-                 f"{latency}_noisy", "seeds", "bundle_from", "folder"]].reset_index(drop=True)
+    return rows[
+        [
+            "task",
+            "split",
+            "model",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "kept",
+            "megabytes",
+            latency,
+            f"{latency}_noisy",
+            "seeds",
+            "bundle_from",
+            "folder",
+        ]
+    ].reset_index(drop=True)
 
 
 def split_notes(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -22,8 +22,15 @@ def schemes_table(source: Record, quantized: Mapping[str, Record]) -> pd.DataFra
         quantized: scheme -> the record of its quantized form, refused ones too.
     """
     before = source.results["size"]["model_bytes"]
-    rows = [{"Scheme": "FP32 (PyTorch)", "MB": f"{before / MB:,.2f}", "Smaller": "1.00x",
-             **_accuracies(source.results["metrics"]), "Note": ""}]
+    rows = [
+        {
+            "Scheme": "FP32 (PyTorch)",
+            "MB": f"{before / MB:,.2f}",
+            "Smaller": "1.00x",
+            **_accuracies(source.results["metrics"]),
+            "Note": "",
+        }
+    ]
     for scheme, record in quantized.items():
         results = record.results
         if record.refused:
@@ -31,9 +38,17 @@ def schemes_table(source: Record, quantized: Mapping[str, Record]) -> pd.DataFra
             continue
         size = results["size"]["model_bytes"]
         agreement = {f"Same answer % ({split})": percent(share) for split, share in results["agreement"].items()}
-        rows.append({"Scheme": scheme, "MB": f"{size / MB:,.2f}", "Smaller": f"{before / size:.2f}x",
-                     **_accuracies(results["metrics"]), **agreement, **_quick_ratios(results["quick_latency"]),
-                     "Note": results["method"]["arithmetic"]})
+        rows.append(
+            {
+                "Scheme": scheme,
+                "MB": f"{size / MB:,.2f}",
+                "Smaller": f"{before / size:.2f}x",
+                **_accuracies(results["metrics"]),
+                **agreement,
+                **_quick_ratios(results["quick_latency"]),
+                "Note": results["method"]["arithmetic"],
+            }
+        )
     frame = pd.DataFrame(rows).fillna("")
     return frame[[*(name for name in frame if name != "Note"), "Note"]]
 
@@ -49,8 +64,14 @@ def fused_graphs_table(quantized: Mapping[str, Record]) -> pd.DataFrame:
         operators = record.results.get("method", {}).get("operators")
         if operators:
             most = ", ".join(f"{count} {name}" for name, count in list(operators.items())[:5])
-            rows.append({"Scheme": scheme, "Attention": record.results["method"]["fusion"],
-                         "Operators": sum(operators.values()), "Most frequent": most})
+            rows.append(
+                {
+                    "Scheme": scheme,
+                    "Attention": record.results["method"]["fusion"],
+                    "Operators": sum(operators.values()),
+                    "Most frequent": most,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -65,12 +86,17 @@ def aware_table(records: Mapping[str, Record]) -> pd.DataFrame:
         results = record.results
         for split, metrics in results["metrics"].items():
             before = results.get("metrics_before_fake_quantized", {}).get(split)
-            rows.append({
-                "Model": name, "Imitates": results["fake_quantization"].upper(), "Split": split,
-                "FP32 before %": percent(results["metrics_before"][split]["accuracy"]),
-                "Imitated before %": percent(before["accuracy"]) if before else "",
-                "FP32 after %": percent(metrics["accuracy"]),
-                "Imitated after %": percent(results["metrics_fake_quantized"][split]["accuracy"])})
+            rows.append(
+                {
+                    "Model": name,
+                    "Imitates": results["fake_quantization"].upper(),
+                    "Split": split,
+                    "FP32 before %": percent(results["metrics_before"][split]["accuracy"]),
+                    "Imitated before %": percent(before["accuracy"]) if before else "",
+                    "FP32 after %": percent(metrics["accuracy"]),
+                    "Imitated after %": percent(results["metrics_fake_quantized"][split]["accuracy"]),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -87,8 +113,14 @@ def orders_table(models: Mapping[str, Record]) -> pd.DataFrame:
             rows.append({**row, "Note": f"refused: {record.refused}"})
             continue
         size = record.results["size"]
-        rows.append({**row, **_accuracies(record.results["metrics"]), "Weights": f"{size['stored_weights']:,}",
-                     "MB": f"{size['model_bytes'] / MB:,.2f}"})
+        rows.append(
+            {
+                **row,
+                **_accuracies(record.results["metrics"]),
+                "Weights": f"{size['stored_weights']:,}",
+                "MB": f"{size['model_bytes'] / MB:,.2f}",
+            }
+        )
     return pd.DataFrame(rows).fillna("")
 
 
@@ -102,8 +134,12 @@ def bundle_table(source: Record, quantized: Mapping[str, Record], bundle: Mappin
         row = {"Scheme": "edge bundle", "Note": f"refused: {bundle['refused']}"}
     else:
         measured, before = bundle["measured"], source.results["size"]["model_bytes"]
-        row = {"Scheme": "edge bundle", "MB": f"{measured['model_bytes'] / MB:,.2f}",
-               "Smaller": f"{before / measured['model_bytes']:.2f}x", "Note": bundle["models"]["model.onnx"]["what"]}
+        row = {
+            "Scheme": "edge bundle",
+            "MB": f"{measured['model_bytes'] / MB:,.2f}",
+            "Smaller": f"{before / measured['model_bytes']:.2f}x",
+            "Note": bundle["models"]["model.onnx"]["what"],
+        }
         for split, found in measured["accuracy"].items():
             low_high = accuracy_interval(round(found["bundle"] * found["rows"]), found["rows"])
             row[f"Accuracy % ({split})"] = percent(found["bundle"], low_high.low, low_high.high)
@@ -124,10 +160,14 @@ def bundle_sentences(bundle: Mapping[str, Any]) -> list[str]:
         ours, theirs = medians["bundle", name], medians["pytorch", name]
         sentences.append(
             f"{name}: {ours['median_ms']:.2f} ms on one thread (IQR {ours['iqr_ms']:.2f}, {ours['runs']} runs), where "
-            f"the model that it was made from takes {theirs['median_ms']:.2f} ms in PyTorch, timed in turns.")
+            f"the model that it was made from takes {theirs['median_ms']:.2f} ms in PyTorch, timed in turns."
+        )
     total = sum(item["bytes"] for item in bundle["files"].values())
-    return [*sentences, f"The whole folder has {total / MB:,.2f} MB in {len(bundle['files'])} files beside "
-            f"bundle.json; {measured['model_bytes'] / MB:,.2f} MB of it are the model."]
+    return [
+        *sentences,
+        f"The whole folder has {total / MB:,.2f} MB in {len(bundle['files'])} files beside "
+        f"bundle.json; {measured['model_bytes'] / MB:,.2f} MB of it are the model.",
+    ]
 
 
 def sensitivity_sentences(sensitivity: Mapping[str, Any]) -> list[str]:
@@ -143,19 +183,25 @@ def sensitivity_sentences(sensitivity: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{number_format.upper()}: `{worst['layer']}` moves the answers most when it alone is quantized "
             f"({worst['divergence']:.2g} nats; median of the {len(part)} layers {part['divergence'].median():.2g}). It "
-            f"changes {100 * (1 - worst['agreement']):.1f} % of the answers and accuracy by {changed:+.1f} points.")
-    first, second = (set(part.nlargest(3, "divergence")["layer"])
-                     for _, part in list(frame.groupby("format", sort=False))[:2])
+            f"changes {100 * (1 - worst['agreement']):.1f} % of the answers and accuracy by {changed:+.1f} points."
+        )
+    first, second = (
+        set(part.nlargest(3, "divergence")["layer"]) for _, part in list(frame.groupby("format", sort=False))[:2]
+    )
     sentences.append(f"Of the three most sensitive layers, {len(first & second)} are the same in both formats.")
     return sentences
 
 
 def _accuracies(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    return {f"Accuracy % ({split})": percent(each["accuracy"], each["accuracy_low"], each["accuracy_high"])
-            for split, each in metrics.items()}
+    return {
+        f"Accuracy % ({split})": percent(each["accuracy"], each["accuracy_low"], each["accuracy_high"])
+        for split, each in metrics.items()
+    }
 
 
 def _quick_ratios(rows: list[Mapping[str, Any]], before: str = "fp32", after: str = "quantized") -> dict[str, str]:
     medians = {(row["input"], row["model"]): row["median_ms"] for row in rows}
-    return {f"Faster at {name} (quick look)": f"{medians[name, before] / medians[name, after]:.2f}x"
-            for name in dict.fromkeys(row["input"] for row in rows)}
+    return {
+        f"Faster at {name} (quick look)": f"{medians[name, before] / medians[name, after]:.2f}x"
+        for name in dict.fromkeys(row["input"] for row in rows)
+    }

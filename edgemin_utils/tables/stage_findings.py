@@ -30,8 +30,9 @@ def data_sentences(data: Mapping[str, Any]) -> list[str]:
         data: the teacher's `results["data"]`.
     """
     cut, rows = sum(data["truncated_rows"].values()), sum(each["rows"] for each in data["statistics"].values())
-    longest = f"{cut:,} of {rows:,} rows were longer than the model takes and were cut." if cut else \
-        "No row had to be cut."
+    longest = (
+        f"{cut:,} of {rows:,} rows were longer than the model takes and were cut." if cut else "No row had to be cut."
+    )
     return [f"Rows: {data['source']}.", longest, *(f"{note}." for note in data["notes"])]
 
 
@@ -46,7 +47,8 @@ def teacher_sentences(results: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"**{split}**: {100 * metrics['accuracy']:.1f} % of {metrics['rows']:,} rows are right (95 % interval "
             f"{100 * metrics['accuracy_low']:.1f} to {100 * metrics['accuracy_high']:.1f}), {word} the "
-            f"{100 * share:.1f} % of always answering \"{common}\".")
+            f'{100 * share:.1f} % of always answering "{common}".'
+        )
         sentences.append(_most_frequent_error(split, results["confusion"][split], labels))
     return sentences
 
@@ -57,8 +59,10 @@ def _most_frequent_error(split: str, matrix: Sequence[Sequence[int]], labels: Se
     if not wrong.any():
         return f"**{split}**: no row is wrong."
     true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    return (f"**{split}**: the most frequent error is \"{labels[true]}\" taken for \"{labels[predicted]}\", "
-            f"{wrong[true, predicted]:,} of {counts[true].sum():,} such rows.")
+    return (
+        f'**{split}**: the most frequent error is "{labels[true]}" taken for "{labels[predicted]}", '
+        f"{wrong[true, predicted]:,} of {counts[true].sum():,} such rows."
+    )
 
 
 # ---- every comparison ------------------------------------------------------------------------------------------
@@ -76,7 +80,8 @@ def comparison_sentences(step: str, tests: pd.DataFrame) -> list[str]:
         f"**{row['split']}**: {step} {effect_words(step, row['difference'], row['p_value'])}: "
         f"{row['difference']:+.1f} points (95 % interval {row['low']:+.1f} to {row['high']:+.1f}, "
         f"p {p_value_text(row['p_value']).replace('<', '< ')}, McNemar, {row['rows']:,} rows, one seed)."
-        for row in tests.to_dict("records")]
+        for row in tests.to_dict("records")
+    ]
 
 
 def kept_sentences(name: str, teacher: Mapping[str, Mapping], student: Mapping[str, Mapping]) -> list[str]:
@@ -85,9 +90,12 @@ def kept_sentences(name: str, teacher: Mapping[str, Mapping], student: Mapping[s
     Args:
         teacher, student: split -> metrics.
     """
-    return [f"**{split}**: {name} reaches {100 * metrics['accuracy'] / teacher[split]['accuracy']:.1f} % of the "
-            f"teacher's accuracy ({percent(metrics['accuracy'])} % of {percent(teacher[split]['accuracy'])} %)."
-            for split, metrics in student.items() if teacher[split]["accuracy"] > 0]
+    return [
+        f"**{split}**: {name} reaches {100 * metrics['accuracy'] / teacher[split]['accuracy']:.1f} % of the "
+        f"teacher's accuracy ({percent(metrics['accuracy'])} % of {percent(teacher[split]['accuracy'])} %)."
+        for split, metrics in student.items()
+        if teacher[split]["accuracy"] > 0
+    ]
 
 
 # ---- distillation ----------------------------------------------------------------------------------------------
@@ -106,11 +114,15 @@ def relation_sentences(relations: Mapping[str, Any]) -> list[str]:
         return ["This student was trained without a relation objective, so there are no relations to compare."]
     models, sentences = relations["models"], []
     for pair in models["teacher"]:
-        before, after = (_total_variation(models["teacher"][pair], models[name][pair])
-                         for name in ("student before", "student after"))
+        before, after = (
+            _total_variation(models["teacher"][pair], models[name][pair])
+            for name in ("student before", "student after")
+        )
         word = "nearer to" if after < before else "further from" if after > before else "as far from"
-        sentences.append(f"{pair}: after training the student is {word} the teacher than before "
-                         f"(distance {before:.3g} before, {after:.3g} after).")
+        sentences.append(
+            f"{pair}: after training the student is {word} the teacher than before "
+            f"(distance {before:.3g} before, {after:.3g} after)."
+        )
     return sentences
 
 
@@ -136,12 +148,16 @@ def importance_sentences(scan: Mapping[str, Any]) -> list[str]:
     left = {name: _accuracy_near(curve, half) for name, curve in curves.items()}
     random = [value for name, value in left.items() if name.startswith("random")]
     whole = next(iter(curves.values()))[0]["accuracy"]
-    shown = ", ".join(f"{percent(value)} % {'from the top' if name == 'top' else f'by {name}'}"
-                      for name, value in left.items() if not name.startswith("random"))
+    shown = ", ".join(
+        f"{percent(value)} % {'from the top' if name == 'top' else f'by {name}'}"
+        for name, value in left.items()
+        if not name.startswith("random")
+    )
     chance = f", {percent(float(np.mean(random)))} % in a random order (mean of {len(random)})" if random else ""
     sentences.append(
         f"With half of the {units} masked ({half:,} of {total:,}) and no training in between, accuracy goes from "
-        f"{percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} rows.")
+        f"{percent(whole)} % to {shown}{chance}, on {scan['rows']:,} {scan['split']} rows."
+    )
     return sentences
 
 
@@ -154,8 +170,10 @@ def _rank_correlations(importance: Mapping[str, Sequence[Sequence[float]]], unit
         return []
     first, *others = values
     agreement = ", ".join(f"{name} {float(spearmanr(values[first], values[name]).statistic):+.2f}" for name in others)
-    return [f"Rank correlation (Spearman) with {first} over all {len(values[first])} {units}: {agreement} "
-            "(1: the same order, 0: unrelated)."]
+    return [
+        f"Rank correlation (Spearman) with {first} over all {len(values[first])} {units}: {agreement} "
+        "(1: the same order, 0: unrelated)."
+    ]
 
 
 def _accuracy_near(curve: Sequence[Mapping[str, float]], removed: int) -> float:
@@ -176,14 +194,19 @@ def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[s
     same = "the same" if counted == pruned["parameters_removed"] else "**not** the same"
     sentences = []
     if pruned["ratio"]:
-        sentences.append(f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
-                         f"{100 * pruned['ratio']:g} %.")
+        sentences.append(
+            f"{gone} of {heads} heads are gone: {100 * gone / heads:.1f} %, where the setting asks for "
+            f"{100 * pruned['ratio']:g} %."
+        )
     if neurons_gone:
-        sentences.append(f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone "
-                         f"({100 * neurons_gone / neurons:.1f} %).")
+        sentences.append(
+            f"{neurons_gone:,} of {neurons:,} feed-forward neurons are gone ({100 * neurons_gone / neurons:.1f} %)."
+        )
     if layers:
-        sentences.append(f"{len(layers)} of {dense['model']['layers']} layers went as a whole: number "
-                         f"{', '.join(map(str, layers))}, counted from 0.")
+        sentences.append(
+            f"{len(layers)} of {dense['model']['layers']} layers went as a whole: number "
+            f"{', '.join(map(str, layers))}, counted from 0."
+        )
     if tokens:
         sentences.append(_vocabulary_sentence(tokens, pruned["metrics"]))
     return [
@@ -191,17 +214,22 @@ def cut_sentences(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[s
         f"Parameters removed: {pruned['parameters_removed']:,} by the formula, {counted:,} by counting before and "
         f"after ({same}). That is {100 * counted / before['stored_weights']:.1f} % of the model.",
         f"The saved file goes from {before['model_bytes'] / MB:.2f} MB to {after['model_bytes'] / MB:.2f} MB "
-        f"({before['model_bytes'] / after['model_bytes']:.2f} times smaller)."]
+        f"({before['model_bytes'] / after['model_bytes']:.2f} times smaller).",
+    ]
 
 
 def _vocabulary_sentence(tokens: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
     gone = tokens["tokens_before"] - tokens["tokens_after"]
     if not gone:
         return f"The texts need every one of the {tokens['tokens_before']:,} tokens, so none is gone."
-    rows = ", ".join(f"{count:,} of {metrics[split]['rows']:,} {split} rows"
-                     for split, count in tokens["rows_in_other_tokens"].items())
-    return (f"{gone:,} of {tokens['tokens_before']:,} tokens are gone "
-            f"({100 * gone / tokens['tokens_before']:.1f} %); {rows} are now cut into other tokens than before.")
+    rows = ", ".join(
+        f"{count:,} of {metrics[split]['rows']:,} {split} rows"
+        for split, count in tokens["rows_in_other_tokens"].items()
+    )
+    return (
+        f"{gone:,} of {tokens['tokens_before']:,} tokens are gone "
+        f"({100 * gone / tokens['tokens_before']:.1f} %); {rows} are now cut into other tokens than before."
+    )
 
 
 def recovery_sentences(pruned: Mapping[str, Any]) -> list[str]:
@@ -212,10 +240,14 @@ def recovery_sentences(pruned: Mapping[str, Any]) -> list[str]:
     """
     sentences = []
     for split, metrics in pruned["metrics"].items():
-        before, cut, after = (100 * each["accuracy"] for each in
-                              (pruned["metrics_before"][split], pruned["metrics_after_cut"][split], metrics))
-        sentences.append(f"**{split}**: {before:.1f} % before the cut, {cut:.1f} % right after it ({cut - before:+.1f} "
-                         f"points), {after:.1f} % after recovery ({after - cut:+.1f}; {after - before:+.1f} in all).")
+        before, cut, after = (
+            100 * each["accuracy"]
+            for each in (pruned["metrics_before"][split], pruned["metrics_after_cut"][split], metrics)
+        )
+        sentences.append(
+            f"**{split}**: {before:.1f} % before the cut, {cut:.1f} % right after it ({cut - before:+.1f} "
+            f"points), {after:.1f} % after recovery ({after - cut:+.1f}; {after - before:+.1f} in all)."
+        )
     return sentences
 
 
@@ -239,7 +271,8 @@ def size_sentences(results: Mapping[str, Any]) -> list[str]:
         f"The saved file goes from {before / MB:.2f} MB ({before / MIB:.2f} MiB) to {after / MB:.2f} MB "
         f"({after / MIB:.2f} MiB): {before / after:.2f} times smaller.",
         f"The largest part is now {largest.replace('_', ' ')}, with "
-        f"{100 * parts[largest] / sum(parts.values()):.1f} % of the bytes."]
+        f"{100 * parts[largest] / sum(parts.values()):.1f} % of the bytes.",
+    ]
 
 
 def agreement_sentences(results: Mapping[str, Any]) -> list[str]:
@@ -252,8 +285,10 @@ def agreement_sentences(results: Mapping[str, Any]) -> list[str]:
     for split, share in results["agreement"].items():
         rows = results["metrics"][split]["rows"]
         other = round((1 - share) * rows)
-        sentences.append(f"**{split}**: the quantized model gives another answer than FP32 on {other:,} of {rows:,} "
-                         f"rows ({100 * (1 - share):.1f} %).")
+        sentences.append(
+            f"**{split}**: the quantized model gives another answer than FP32 on {other:,} of {rows:,} "
+            f"rows ({100 * (1 - share):.1f} %)."
+        )
     return sentences
 
 
@@ -271,10 +306,13 @@ def counting_sentences(results: Mapping[str, Any]) -> list[str]:
         f"`model.parameters()` lists {before['framework_parameters']:,} parameters before quantization and {listed:,} "
         f"after it, {before['framework_parameters'] / max(listed, 1):.2f} times fewer.",
         f"Yet {before['stored_weights']:,} weights are stored before and {stored:,} after: the {stored - listed:,} "
-        "that the list leaves out lie in packed buffers or in the graph."]
+        "that the list leaves out lie in packed buffers or in the graph.",
+    ]
     if listed == parts["embeddings"] + parts["norms"]:
-        sentences.append(f"What it still lists is the embeddings and the norms alone ({parts['embeddings']:,} + "
-                         f"{parts['norms']:,} = {listed:,}). A count taken there looks like pruning and is none.")
+        sentences.append(
+            f"What it still lists is the embeddings and the norms alone ({parts['embeddings']:,} + "
+            f"{parts['norms']:,} = {listed:,}). A count taken there looks like pruning and is none."
+        )
     return sentences
 
 
@@ -287,8 +325,12 @@ def quick_latency_sentence(results: Mapping[str, Any]) -> str:
     frame = pd.DataFrame(results["quick_latency"])
     medians = frame.pivot(index="input", columns="model", values="median_ms").loc[frame["input"].unique()]
     ratios = medians["fp32"] / medians["quantized"]
-    shown = ", ".join(f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
-                      for name, ratio in ratios.items())
+    shown = ", ".join(
+        f"{max(ratio, 1 / ratio):.2f} times {'faster' if ratio > 1 else 'slower'} at {name}"
+        for name, ratio in ratios.items()
+    )
     noisy = " At least one of the times is noisy." if frame["noisy"].any() else ""
-    return (f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): "
-            f"the quantized model is {shown}.{noisy} The analysis notebook measures all models in turn.")
+    return (
+        f"Quick look, not a result ({int(frame['runs'].iloc[0])} runs, {int(frame['threads'].iloc[0])} thread): "
+        f"the quantized model is {shown}.{noisy} The analysis notebook measures all models in turn."
+    )

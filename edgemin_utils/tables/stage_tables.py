@@ -77,8 +77,14 @@ def settings_table(run: Run, key: str, training_loop: bool = True) -> pd.DataFra
         if name in idle or (shared and not training_loop):
             continue
         changed = "" if value == getattr(default, name) else " *"
-        rows.append({"Setting": name, "Value": _setting_text(value) + changed, "Unit": known[name].metadata["unit"],
-                     "Meaning": known[name].metadata["meaning"]})
+        rows.append(
+            {
+                "Setting": name,
+                "Value": _setting_text(value) + changed,
+                "Unit": known[name].metadata["unit"],
+                "Meaning": known[name].metadata["meaning"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -95,8 +101,14 @@ def _without_effect(settings: Settings) -> set[str]:
     """Settings that describe a kind of model which the chain does not have."""
     idle = set()
     if settings.teacher != "scratch":
-        idle |= {"vocabulary_size", "teacher_family", "teacher_layers", "teacher_hidden_size", "teacher_heads",
-                 "teacher_intermediate_size"}
+        idle |= {
+            "vocabulary_size",
+            "teacher_family",
+            "teacher_layers",
+            "teacher_hidden_size",
+            "teacher_heads",
+            "teacher_intermediate_size",
+        }
     if settings.student != "scratch":
         idle |= {"student_layers", "student_hidden_size", "student_heads", "student_intermediate_size"}
     if settings.student not in ("teacher-layers", "pretrained-layers"):
@@ -113,9 +125,16 @@ def data_table(data: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for split, numbers in data["statistics"].items():
         words = numbers["words"]
-        rows.append({"Split": split, "Rows": numbers["rows"], "Rows cut": data["truncated_rows"].get(split, 0),
-                     "Words (median)": words["median"], "Words (90 % quantile)": words["p90"],
-                     "Words (longest)": words["longest"]})
+        rows.append(
+            {
+                "Split": split,
+                "Rows": numbers["rows"],
+                "Rows cut": data["truncated_rows"].get(split, 0),
+                "Words (median)": words["median"],
+                "Words (90 % quantile)": words["p90"],
+                "Words (longest)": words["longest"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -143,16 +162,24 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> p
     rows = []
     for name, by_split in metrics.items():
         for split, numbers in by_split.items():
-            rows.append({
-                "Model": name, "Split": split, "Rows": numbers["rows"],
-                "Accuracy % [95 % interval]": percent(numbers["accuracy"], numbers["accuracy_low"],
-                                                      numbers["accuracy_high"]),
-                "F1 %": percent(numbers["f1"]), "Matthews correlation": f"{numbers['matthews_correlation']:.3f}"})
+            rows.append(
+                {
+                    "Model": name,
+                    "Split": split,
+                    "Rows": numbers["rows"],
+                    "Accuracy % [95 % interval]": percent(
+                        numbers["accuracy"], numbers["accuracy_low"], numbers["accuracy_high"]
+                    ),
+                    "F1 %": percent(numbers["f1"]),
+                    "Matthews correlation": f"{numbers['matthews_correlation']:.3f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def paired_tests(first: Mapping[str, pd.DataFrame], second: Mapping[str, pd.DataFrame],
-                 samples: int = 2000) -> pd.DataFrame:
+def paired_tests(
+    first: Mapping[str, pd.DataFrame], second: Mapping[str, pd.DataFrame], samples: int = 2000
+) -> pd.DataFrame:
     """How the second model's accuracy differs from the first's on the same rows, split by split.
 
     Args:
@@ -172,9 +199,14 @@ def paired_tests(first: Mapping[str, pd.DataFrame], second: Mapping[str, pd.Data
         if before["row"].tolist() != after["row"].tolist() or before["label"].tolist() != after["label"].tolist():
             raise DataError(f"{split}: the two models did not answer the same rows; run both stages again")
         found = compare_predictions(before["prediction"], after["prediction"], before["label"], samples=samples)
-        rows.append({"split": split, "rows": found["rows"],
-                     **{name: 100 * found[name] for name in ("difference", "low", "high")},
-                     **{name: found[name] for name in ("only_first", "only_second", "p_value")}})
+        rows.append(
+            {
+                "split": split,
+                "rows": found["rows"],
+                **{name: 100 * found[name] for name in ("difference", "low", "high")},
+                **{name: found[name] for name in ("only_first", "only_second", "p_value")},
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -183,12 +215,17 @@ def paired_tests_table(tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, frame in tests.items():
         for row in frame.to_dict("records"):
-            rows.append({
-                "Comparison": name, "Split": row["split"],
-                "Difference (points) [95 % interval]":
-                    f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
-                "Only first right": row["only_first"], "Only second right": row["only_second"],
-                "p (McNemar)": p_value_text(row["p_value"])})
+            interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+            rows.append(
+                {
+                    "Comparison": name,
+                    "Split": row["split"],
+                    "Difference (points) [95 % interval]": f"{row['difference']:+.1f} {interval}",
+                    "Only first right": row["only_first"],
+                    "Only second right": row["only_second"],
+                    "p (McNemar)": p_value_text(row["p_value"]),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -200,9 +237,17 @@ def training_table(records: Mapping[str, Record]) -> pd.DataFrame:
     rows = []
     for name, record in records.items():
         for phase in record.results["training"]["phases"]:
-            rows.append({"Model": name, "Phase": phase["name"], "Epochs": f"{phase['epochs']:g}",
-                         "Steps": phase["steps"], "Seconds": f"{phase['seconds']:,.1f}",
-                         "Rows a second": round(phase["examples_per_second"]), "Precision": phase["precision"]})
+            rows.append(
+                {
+                    "Model": name,
+                    "Phase": phase["name"],
+                    "Epochs": f"{phase['epochs']:g}",
+                    "Steps": phase["steps"],
+                    "Seconds": f"{phase['seconds']:,.1f}",
+                    "Rows a second": round(phase["examples_per_second"]),
+                    "Precision": phase["precision"],
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -211,10 +256,18 @@ def models_table(records: Mapping[str, Record]) -> pd.DataFrame:
     rows = []
     for name, record in records.items():
         model, size = record.results["model"], record.results["size"]
-        rows.append({"Model": name, "Layers": model["layers"], "Hidden size": model["hidden_size"],
-                     "Heads a layer": _run_lengths(model["heads"]),
-                     "Feed-forward size": _run_lengths(model["intermediate_sizes"]), "Weights": size["stored_weights"],
-                     "MB": f"{size['model_bytes'] / MB:,.2f}", "MiB": f"{size['model_bytes'] / MIB:,.2f}"})
+        rows.append(
+            {
+                "Model": name,
+                "Layers": model["layers"],
+                "Hidden size": model["hidden_size"],
+                "Heads a layer": _run_lengths(model["heads"]),
+                "Feed-forward size": _run_lengths(model["intermediate_sizes"]),
+                "Weights": size["stored_weights"],
+                "MB": f"{size['model_bytes'] / MB:,.2f}",
+                "MiB": f"{size['model_bytes'] / MIB:,.2f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -260,14 +313,18 @@ def objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.Data
         if record.refused:
             rows.append({**row, "Refused because": record.refused})
             continue
-        row |= {"Weights": f"{results['size']['stored_weights']:,}",
-                "Training s": f"{sum(phase['seconds'] for phase in results['training']['phases']):,.1f}"}
+        row |= {
+            "Weights": f"{results['size']['stored_weights']:,}",
+            "Training s": f"{sum(phase['seconds'] for phase in results['training']['phases']):,.1f}",
+        }
         for split, metrics in results["metrics"].items():
-            row[f"{split}: accuracy %"] = percent(metrics["accuracy"], metrics["accuracy_low"],
-                                                  metrics["accuracy_high"])
+            row[f"{split}: accuracy %"] = percent(
+                metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]
+            )
         for test in tests[name].to_dict("records") if name in tests else ():
-            row[f"{test['split']}: points over none"] = \
+            row[f"{test['split']}: points over none"] = (
                 f"{test['difference']:+.1f} [{test['low']:+.1f}, {test['high']:+.1f}]"
+            )
         rows.append(row)
     frame = pd.DataFrame(rows)
     last = [name for name in ("Demands", "Refused because") if name in frame]
@@ -291,9 +348,15 @@ def quantized_parts_table(results: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _part_row(part: str, weights: int, before: int, after: int, whole: tuple[int, int]) -> dict[str, Any]:
-    return {"Part": part.replace("_", " "), "Weights": weights, "MB before": f"{before / MB:.3f}",
-            "Share before %": f"{100 * before / whole[0]:.1f}", "MB after": f"{after / MB:.3f}",
-            "Share after %": f"{100 * after / whole[1]:.1f}", "Smaller": f"{before / max(after, 1):.2f}x"}
+    return {
+        "Part": part.replace("_", " "),
+        "Weights": weights,
+        "MB before": f"{before / MB:.3f}",
+        "Share before %": f"{100 * before / whole[0]:.1f}",
+        "MB after": f"{after / MB:.3f}",
+        "Share after %": f"{100 * after / whole[1]:.1f}",
+        "Smaller": f"{before / max(after, 1):.2f}x",
+    }
 
 
 def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -302,10 +365,19 @@ def quantized_layers_table(layers: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Args:
         layers: `results["layers"]` of a quantization record.
     """
-    return pd.DataFrame([
-        {"Module": layer["name"], "Kind": layer["kind"], "Quantized": "yes" if layer["quantized"] else "no",
-         "Weights": layer["parameters"], "Bytes before": layer["bytes_before"], "Bytes after": layer["bytes_after"]}
-        for layer in layers])
+    return pd.DataFrame(
+        [
+            {
+                "Module": layer["name"],
+                "Kind": layer["kind"],
+                "Quantized": "yes" if layer["quantized"] else "no",
+                "Weights": layer["parameters"],
+                "Bytes before": layer["bytes_before"],
+                "Bytes after": layer["bytes_after"],
+            }
+            for layer in layers
+        ]
+    )
 
 
 def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str, Record]) -> pd.DataFrame:
@@ -319,12 +391,18 @@ def quantized_models_table(sources: Mapping[str, Record], quantized: Mapping[str
         before, after = sources[name].results, record.results
         sizes = before["size"]["model_bytes"], after["size"]["model_bytes"]
         for split, metrics in after["metrics"].items():
-            rows.append({
-                "Model": name, "Split": split, "FP32 MB": f"{sizes[0] / MB:,.2f}",
-                "Quantized MB": f"{sizes[1] / MB:,.2f}", "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
-                "FP32 accuracy %": percent(before["metrics"][split]["accuracy"]),
-                "Quantized accuracy %": percent(metrics["accuracy"]),
-                "Same answer %": percent(after["agreement"][split])})
+            rows.append(
+                {
+                    "Model": name,
+                    "Split": split,
+                    "FP32 MB": f"{sizes[0] / MB:,.2f}",
+                    "Quantized MB": f"{sizes[1] / MB:,.2f}",
+                    "Smaller": f"{sizes[0] / sizes[1]:.2f}x",
+                    "FP32 accuracy %": percent(before["metrics"][split]["accuracy"]),
+                    "Quantized accuracy %": percent(metrics["accuracy"]),
+                    "Same answer %": percent(after["agreement"][split]),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -339,9 +417,16 @@ def quick_latency_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for name, group in frame.groupby("input", sort=False):
         by_model = group.set_index("model")
         medians, spread = by_model["median_ms"], by_model["iqr_ms"]
-        shown.append({"Input (quick look)": name, "Threads": int(group["threads"].iloc[0]),
-                      "Runs": int(group["runs"].iloc[0]),
-                      **{f"{title} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
-                         for model, title in (("fp32", "FP32"), ("quantized", "Quantized"))},
-                      "FP32 / quantized": f"{medians['fp32'] / medians['quantized']:.2f}x"})
+        shown.append(
+            {
+                "Input (quick look)": name,
+                "Threads": int(group["threads"].iloc[0]),
+                "Runs": int(group["runs"].iloc[0]),
+                **{
+                    f"{title} ms (IQR)": f"{medians[model]:.2f} ({spread[model]:.2f})"
+                    for model, title in (("fp32", "FP32"), ("quantized", "Quantized"))
+                },
+                "FP32 / quantized": f"{medians['fp32'] / medians['quantized']:.2f}x",
+            }
+        )
     return pd.DataFrame(shown)

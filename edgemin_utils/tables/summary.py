@@ -92,17 +92,16 @@ def name_models(records: StudyRecords, frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     frame.insert(frame.columns.get_loc("key") + 1, "model", frame["key"].map(names))
     for offset, flag in enumerate(("student", "distilled", "pruned", "quantized", "compared")):
-        frame.insert(frame.columns.get_loc("model") + 1 + offset, flag,
-                     [contents[key][flag] for key in frame["key"]])
-    frame.insert(frame.columns.get_loc("compared") + 1, "main",
-                 [is_main(contents[key], main) for key in frame["key"]])
+        frame.insert(frame.columns.get_loc("model") + 1 + offset, flag, [contents[key][flag] for key in frame["key"]])
+    frame.insert(frame.columns.get_loc("compared") + 1, "main", [is_main(contents[key], main) for key in frame["key"]])
     if "compared_with" in frame:
         frame["compared_with"] = frame["compared_with"].map(names)
     frame["folder"] = [_folders(records, task, key) for task, key in zip(frame["task"], frame["key"], strict=True)]
     order = {key: number for number, key in enumerate(names)}
     tasks = {task: number for number, task in enumerate(records.tasks)}
-    rank = pd.DataFrame({"task": frame["task"].map(tasks), "split": frame.get("split", ""),
-                         "key": frame["key"].map(order)})
+    rank = pd.DataFrame(
+        {"task": frame["task"].map(tasks), "split": frame.get("split", ""), "key": frame["key"].map(order)}
+    )
     return frame.loc[rank.sort_values(["task", "split", "key"], kind="stable").index].reset_index(drop=True)
 
 
@@ -123,8 +122,21 @@ def latencies(records: StudyRecords) -> pd.DataFrame:
     columns = [*_PER_MODEL, "input", "threads"]
     rows = [row for chain in records.chains for row in _latency_rows(chain)]
     if not rows:
-        return pd.DataFrame(columns=[*columns, "median_ms", "iqr_ms", "p90_ms", "bound_ms", "of_bound",
-                                     "runs", "noisy", "speed_up", "speed_up_low", "speed_up_high"])
+        return pd.DataFrame(
+            columns=[
+                *columns,
+                "median_ms",
+                "iqr_ms",
+                "p90_ms",
+                "bound_ms",
+                "of_bound",
+                "runs",
+                "noisy",
+                "speed_up",
+                "speed_up_low",
+                "speed_up_high",
+            ]
+        )
     return _aggregate(pd.DataFrame(rows), columns, _latency_of_seeds)
 
 
@@ -135,9 +147,16 @@ def spread_latency(frame: pd.DataFrame, index: list[str]) -> pd.DataFrame:
         row = dict(zip(index, labels, strict=True))
         for item in group.to_dict("records"):
             name, speed_up = column_of_input("latency", item["input"]), column_of_input("speed_up", item["input"])
-            row |= {name: item["median_ms"], f"{name}_noisy": item["noisy"], f"{name}_iqr": item["iqr_ms"],
-                    f"{name}_p90": item["p90_ms"], f"{name}_runs": item["runs"], speed_up: item["speed_up"],
-                    f"{speed_up}_low": item["speed_up_low"], f"{speed_up}_high": item["speed_up_high"]}
+            row |= {
+                name: item["median_ms"],
+                f"{name}_noisy": item["noisy"],
+                f"{name}_iqr": item["iqr_ms"],
+                f"{name}_p90": item["p90_ms"],
+                f"{name}_runs": item["runs"],
+                speed_up: item["speed_up"],
+                f"{speed_up}_low": item["speed_up_low"],
+                f"{speed_up}_high": item["speed_up_high"],
+            }
             if pd.notna(item["of_bound"]):  # records of before have none
                 row |= {f"{name}_bound": item["bound_ms"], column_of_input("of_bound", item["input"]): item["of_bound"]}
         rows.append(row)
@@ -171,14 +190,26 @@ def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
 def _difference_of_seeds(found: Sequence[Mapping]) -> dict:
     if len(found) == 1:
         only = found[0]
-        return {"difference": 100 * only["difference"], "low": 100 * only["low"], "high": 100 * only["high"],
-                "p_value": only["p_value"], "test": "McNemar", "seeds": 1}
+        return {
+            "difference": 100 * only["difference"],
+            "low": 100 * only["low"],
+            "high": 100 * only["high"],
+            "p_value": only["p_value"],
+            "test": "McNemar",
+            "seeds": 1,
+        }
     differences = np.array([100 * item["difference"] for item in found])
     mean = mean_with_interval(differences)
     same = np.ptp(differences) == 0
     p_value = float("nan") if same else float(stats.ttest_1samp(differences, 0).pvalue)
-    return {"difference": mean.value, "low": mean.low, "high": mean.high, "p_value": p_value,
-            "test": "t over seeds", "seeds": len(found)}
+    return {
+        "difference": mean.value,
+        "low": mean.low,
+        "high": mean.high,
+        "p_value": p_value,
+        "test": "t over seeds",
+        "seeds": len(found),
+    }
 
 
 def _accuracy_rows(chain: Chain) -> list[dict]:
@@ -188,13 +219,20 @@ def _accuracy_rows(chain: Chain) -> list[dict]:
     for key, record in chain.models.items():
         source = source_key(record)
         for split, metrics in record.results["metrics"].items():
-            row = {"task": chain.task, "split": split, "key": key, "chain": chain, "rows": metrics.get("rows"),
-                   "accuracy": _percent(metrics.get("accuracy")),
-                   "accuracy_low": _percent(metrics.get("accuracy_low")),
-                   "accuracy_high": _percent(metrics.get("accuracy_high")),
-                   "f1": _percent(metrics.get("f1")),
-                   "matthews_correlation": metrics.get("matthews_correlation"),
-                   "kept": np.nan, "compared_with": source if source in chain.models else None}
+            row = {
+                "task": chain.task,
+                "split": split,
+                "key": key,
+                "chain": chain,
+                "rows": metrics.get("rows"),
+                "accuracy": _percent(metrics.get("accuracy")),
+                "accuracy_low": _percent(metrics.get("accuracy_low")),
+                "accuracy_high": _percent(metrics.get("accuracy_high")),
+                "f1": _percent(metrics.get("f1")),
+                "matthews_correlation": metrics.get("matthews_correlation"),
+                "kept": np.nan,
+                "compared_with": source if source in chain.models else None,
+            }
             if teacher is not None and split in teacher.results["metrics"]:
                 row["kept"] = 100 * metrics["accuracy"] / teacher.results["metrics"][split]["accuracy"]
             rows.append(row)
@@ -204,27 +242,47 @@ def _accuracy_rows(chain: Chain) -> list[dict]:
 def _accuracy_of_seeds(group: pd.DataFrame) -> dict:
     mean = mean_with_interval(group["accuracy"])
     alone = len(group) == 1
-    row = {"seeds": len(group), "rows": group["rows"].iloc[0], "accuracy": mean.value,
-           "accuracy_low": group["accuracy_low"].iloc[0] if alone else mean.low,
-           "accuracy_high": group["accuracy_high"].iloc[0] if alone else mean.high,
-           "f1": group["f1"].mean(), "matthews_correlation": group["matthews_correlation"].mean(),
-           "kept": group["kept"].mean(), "difference": np.nan, "difference_low": np.nan, "difference_high": np.nan,
-           "p_value": np.nan, "test": None, "compared_with": None}
+    row = {
+        "seeds": len(group),
+        "rows": group["rows"].iloc[0],
+        "accuracy": mean.value,
+        "accuracy_low": group["accuracy_low"].iloc[0] if alone else mean.low,
+        "accuracy_high": group["accuracy_high"].iloc[0] if alone else mean.high,
+        "f1": group["f1"].mean(),
+        "matthews_correlation": group["matthews_correlation"].mean(),
+        "kept": group["kept"].mean(),
+        "difference": np.nan,
+        "difference_low": np.nan,
+        "difference_high": np.nan,
+        "p_value": np.nan,
+        "test": None,
+        "compared_with": None,
+    }
     first, split, key = group.iloc[0], group["split"].iloc[0], group["key"].iloc[0]
     if first["compared_with"] is not None:
         found = compare(group["chain"], split, first["compared_with"], key)
         row["compared_with"] = first["compared_with"]
         if found is not None:
-            row |= {"difference": found["difference"], "difference_low": found["low"],
-                    "difference_high": found["high"], "p_value": found["p_value"], "test": found["test"]}
+            row |= {
+                "difference": found["difference"],
+                "difference_low": found["low"],
+                "difference_high": found["high"],
+                "p_value": found["p_value"],
+                "test": found["test"],
+            }
     return row
 
 
 def _size_row(chain: Chain, key: str) -> dict:
     results = chain.models[key].results
     size, operations = results.get("size") or {}, results.get("operations") or {}
-    row = {"task": chain.task, "key": key, "parameters": size.get("stored_weights", np.nan),
-           "listed_parameters": size.get("framework_parameters", np.nan), "megabytes": _mega(size.get("model_bytes"))}
+    row = {
+        "task": chain.task,
+        "key": key,
+        "parameters": size.get("stored_weights", np.nan),
+        "listed_parameters": size.get("framework_parameters", np.nan),
+        "megabytes": _mega(size.get("model_bytes")),
+    }
     teacher = chain.models.get(TEACHER)
     for name, column in (("model_bytes", "smaller"), ("stored_weights", "fewer")):
         own = size.get(name)
@@ -238,21 +296,35 @@ def _size_row(chain: Chain, key: str) -> dict:
 
 def _latency_rows(chain: Chain) -> list[dict]:
     rows = []
-    ratios = {(item["key"], item["input"], item["threads"]): item for item in chain.measured_rows("speed_ups")
-              if item["baseline_key"] == TEACHER}
+    ratios = {
+        (item["key"], item["input"], item["threads"]): item
+        for item in chain.measured_rows("speed_ups")
+        if item["baseline_key"] == TEACHER
+    }
     timed = chain.measured_rows("latency")
     teacher = {(item["input"], item["threads"]): item["median_ms"] for item in timed if item["key"] == TEACHER}
     for item in timed:
         place = item["input"], item["threads"]
         ratio = ratios.get((item["key"], *place), {})
         whole = teacher.get(place, np.nan)
-        rows.append({"task": chain.task, "key": item["key"], "input": item["input"], "threads": item["threads"],
-                     "median_ms": item["median_ms"], "iqr_ms": item.get("iqr_ms"), "p90_ms": item.get("p90_ms"),
-                     "runs": item.get("runs"), "noisy": bool(item.get("noisy")),
-                     "bound_ms": item.get("bound_ms"), "of_bound": item.get("of_bound"),
-                     "speed_up": ratio.get("ratio", whole / item["median_ms"]),
-                     "speed_up_low": None if item["key"] == TEACHER else ratio.get("low"),
-                     "speed_up_high": None if item["key"] == TEACHER else ratio.get("high")})
+        rows.append(
+            {
+                "task": chain.task,
+                "key": item["key"],
+                "input": item["input"],
+                "threads": item["threads"],
+                "median_ms": item["median_ms"],
+                "iqr_ms": item.get("iqr_ms"),
+                "p90_ms": item.get("p90_ms"),
+                "runs": item.get("runs"),
+                "noisy": bool(item.get("noisy")),
+                "bound_ms": item.get("bound_ms"),
+                "of_bound": item.get("of_bound"),
+                "speed_up": ratio.get("ratio", whole / item["median_ms"]),
+                "speed_up_low": None if item["key"] == TEACHER else ratio.get("low"),
+                "speed_up_high": None if item["key"] == TEACHER else ratio.get("high"),
+            }
+        )
     return rows
 
 
@@ -261,16 +333,19 @@ def _latency_of_seeds(group: pd.DataFrame) -> dict:
     row |= {"runs": group["runs"].sum(), "noisy": bool(group["noisy"].any()), "seeds": len(group)}
     ratios = np.log(group["speed_up"].astype(float))
     if len(group) == 1 or ratios.isna().any():
-        return row | {name: group[name].astype(float).iloc[0] for name in
-                      ("speed_up", "speed_up_low", "speed_up_high")}
+        return row | {name: group[name].astype(float).iloc[0] for name in ("speed_up", "speed_up_low", "speed_up_high")}
     mean = mean_with_interval(ratios).exponential()
     return row | {"speed_up": mean.value, "speed_up_low": mean.low, "speed_up_high": mean.high}
 
 
 def _aggregate(frame: pd.DataFrame, columns: list[str], combine: Callable[[pd.DataFrame], dict]) -> pd.DataFrame:
     """One row per distinct value of `columns`, made by `combine` from the rows of the single seeds."""
-    return pd.DataFrame([dict(zip(columns, labels, strict=True)) | combine(group)
-                         for labels, group in frame.groupby(columns, sort=False)])
+    return pd.DataFrame(
+        [
+            dict(zip(columns, labels, strict=True)) | combine(group)
+            for labels, group in frame.groupby(columns, sort=False)
+        ]
+    )
 
 
 def _folders(records: StudyRecords, task: str, key: str) -> str:
@@ -289,8 +364,39 @@ def _mega(value: float | None) -> float:
 
 
 def _empty() -> pd.DataFrame:
-    return pd.DataFrame(columns=[
-        "task", "split", "key", "model", "student", "distilled", "pruned", "quantized", "compared", "main", "seeds",
-        "rows", "accuracy", "accuracy_low", "accuracy_high", "f1", "matthews_correlation", "kept", "difference",
-        "difference_low", "difference_high", "p_value", "test", "compared_with", "parameters", "megabytes", "smaller",
-        "fewer", "peak_memory", "memory_baseline", "synthetic", "folder"])
+    return pd.DataFrame(
+        columns=[
+            "task",
+            "split",
+            "key",
+            "model",
+            "student",
+            "distilled",
+            "pruned",
+            "quantized",
+            "compared",
+            "main",
+            "seeds",
+            "rows",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "f1",
+            "matthews_correlation",
+            "kept",
+            "difference",
+            "difference_low",
+            "difference_high",
+            "p_value",
+            "test",
+            "compared_with",
+            "parameters",
+            "megabytes",
+            "smaller",
+            "fewer",
+            "peak_memory",
+            "memory_baseline",
+            "synthetic",
+            "folder",
+        ]
+    )

@@ -9,14 +9,19 @@ from edgemin_utils.objectives import UNDISTILLED
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
 
-STUDENT_NAMES = {
-    "none": "Student without distillation",
-    "none-pretrained": "Undistilled from checkpoint",
-}
+STUDENT_NAMES = {"none": "Student without distillation", "none-pretrained": "Undistilled from checkpoint"}
 OBJECTIVE_NAMES = {
-    "none": "None", "none-pretrained": "None, from the checkpoint", "logits": "Soft targets",
-    "distilbert": "DistilBERT", "pkd": "PKD-Skip", "pkd-last": "PKD-Last",
-    "tinybert": "TinyBERT", "minilm": "MiniLM", "minilmv2": "MiniLMv2", "mlkd": "MLKD-BERT", "shd": "SHD",
+    "none": "None",
+    "none-pretrained": "None, from the checkpoint",
+    "logits": "Soft targets",
+    "distilbert": "DistilBERT",
+    "pkd": "PKD-Skip",
+    "pkd-last": "PKD-Last",
+    "tinybert": "TinyBERT",
+    "minilm": "MiniLM",
+    "minilmv2": "MiniLMv2",
+    "mlkd": "MLKD-BERT",
+    "shd": "SHD",
 }
 SCHEME_NAMES = {"dynamic-int8": "INT8", "dynamic-int8-embeddings": "INT8 with embeddings"}
 
@@ -41,9 +46,11 @@ class Chain:
         if self.measurement is None:
             return []
         timed = self.measurement.content["identity"].get("upstream", {})
-        return [row for row in self.measurement.results.get(name) or []
-                if row["key"] in self.models
-                and timed.get(row["key"]) == self.models[row["key"]].content["fingerprint"]]
+        return [
+            row
+            for row in self.measurement.results.get(name) or []
+            if row["key"] in self.models and timed.get(row["key"]) == self.models[row["key"]].content["fingerprint"]
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +91,12 @@ def read_study(study: Path) -> StudyRecords:
     chains, notes = [], []
     for (task, seed), records in sorted(by_chain.items(), key=lambda item: (task_rank(item[0][0]), item[0])):
         current, outdated = _split_outdated(records)
-        notes += [f"{task}, seed {seed}: {key} is left out, it was made from an earlier model; run the study again"
-                  for key in outdated]
+        notes += [
+            f"{task}, seed {seed}: {key} is left out, it was made from an earlier model; run the study again"
+            for key in outdated
+        ]
         models = {key: record for key, record in current.items() if "metrics" in record.results}
-        scans = {record.content["variant"]: record for record in current.values()
-                 if "curves" in record.results}
+        scans = {record.content["variant"]: record for record in current.values() if "curves" in record.results}
         refused = {key: record for key, record in current.items() if record.refused}
         chain = Chain(task, seed, models, current.get(LATENCY), scans, refused)
         notes += _missing(chain)
@@ -113,8 +121,11 @@ def _split_outdated(records: Mapping[str, Record]) -> tuple[dict[str, Record], l
         changed = False
         for key, record in list(current.items()):
             upstream = record.content["identity"].get("upstream", {})
-            wrong = [name for name, fingerprint in upstream.items() if name in outdated or
-                     (name in records and records[name].content["fingerprint"] != fingerprint)]
+            wrong = [
+                name
+                for name, fingerprint in upstream.items()
+                if name in outdated or (name in records and records[name].content["fingerprint"] != fingerprint)
+            ]
             if wrong and key != LATENCY:
                 del current[key]
                 outdated.append(key)
@@ -145,15 +156,23 @@ def main_student(chains: Iterable[Chain]) -> str | None:
     """The student that the study is about: the one whose heads were scanned, else the first distilled one."""
     chains = list(chains)
     scanned = sorted({scan.content["student"] for chain in chains for scan in (chain.scans or {}).values()})
-    distilled = sorted({record.content["student"] for chain in chains for record in chain.models.values()
-                        if record.content["distilled"] and record.content["student"] != COMPRESSED_TEACHER})
+    distilled = sorted(
+        {
+            record.content["student"]
+            for chain in chains
+            for record in chain.models.values()
+            if record.content["distilled"] and record.content["student"] != COMPRESSED_TEACHER
+        }
+    )
     return next(iter(scanned or distilled), None)
 
 
 def describe_data(chains: Iterable[Chain]) -> Mapping | None:
     """The `data` entry of the first record that has one."""
-    return next((record.results["data"] for chain in chains for record in chain.models.values()
-                 if record.results.get("data")), None)
+    return next(
+        (record.results["data"] for chain in chains for record in chain.models.values() if record.results.get("data")),
+        None,
+    )
 
 
 def is_synthetic(chains: Iterable[Chain]) -> bool:
@@ -212,8 +231,11 @@ def orders_of_steps(contents: Sequence[Mapping]) -> list[str]:
         alike = by_order[_kinds(content["steps"])]
         differs = [len(set(steps)) > 1 for steps in zip(*alike, strict=True)]
         parts = [text.split(":", 1) for text in content["steps"]]
-        names.append(", ".join(f"{part[0]} ({part[1]})" if apart else part[0]
-                               for part, apart in zip(parts, differs, strict=True)))
+        names.append(
+            ", ".join(
+                f"{part[0]} ({part[1]})" if apart else part[0] for part, apart in zip(parts, differs, strict=True)
+            )
+        )
     return names
 
 
@@ -239,9 +261,13 @@ def _name(content: Mapping, students: set[str], cuts: set[str]) -> str:
 
 def _step_name(step: str, cuts: set[str]) -> str:
     kind, what = step.split(":", 1)
-    return {"distill": "distilled", "prune": "pruned" if cuts == {what} else f"pruned ({what})",
-            "quantize-aware": f"{what.upper()}-aware", "fine-tune": "fine-tuned",
-            "quantize": SCHEME_NAMES.get(what, what)}[kind]
+    return {
+        "distill": "distilled",
+        "prune": "pruned" if cuts == {what} else f"pruned ({what})",
+        "quantize-aware": f"{what.upper()}-aware",
+        "fine-tune": "fine-tuned",
+        "quantize": SCHEME_NAMES.get(what, what),
+    }[kind]
 
 
 def objective_name(student: str) -> str:
