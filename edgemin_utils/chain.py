@@ -51,7 +51,7 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
     "edge": (
         COMPRESSED_TEACHER,
-        "prune:gradient-neurons-0.25-multiple-32-vocabulary-most-16000",
+        "prune:gradient-neurons-0.25-multiple-32-vocabulary-all-rows-most-16000",
         "quantize:onnx-int4-embeddings",
     ),
 }
@@ -414,6 +414,7 @@ class _Plan:
             *(() if learns else _SOFT_TARGETS[:2]),
             *(() if changes["prune_vocabulary"] else ("vocabulary_text",)),
             *(() if changes["vocabulary_limit"] else ("vocabulary_limit",)),
+            *(() if changes["vocabulary_all_rows"] else ("vocabulary_all_rows",)),
         )
         return name, changes, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 

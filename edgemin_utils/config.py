@@ -265,6 +265,11 @@ class Settings:
         "characters stay, so that any text still tokenizes",
         stages=("pruning",),
     )
+    vocabulary_all_rows: bool = _setting(
+        False,
+        "also keep the tokens of train rows that are not in use, the hold-out's aside; their labels are not looked at",
+        stages=("pruning",),
+    )
     vocabulary_occurrences: int = _setting(
         1, "times that a token must be seen there to stay", "occurrences", ("pruning",)
     )

@@ -9,6 +9,7 @@
     gradient-layers-least-1                   the least important layer
     vocabulary, vocabulary-seen-3             without tokens that the train rows never need; need less than three times
     vocabulary-most-10000                     without all but the 10,000 tokens seen most often there
+    vocabulary-all-rows                       without tokens that no train row needs, used for training or not
     magnitude-heads-0.5-rounds-4              cut and recovered in four rounds
     gradient-heads-0.2-without-distillation   recovery on labels alone
 
@@ -31,7 +32,7 @@ _CUT = re.compile(
     rf"(?:-heads-(?P<heads>{_RATIO})(?:-multiple-(?P<heads_multiple>{_COUNT}))?)?"
     rf"(?:-neurons-(?P<neurons>{_RATIO})(?:-multiple-(?P<neurons_multiple>{_COUNT}))?)?"
     rf"(?:-layers-(?P<layers>(?:{PRUNED_LAYERS.pattern})))?"
-    rf"(?P<vocabulary>-vocabulary(?:-seen-(?P<seen>{_COUNT}))?(?:-most-(?P<most>{_COUNT}))?)?"
+    rf"(?P<vocabulary>-vocabulary(?P<all_rows>-all-rows)?(?:-seen-(?P<seen>{_COUNT}))?(?:-most-(?P<most>{_COUNT}))?)?"
     rf"(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
     rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?"
 )
@@ -54,6 +55,7 @@ def cut_name(settings: Settings) -> str:
     if settings.prune_vocabulary:
         parts += [
             "vocabulary",
+            *(["all-rows"] if settings.vocabulary_all_rows else []),
             *_unless(1, "seen", settings.vocabulary_occurrences),
             *_unless(None, "most", settings.vocabulary_limit),
         ]
@@ -97,6 +99,7 @@ def read_cut(name: str) -> Mapping[str, Any]:
         "kept_neurons_multiple": int(match["neurons_multiple"] or 1),
         "pruned_layers": match["layers"],
         "prune_vocabulary": bool(match["vocabulary"]),
+        "vocabulary_all_rows": bool(match["all_rows"]),
         "vocabulary_occurrences": int(match["seen"] or 1),
         "vocabulary_limit": int(match["most"]) if match["most"] else None,
         "pruning_scope": "global" if match["everywhere"] else "layer",

@@ -78,27 +78,22 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
         DataError: the rows cannot be read, what is left of train cannot train a classifier, or there is no transfer
             text where some is asked for.
     """
-    import numpy
-
     task = resolve_task(settings, task_name)
     source = read_source(settings, task)
     notes = list(source.notes)
     train, dev = _train_and_dev(task, source, notes)
     if task.is_from_file:
         notes += _repeated_texts(task, train, dev)
-    shuffled = train.iloc[numpy.random.default_rng(seed).permutation(len(train))]
-    count = _rows_used(settings, len(train))
-    used, left_over = shuffled.iloc[:count], shuffled.iloc[count:]
+    used, left_over = _draw_used(settings, train, seed)
     _check_used(task, used, len(train), notes)
-    wanted = round(settings.holdout_fraction * count)
-    spare = 0 < wanted <= len(left_over)
-    train, holdout = (used, left_over.iloc[:wanted]) if spare else split_by_label(used, settings.holdout_fraction)
-    if settings.holdout_fraction and not spare:
+    wanted = _spare_holdout_rows(settings, used, left_over)
+    train, holdout = (used, left_over.iloc[:wanted]) if wanted else split_by_label(used, settings.holdout_fraction)
+    if settings.holdout_fraction and not wanted:
         for label, count in used["label"].value_counts().sort_index().items():
             if count == 1:
                 notes.append(f"holdout: no row with label {task.labels[label]!r} (train has one, which it keeps)")
     texts = (
-        _transfer_texts(settings, task, left_over.iloc[wanted * spare :], [train, holdout, *dev.values()], notes)
+        _transfer_texts(settings, task, left_over.iloc[wanted:], [train, holdout, *dev.values()], notes)
         if transfer
         else train.iloc[:0]
     )
@@ -113,6 +108,19 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
         fingerprint=_fingerprint(settings, task),
         transfer=_to_dataset(texts, task),
     )
+
+
+def unused_texts(settings: Settings, task_name: str, seed: int) -> list[str]:
+    """The texts of the train rows that are neither in use nor in the hold-out, each of a pair by itself.
+
+    Raises:
+        SettingError, DataError: as `load_task_data`.
+    """
+    task = resolve_task(settings, task_name)
+    train, _ = _train_and_dev(task, read_source(settings, task), [])
+    used, left_over = _draw_used(settings, train, seed)
+    unused = left_over.iloc[_spare_holdout_rows(settings, used, left_over) :]
+    return [text for column in task.text_columns for text in unused[column]]
 
 
 def data_fingerprint(settings: Settings, task_name: str) -> str:
@@ -178,6 +186,21 @@ def _train_and_dev(
         )
     notes.append(f"{task.main_dev_split}: {len(share):,} of {len(frame):,} rows held out, no dev file was given")
     return train.sort_values("row"), {task.main_dev_split: share.sort_values("row")}
+
+
+def _draw_used(settings: Settings, train: "pandas.DataFrame", seed: int) -> "tuple[pandas.DataFrame, pandas.DataFrame]":
+    """(Train rows in use, those left over), both in the order that `seed` draws."""
+    import numpy
+
+    shuffled = train.iloc[numpy.random.default_rng(seed).permutation(len(train))]
+    count = _rows_used(settings, len(train))
+    return shuffled.iloc[:count], shuffled.iloc[count:]
+
+
+def _spare_holdout_rows(settings: Settings, used: "pandas.DataFrame", left_over: "pandas.DataFrame") -> int:
+    """Rows that the hold-out takes from those left over: all of it, or none where they do not suffice."""
+    wanted = round(settings.holdout_fraction * len(used))
+    return wanted if wanted <= len(left_over) else 0
 
 
 def _transfer_texts(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from edgemin_utils.chain import SCANNED_UNITS, scan_key
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.config import Settings
+from edgemin_utils.data import unused_texts
 from edgemin_utils.encoders import describe_model, encoder_layers
 from edgemin_utils.errors import DataError
 from edgemin_utils.evaluation import TokenizedTask, describe_trained, evaluate, load_stage_model, tokenized_task
@@ -123,7 +124,7 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
     models = [model] if teacher is None else [model, teacher[1]]
     rows, vocabulary = tokenized_task(run, tokenizer, models), None
     if settings.prune_vocabulary:
-        whole, tokenizer = rows, _cut_vocabulary(settings, cut, rows)
+        whole, tokenizer = rows, _cut_vocabulary(settings, cut, rows, run.seed)
         rows = tokenized_task(run, tokenizer, models, whole.data)
         vocabulary = _describe_vocabulary(whole, rows)
     loss = answer_loss(run, settings, teacher, models, rows.data)
@@ -168,20 +169,24 @@ def _importance_by(run: Run, settings: Settings, rows: TokenizedTask) -> Callabl
     )
 
 
-def _cut_vocabulary(settings: Settings, cut: ModelCut, rows: TokenizedTask) -> PreTrainedTokenizerBase:
+def _cut_vocabulary(settings: Settings, cut: ModelCut, rows: TokenizedTask, seed: int) -> PreTrainedTokenizerBase:
     """The tokenizer without the tokens that are not needed; the cut's model loses their rows."""
     kept = tokens_in_use(
-        rows.tokenizer, _vocabulary_texts(settings, rows), settings.vocabulary_occurrences, settings.vocabulary_limit
+        rows.tokenizer,
+        _vocabulary_texts(settings, rows, seed),
+        settings.vocabulary_occurrences,
+        settings.vocabulary_limit,
     )
     smaller = cut_tokenizer(rows.tokenizer, kept)
     cut.cut_vocabulary(kept)
     return smaller
 
 
-def _vocabulary_texts(settings: Settings, rows: TokenizedTask) -> list[str]:
-    """The texts whose tokens are kept: a file's lines, or the train rows'."""
+def _vocabulary_texts(settings: Settings, rows: TokenizedTask, seed: int) -> list[str]:
+    """The texts whose tokens are kept: a file's lines, or the train rows', with those not in use if asked for."""
     if settings.vocabulary_text is None:
-        return [text for column in rows.data.task.text_columns for text in rows.data.train[column]]
+        texts = [text for column in rows.data.task.text_columns for text in rows.data.train[column]]
+        return texts + (unused_texts(settings, rows.data.task.name, seed) if settings.vocabulary_all_rows else [])
     path = Path(settings.vocabulary_text).expanduser()
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -87,7 +87,7 @@ def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabu
 def test_the_edge_recipe_cuts_the_teacher_itself_which_recovers_with_its_own_soft_targets():
     settings = load_settings("demo", {"recipe": "edge"})
     stages, key = plan_chain(settings), recipe_ends(settings)["edge"]
-    cut = "gradient-neurons-0.25-multiple-32-vocabulary-most-16000"
+    cut = "gradient-neurons-0.25-multiple-32-vocabulary-all-rows-most-16000"
     pruned, last = stages[f"pruning/teacher+{cut}"], stages[key]
     assert pruned.source == pruned.teacher == TEACHER and pruned.upstream == (TEACHER,)
     assert "temperature" in pruned.settings(settings) and pruned.notebook == "03_pruning"

@@ -203,7 +203,8 @@ def test_methods_are_drawn_with_intervals_and_cost_and_refused_ones_say_so(study
 
 def test_the_names_of_long_recipes_leave_room_for_what_is_drawn(study):
     frame = tables.orders_table(study)
-    steps = "teacher, prune (gradient-neurons-0.25-multiple-32-vocabulary-most-16000), quantize (onnx-dynamic-int8)"
+    cut = "gradient-neurons-0.25-multiple-32-vocabulary-all-rows-most-16000"
+    steps = f"teacher, prune ({cut}), quantize (onnx-dynamic-int8)"
     figure = figures.method_comparison(frame.assign(method=[steps, *frame["method"][1:]]))
     figure.draw_without_rendering()
     label = figure.axes[0].get_yticklabels()[0]

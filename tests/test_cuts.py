@@ -27,6 +27,7 @@ def drawn_settings(count):
             kept_neurons_multiple=draw.choice((1, 16, 32)),
             pruning_scope=draw.choice(("layer", "global")),
             prune_vocabulary=draw.random() < 0.3,
+            vocabulary_all_rows=draw.random() < 0.5,
             vocabulary_occurrences=draw.choice((1, 3)),
             vocabulary_limit=draw.choice((None, 9, 11000)),
             pruned_layers=draw.choice((None, None, "top-1", "least-2", "spaced-0.25", "0", "0-2-4", "10")),
@@ -50,7 +51,7 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         if not settings.feed_forward_prune_ratio:
             idle |= {"kept_neurons_multiple"}
         if not settings.prune_vocabulary:
-            idle |= {"vocabulary_occurrences", "vocabulary_limit"}
+            idle |= {"vocabulary_all_rows", "vocabulary_occurrences", "vocabulary_limit"}
         if not (settings.head_prune_ratio or settings.feed_forward_prune_ratio):
             idle |= {"pruning_scope"}
             if settings.pruned_layers != "least-2":
@@ -83,11 +84,12 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
         ("layers-0-2-4", {"head_prune_ratio": 0.0, "pruned_layers": "0-2-4"}),
         ("taylor-layers-least-1", {"head_prune_ratio": 0.0, "pruned_layers": "least-1", "pruning_criterion": "taylor"}),
         (
-            "layers-spaced-0.5-vocabulary-seen-2-most-10000",
+            "layers-spaced-0.5-vocabulary-all-rows-seen-2-most-10000",
             {
                 "head_prune_ratio": 0.0,
                 "pruned_layers": "spaced-0.5",
                 "prune_vocabulary": True,
+                "vocabulary_all_rows": True,
                 "vocabulary_occurrences": 2,
                 "vocabulary_limit": 10000,
             },

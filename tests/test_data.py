@@ -6,12 +6,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections import Counter
 
 import pandas
 import pytest
 
 from edgemin_utils.config import load_settings
-from edgemin_utils.data import data_fingerprint, load_task_data, split_by_label, task_statistics
+from edgemin_utils.data import data_fingerprint, load_task_data, split_by_label, task_statistics, unused_texts
 from edgemin_utils.errors import DataError, SettingError
 
 
@@ -289,6 +290,16 @@ def test_statistics_of_pairs_count_both_texts(tmp_path):
 
 
 # ---- transfer text ---------------------------------------------------------------------------------------------
+
+
+def test_unused_texts_are_those_of_the_train_rows_outside_train_and_holdout():
+    settings = load_settings("demo", {"train_rows": 100, "holdout_fraction": 0.2})
+    for task in ("sst2", "qqp"):
+        data, texts = load_task_data(settings, task, 3), unused_texts(settings, task, 3)
+        whole = load_task_data(load_settings("demo", {"holdout_fraction": 0}), task, 3)
+        columns = data.task.text_columns
+        known = [text for rows in (data.train, data.holdout) for column in columns for text in rows[column]]
+        assert Counter(texts) + Counter(known) == Counter(text for column in columns for text in whole.train[column])
 
 
 def test_transfer_rows_are_unused_train_rows_without_their_labels():

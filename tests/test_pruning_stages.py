@@ -269,6 +269,17 @@ def test_the_teacher_itself_is_cut_recovers_with_its_own_soft_targets_and_is_qua
     assert source.provenance["steps"] == ["teacher", f"prune:{cut}"] and len(source.tokenizer) == 300
 
 
+def test_rows_that_are_not_in_use_lend_their_tokens(chain, monkeypatch):
+    made, _ = chain
+    monkeypatch.setattr("edgemin_utils.pruning_stages.unused_texts", lambda settings, task, seed: ["qxaa qxfd", "qxaa"])
+    run = tiny_run(made.study, compared_cuts=["vocabulary", "vocabulary-all-rows"])
+    few, many = (
+        stages.run_stage(run, f"pruning/logits+{cut}").results["vocabulary"]["tokens_after"]
+        for cut in ("vocabulary", "vocabulary-all-rows")
+    )
+    assert many == few + 2
+
+
 def test_a_text_of_ones_own_decides_which_tokens_stay(tmp_path, chain):
     made, _ = chain
     words = tmp_path / "words.txt"
