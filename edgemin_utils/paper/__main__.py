@@ -84,11 +84,9 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _studies_at_hand() -> list[Path]:
-    """The reference studies on real rows: a study of the paper's own models if there is one, else the laptop's, and
-    the laptop's of SST-2 alone."""
+    """The reference study on real rows: of the paper's own models if there is one, else the laptop's."""
     reference = project_folder() / "outputs" / "reference"
-    there = [reference / name for name in ("paper", "laptop", "laptop-sst2") if (reference / name).is_dir()]
-    return there[:1] if there and there[0].name == "paper" else there
+    return [reference / name for name in ("paper", "laptop") if (reference / name).is_dir()][:1]
 
 
 def _rich(table: Table) -> RichTable:
