@@ -48,10 +48,10 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
         "prune:vocabulary-most-11000",
         "quantize:onnx-dynamic-int8-embeddings",
     ),
-    # For a small bundle that is to keep the teacher's accuracy: no layer goes, and the teacher as it was teaches it.
+    # For a small bundle that is to keep the teacher's accuracy: nothing but words goes, and nothing is trained again.
     "edge": (
         COMPRESSED_TEACHER,
-        "prune:gradient-neurons-0.25-multiple-32-vocabulary-all-rows-most-16000",
+        "prune:vocabulary-all-rows-most-12000-without-recovery",
         "quantize:onnx-int4-embeddings",
     ),
 }
@@ -408,11 +408,12 @@ class _Plan:
     def _prune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
         name = cut_name(dataclasses.replace(self.settings, **read_cut(what)) if what else self.settings)
         changes = read_cut(name)  # the settings of a cut that do not matter to this one have their defaults in it
-        learns = source.taught and changes["recovery_distillation"]
+        learns = source.taught and changes["recovery"] and changes["recovery_distillation"]
         ignores = (
             *_SCAN,
             *(() if learns else _SOFT_TARGETS[:2]),
             *(() if changes["prune_vocabulary"] else ("vocabulary_text",)),
+            *(("recovery",) if changes["recovery"] else ("recovery_epochs", "recovery_learning_rate")),
             *(() if changes["vocabulary_limit"] else ("vocabulary_limit",)),
             *(() if changes["vocabulary_all_rows"] else ("vocabulary_all_rows",)),
         )

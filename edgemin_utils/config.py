@@ -279,6 +279,7 @@ class Settings:
     pruning_rounds: int = _setting(
         1, "rounds of cut and recovery, which share recovery_epochs evenly", "rounds", ("pruning",)
     )
+    recovery: bool = _setting(True, "train the cut model again, for recovery_epochs", stages=("pruning",))
     recovery_distillation: bool = _setting(
         True,
         "recovery and tuning of a distilled student, or of a compressed teacher, use the teacher's soft targets",

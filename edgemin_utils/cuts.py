@@ -12,9 +12,11 @@
     vocabulary-all-rows                       without tokens that no train row needs, used for training or not
     magnitude-heads-0.5-rounds-4              cut and recovered in four rounds
     gradient-heads-0.2-without-distillation   recovery on labels alone
+    vocabulary-most-12000-without-recovery    not trained again
 
 A name says everything that differs from a plain cut, so that two different cuts of one student never share a folder.
-Parts come in this order: criterion, heads, neurons, layers, vocabulary, global, rounds, draw, without-distillation.
+Parts come in this order: criterion, heads, neurons, layers, vocabulary, global, rounds, draw, without-distillation or
+without-recovery.
 """
 
 import re
@@ -34,7 +36,7 @@ _CUT = re.compile(
     rf"(?:-layers-(?P<layers>(?:{PRUNED_LAYERS.pattern})))?"
     rf"(?P<vocabulary>-vocabulary(?P<all_rows>-all-rows)?(?:-seen-(?P<seen>{_COUNT}))?(?:-most-(?P<most>{_COUNT}))?)?"
     rf"(?P<everywhere>-global)?(?:-rounds-(?P<rounds>{_COUNT}))?"
-    rf"(?:-draw-(?P<draw>{_COUNT}))?(?P<labels>-without-distillation)?"
+    rf"(?:-draw-(?P<draw>{_COUNT}))?(?:-without-(?P<without>distillation|recovery))?"
 )
 
 
@@ -62,6 +64,8 @@ def cut_name(settings: Settings) -> str:
     parts += ["global"] if settings.pruning_scope == "global" and (heads or neurons) else []
     parts += _unless(1, "rounds", settings.pruning_rounds)
     parts += _unless(1, "draw", settings.pruning_draw if ranks and settings.pruning_criterion == "random" else 1)
+    if not settings.recovery:
+        return "-".join([*parts, "without-recovery"])
     parts += [] if settings.recovery_distillation else ["without-distillation"]
     return "-".join(parts)
 
@@ -81,7 +85,7 @@ def read_cut(name: str) -> Mapping[str, Any]:
             f"{name!r} names no cut; write it like gradient-heads-0.2, "
             "gradient-neurons-0.25-global, layers-top-1 or vocabulary, with one of the criteria "
             f"{', '.join(PRUNING_CRITERIA)} first, then in this order heads, neurons, layers, "
-            "vocabulary, global, rounds, draw, without-distillation"
+            "vocabulary, global, rounds, draw, without-distillation or without-recovery"
         )
     if criterion is not None and criterion not in PRUNING_CRITERIA:
         raise SettingError(
@@ -104,7 +108,8 @@ def read_cut(name: str) -> Mapping[str, Any]:
         "vocabulary_limit": int(match["most"]) if match["most"] else None,
         "pruning_scope": "global" if match["everywhere"] else "layer",
         "pruning_rounds": int(match["rounds"] or 1),
-        "recovery_distillation": not match["labels"],
+        "recovery_distillation": match["without"] != "distillation",
+        "recovery": match["without"] != "recovery",
     }
 
 

@@ -134,7 +134,8 @@ def _prune_student(run: Run, key: str, folder: Path) -> dict[str, Any]:
         importance = importance or looked_at
         after_cut, _ = evaluate(cut.model, rows, settings.evaluation_batch_size, None)
         name = "recovery" if settings.pruning_rounds == 1 else f"recovery {number}"
-        phase = Phase(name, settings.recovery_epochs / settings.pruning_rounds, settings.recovery_learning_rate, loss)
+        epochs = settings.recovery_epochs / settings.pruning_rounds if settings.recovery else 0
+        phase = Phase(name, epochs, settings.recovery_learning_rate, loss)
         with fake_quantization(cut.model, stage.fake_quantization):
             train_phases(cut.model, rows.train, [phase], tokenizer, settings, run.seed, rows.holdout, log)
         rounds.append(

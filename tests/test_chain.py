@@ -84,13 +84,13 @@ def test_the_honest_recipe_distils_again_after_its_deep_cuts_and_cuts_the_vocabu
     assert stages[stages[key].source].settings(settings)["vocabulary_limit"] == 11000
 
 
-def test_the_edge_recipe_cuts_the_teacher_itself_which_recovers_with_its_own_soft_targets():
+def test_the_edge_recipe_cuts_the_teachers_vocabulary_and_trains_nothing():
     settings = load_settings("demo", {"recipe": "edge"})
     stages, key = plan_chain(settings), recipe_ends(settings)["edge"]
-    cut = "gradient-neurons-0.25-multiple-32-vocabulary-all-rows-most-16000"
+    cut = "vocabulary-all-rows-most-12000-without-recovery"
     pruned, last = stages[f"pruning/teacher+{cut}"], stages[key]
-    assert pruned.source == pruned.teacher == TEACHER and pruned.upstream == (TEACHER,)
-    assert "temperature" in pruned.settings(settings) and pruned.notebook == "03_pruning"
+    assert pruned.source == TEACHER and pruned.teacher == "" and pruned.upstream == (TEACHER,)
+    assert "recovery_epochs" not in pruned.settings(settings) and pruned.notebook == "03_pruning"
     assert last.source == pruned.key and key == f"quantization/teacher+{cut}+{last.changes['quantization_scheme']}"
     assert last.steps[:2] == ("teacher", f"prune:{cut}") and last.student == "teacher"
     assert last.changes["quantization_scheme"] == "onnx-int4-embeddings"
@@ -225,6 +225,14 @@ def test_recovery_without_distillation_has_no_teacher():
     )
     assert alone.teacher == "" and alone.upstream == (STUDENT,)
     assert plain.teacher == TEACHER and "temperature" in plain.settings(load_settings("demo"))
+
+
+def test_without_recovery_nothing_of_the_training_matters():
+    cut = "pruning/minilmv2+layers-top-1-without-recovery"
+    (stage,) = (stage for key, stage in plan(compared_cuts="layers-top-1-without-recovery").items() if key == cut)
+    longer = load_settings("demo", {"recovery_epochs": 3, "recovery_learning_rate": 0.1, "temperature": 9})
+    assert stage.teacher == "" and stage.settings(load_settings("demo")) == stage.settings(longer)
+    assert "recovery" not in plan()["pruning/minilmv2+gradient-heads-0.2"].settings(longer)
 
 
 def test_scans_do_not_depend_on_the_cut():

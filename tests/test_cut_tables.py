@@ -109,6 +109,7 @@ def test_cuts_that_differ_in_their_ratio_lie_on_one_curve():
         "layers-0": "",
         "magnitude-layers-least-1": "magnitude",
         "vocabulary-without-distillation": "",
+        "vocabulary-without-recovery": "",
     }
     ways = cut_tables.ways_of_cutting([*(record(name, criterion) for name, criterion in names.items()), REFUSED])
     assert {name: len(results) for name, results in ways.items()} == {
@@ -119,6 +120,7 @@ def test_cuts_that_differ_in_their_ratio_lie_on_one_curve():
         "named layers": 1,
         "magnitude layers": 1,
         "vocabulary, labels alone": 1,
+        "vocabulary, no recovery": 1,
     }
 
 

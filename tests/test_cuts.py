@@ -33,6 +33,7 @@ def drawn_settings(count):
             pruned_layers=draw.choice((None, None, "top-1", "least-2", "spaced-0.25", "0", "0-2-4", "10")),
             pruning_rounds=draw.choice((1, 3)),
             recovery_distillation=draw.random() < 0.5,
+            recovery=draw.random() < 0.8,
         )
 
 
@@ -56,6 +57,8 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
             idle |= {"pruning_scope"}
             if settings.pruned_layers != "least-2":
                 idle |= {"pruning_criterion", "pruning_draw"}
+        if not settings.recovery:
+            idle |= {"recovery_distillation"}
         if settings.pruning_criterion != "random":
             idle |= {"pruning_draw"}
         assert changed <= idle, name
@@ -99,6 +102,7 @@ def test_reading_a_name_gives_the_same_name_again_and_all_that_matters():
             "layers-top-2-vocabulary-seen-3",
             {"head_prune_ratio": 0.0, "pruned_layers": "top-2", "prune_vocabulary": True, "vocabulary_occurrences": 3},
         ),
+        ("gradient-heads-0.2-without-recovery", {"recovery": False}),
         ("gradient-heads-0.2-rounds-4-without-distillation", {"pruning_rounds": 4, "recovery_distillation": False}),
     ],
 )

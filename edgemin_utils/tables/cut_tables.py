@@ -230,5 +230,6 @@ def _way(cut: Mapping[str, Any], criterion: str) -> str:
             *(["global"] if cut["pruning_scope"] == "global" else []),
             *([f"{rounds} rounds"] if rounds > 1 else []),
             *([] if cut["recovery_distillation"] else ["labels alone"]),
+            *([] if cut.get("recovery", True) else ["no recovery"]),
         ]
     )
