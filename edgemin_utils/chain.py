@@ -52,7 +52,7 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     "edge": (
         COMPRESSED_TEACHER,
         "prune:vocabulary-all-rows-most-12000-without-recovery",
-        "quantize:onnx-int4-embeddings",
+        "quantize:onnx-int4-gptq-embeddings",
     ),
 }
 # Step -> the kind of stage that it makes.
@@ -68,7 +68,8 @@ _SOFT_TARGETS = ("temperature", "soft_target_weight", "recovery_distillation")
 _SCAN = ("scan_criteria", "scan_rows", "random_draws")
 _AFTER_A_SCAN = ("recovery_epochs", "recovery_learning_rate", "vocabulary_text", *_SOFT_TARGETS, *CUT_SETTINGS)
 SCANNED_UNITS = ("heads", "neurons", "layers")
-_CALIBRATED = "onnx-static-"
+# In the names of schemes that look at training rows: `Scheme.calibrated`, without importing torch.
+_CALIBRATED = ("onnx-static-", "-gptq")
 
 
 @dataclass(frozen=True)
@@ -423,7 +424,8 @@ class _Plan:
         scheme = what or self.settings.quantization_scheme
         if scheme not in EVERY_SCHEME:
             raise SettingError(f"unknown quantization scheme {scheme!r}; {nearest(scheme, EVERY_SCHEME)}")
-        ignores = ("sensitivity_rows",) if scheme.startswith(_CALIBRATED) else ("sensitivity_rows", "calibration_rows")
+        calibrated = any(part in scheme for part in _CALIBRATED)
+        ignores = ("sensitivity_rows",) if calibrated else ("sensitivity_rows", "calibration_rows")
         return scheme, {"quantization_scheme": scheme}, Stage("", ignores=ignores)
 
     def _quantize_aware(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:

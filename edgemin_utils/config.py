@@ -39,6 +39,7 @@ EVERY_SCHEME = (
     "weight-int4-embeddings",
     "onnx-int4",
     "onnx-int4-embeddings",
+    "onnx-int4-gptq-embeddings",
 )
 # Number formats of quantization-aware training: the names of quantization.FORMATS.
 EVERY_FORMAT = ("int8", "int4")

@@ -225,8 +225,10 @@ def test_four_bits_are_said_wherever_the_bundle_describes_itself(made, four_bits
     bundle, texts = Bundle(place), [(text,) for text in source.dev["dev"]["sentence"][:8]]
     alone = bundle.probabilities(texts)
     np.testing.assert_allclose(bundle.probabilities(texts, batch_size=8), alone, atol=1e-4)
-    same = dataclasses.replace(source, model=with_rounded_weights(source.model, 4, 4))
-    assert np.abs(alone - np.array([in_torch(same, *text) for text in texts])).max() < 0.1
+    # Fitted to train rows, weights of 4 bits answer more like the float model than weights rounded to nearest.
+    nearest = dataclasses.replace(source, model=with_rounded_weights(source.model, 4, 4))
+    wanted, rounded = (np.array([in_torch(one, *text) for text in texts]) for one in (source, nearest))
+    assert np.abs(alone - wanted).mean() < np.abs(rounded - wanted).mean()
 
 
 def test_a_pair_is_told_apart_by_token_types(pair):

@@ -93,7 +93,7 @@ def test_the_edge_recipe_cuts_the_teachers_vocabulary_and_trains_nothing():
     assert "recovery_epochs" not in pruned.settings(settings) and pruned.notebook == "03_pruning"
     assert last.source == pruned.key and key == f"quantization/teacher+{cut}+{last.changes['quantization_scheme']}"
     assert last.steps[:2] == ("teacher", f"prune:{cut}") and last.student == "teacher"
-    assert last.changes["quantization_scheme"] == "onnx-int4-embeddings"
+    assert last.changes["quantization_scheme"] == "onnx-int4-gptq-embeddings"
     assert last.pruned and last.quantized and last.optional and not last.distilled
     # Nothing else is made for it, and what a chain makes without it is made as before but for the costs.
     before = plan()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from edgemin_utils import __version__, quantization
@@ -24,6 +25,8 @@ from edgemin_utils.measurement.latency import PROTOCOLS, Protocol, fixed_inputs,
 from edgemin_utils.measurement.parameters import stored_weights
 from edgemin_utils.quantization.onnx_int4 import INT4_BLOCK
 from edgemin_utils.records import Run, write_json
+from edgemin_utils.tokenization import tokenize
+from edgemin_utils.training import batches, model_inputs
 
 # Raise it when a bundle is made differently, so that those made the old way count as stale.
 METHOD_VERSION = 1
@@ -32,6 +35,8 @@ DEFAULT_MAX_DROP = 1.0
 # The operator that looks up tables of 4 bits came with this onnxruntime.
 MINIMUM_VERSIONS = {"onnxruntime": "1.20", "tokenizers": "0.20", "numpy": "1.26"}
 LENGTHS = (32, 128)
+# Train rows that 4-bit matrices are fitted to, as many as the setting calibration_rows has in all profiles.
+CALIBRATION_ROWS = 128
 _BLOCK = f"for {INT4_BLOCK} weights"
 _INT4_NOTE = (
     "; slower than with 8 bits, above all in a browser, where the matrices are unpacked in every call and "
@@ -71,9 +76,8 @@ def make_bundle(
     if output.exists() and not (output / BUNDLE_FILE).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise StorageError(f"{output} is there and holds no bundle; name another --output")
     with storage_errors(output), partial_folder(output) as partial:
-        graph = quantization.edge_graph(
-            source.model, source.max_length, len(source.task.text_columns) == 2, matrix_bits, embedding_bits
-        )
+        pair, rows = len(source.task.text_columns) == 2, calibration_inputs(source) if matrix_bits == 4 else []
+        graph = quantization.edge_graph(source.model, source.max_length, pair, matrix_bits, embedding_bits, rows)
         (partial / MODEL_FILE).write_bytes(graph.SerializeToString())
         (partial / TOKENIZER_FILE).write_text(tokenizer_rules(source.tokenizer, source.max_length), encoding="utf-8")
         (partial / PROGRAM_FILE).write_bytes(Path(classify.__file__).read_bytes())
@@ -126,6 +130,13 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
 
 
 # ---- the files ----------------------------------------------------------------------------------------------------
+
+
+def calibration_inputs(source: BundleSource, count: int = CALIBRATION_ROWS) -> list[dict[str, torch.Tensor]]:
+    """The inputs of the first `count` train rows, one by one, int64 (1, tokens)."""
+    chosen = source.train.select(range(min(count, len(source.train))))
+    tokenized, _ = tokenize(chosen, source.tokenizer, source.task, source.max_length)
+    return [model_inputs(source.model, batch) for _, batch in batches(tokenized, source.tokenizer, 1)]
 
 
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

@@ -36,6 +36,7 @@ class BundleSource:
         task: its columns; `labels` below, not the task's, are in the order of the model's outputs.
         labels: label names in the order of the model's outputs.
         max_length: most tokens of an input.
+        train: train rows with the task's text columns, to which 4-bit matrices are fitted.
         dev: dev split -> rows with the task's text columns and `label`, a number in the order of `labels`.
         logits: dev split -> what the model answers to those rows, float32 (rows, labels).
         provenance: plain data for bundle.json; no path of this machine is in it.
@@ -46,6 +47,7 @@ class BundleSource:
     task: Task
     labels: tuple[str, ...]
     max_length: int
+    train: Dataset
     dev: Mapping[str, Dataset]
     logits: Mapping[str, np.ndarray]
     provenance: Mapping[str, Any]
@@ -109,6 +111,7 @@ def stage_source(run: Run, record: Record) -> BundleSource:
         data.task,
         data.task.labels,
         _longest(longest, model, tokenizer),
+        data.train,
         data.dev,
         {split: _stored_logits(folder, split, rows) for split, rows in data.dev.items()},
         {
@@ -147,7 +150,8 @@ def _plain_source(
         split: predict(model, tokenize(rows, tokenizer, data.task, longest)[0], tokenizer)
         for split, rows in dev.items()
     }
-    return BundleSource(model, tokenizer, data.task, labels, longest, dev, logits, {**provenance, "rows": data.source})
+    provenance = {**provenance, "rows": data.source}
+    return BundleSource(model, tokenizer, data.task, labels, longest, data.train, dev, logits, provenance)
 
 
 def labels_of_outputs(model: PreTrainedModel, task: Task, name: str) -> tuple[str, ...]:

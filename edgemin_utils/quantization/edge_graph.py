@@ -11,7 +11,7 @@ Starts from the exported and fused graph. What is particular to it was found by 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +40,12 @@ _FIRST_TOKEN = "first_token"
 
 
 def edge_graph(
-    model: nn.Module, longest: int, pair: bool, matrix_bits: int = 8, embedding_bits: int = 8
+    model: nn.Module,
+    longest: int,
+    pair: bool,
+    matrix_bits: int = 8,
+    embedding_bits: int = 8,
+    rows: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> "onnx.ModelProto":
     """The quantized graph of a float classifier: input_ids, attention_mask and, only where a pair of texts needs them,
     token_type_ids as int64 (batch, tokens); logits as float32 (batch, labels).
@@ -54,6 +59,8 @@ def edge_graph(
         longest: most tokens an input will have.
         pair: whether the model was trained on pairs, and so told apart by token types.
         matrix_bits, embedding_bits: 8 or 4, of linear layers and of the word embedding.
+        rows: training rows, inputs of one each as tensors (1, tokens), on which 4-bit matrices are to change least
+            (`error_compensation`); without any they are rounded to nearest.
 
     Raises:
         MethodRefused: the graph does not compute what the model computes, or keeps a matrix in float32.
@@ -69,19 +76,25 @@ def edge_graph(
     keep_positions(graph, min(longest, longest_input(model)), model)
     compute_first_token_alone(graph)
     check_against(model, functools.partial(_float_logits, graph))
-    graph = _quantized(graph, model, matrix_bits, embedding_bits)
+    graph = _quantized(graph, model, matrix_bits, embedding_bits, rows)
     drop_unused(graph)
     _check_small(graph)
     return graph
 
 
-def _quantized(graph: "onnx.ModelProto", model: nn.Module, matrix_bits: int, embedding_bits: int) -> "onnx.ModelProto":
+def _quantized(
+    graph: "onnx.ModelProto",
+    model: nn.Module,
+    matrix_bits: int,
+    embedding_bits: int,
+    rows: Sequence[Mapping[str, torch.Tensor]],
+) -> "onnx.ModelProto":
     with quiet_onnx():
         if matrix_bits == 8:
             graph = quantize_dynamically(graph, ["MatMul", "Attention"], per_channel=True)
         else:
             separate_products(graph)
-            graph = quantize_to_int4(graph, ["MatMul"])
+            graph = quantize_to_int4(graph, ["MatMul"], rows=rows)
         if embedding_bits == 4:
             graph = quantize_to_int4(graph, ["Gather"], other_look_ups(graph, model))
     for node in [node for node in graph.graph.node if node.op_type == "Gather" and _is_table(graph, node.input[0])]:

@@ -3,18 +3,21 @@ GatherBlockQuantized.
 
 Of a matrix, every INT4_BLOCK weights along the input dimension (of a table: along a row) share a float32 scale s and a
 4-bit zero point z. A weight w is stored as q = clip(round(w / s) + z, 0, 15) with s = (high - low) / 15 and
-z = round(-low / s), where low and high are the block's range, widened to hold 0.
+z = round(-low / s), where low and high are the block's range, widened to hold 0. Calibrated on training rows,
+a matrix's weights are rounded to the same grids by `error_compensation` instead.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from edgemin_utils.errors import MethodRefused
+from edgemin_utils.quantization.error_compensation import compensate, products_of_inputs
 from edgemin_utils.quantization.onnx_export import FUSED_DOMAIN, set_nodes
 from edgemin_utils.quantization.onnx_schemes import OnnxScheme, float_sizes, other_look_ups
 
@@ -40,29 +43,44 @@ class OnnxInt4(OnnxScheme):
 
     Attributes:
         embeddings: whether the word embedding is stored in 4 bits too; the rows looked up are unpacked.
+        calibrated: whether matrices are rounded so that what they compute on training rows changes least (see
+            `error_compensation`) rather than to the nearest.
     """
 
     embeddings: bool = False
-    source = f"onnxruntime's MatMulNBitsQuantizer on the fused graph, round to nearest, blocks of {INT4_BLOCK}"
+    calibrated: bool = False
     arithmetic = (
         "INT4 weights in INT8 products in ONNX Runtime, inputs quantized token by token in blocks "
         f"(MatMulNBits, accuracy level {_INT8_PRODUCTS})"
     )
+
+    @property
+    def source(self) -> str:
+        rounding = "GPTQ's rounding on training rows" if self.calibrated else "round to nearest"
+        return f"onnxruntime's MatMulNBitsQuantizer on the fused graph, {rounding}, blocks of {INT4_BLOCK}"
 
     def transform(
         self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
     ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
         separate_products(graph)
         operators = ["MatMul"] + (["Gather"] if self.embeddings else [])
-        quantized = quantize_to_int4(graph, operators, other_look_ups(graph, model))
+        quantized = quantize_to_int4(graph, operators, other_look_ups(graph, model), rows if self.calibrated else ())
         return quantized, _int4_sizes(quantized, model, self.embeddings)
 
 
 def quantize_to_int4(
-    graph: "onnx.ModelProto", operators: Iterable[str], excluded: Sequence[str] = ()
+    graph: "onnx.ModelProto",
+    operators: Iterable[str],
+    excluded: Sequence[str] = (),
+    rows: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> "onnx.ModelProto":
     """The graph, which is changed, with 4-bit weights in the given operators, MatMul and Gather, but for the nodes
-    named in `excluded`."""
+    named in `excluded`.
+
+    Args:
+        rows: inputs of one row each, tensors (1, tokens), on which matrices are to change least; without any they are
+            rounded to nearest.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     config = DefaultWeightOnlyQuantConfig(
@@ -73,9 +91,20 @@ def quantize_to_int4(
         op_types_to_quantize=tuple(operators),
         quant_axes=(("MatMul", 0), ("Gather", 1)),
     )
+    products = products_of_inputs(graph, rows) if rows else {}
+    matrices = {output: _matrix(graph, output) for output in products}
     quantizer = MatMulNBitsQuantizer(graph, nodes_to_exclude=list(excluded), algo_config=config)
     quantizer.process()
+    compensate(quantizer.model.model, matrices, products)
     return quantizer.model.model
+
+
+def _matrix(graph: "onnx.ModelProto", output: str) -> np.ndarray:
+    """The float32 weights (width, outputs) of the product that gives `output`."""
+    from onnx import numpy_helper
+
+    name = next(node.input[1] for node in graph.graph.node if output in node.output)
+    return numpy_helper.to_array(next(item for item in graph.graph.initializer if item.name == name))
 
 
 def separate_products(graph: "onnx.ModelProto") -> None:

@@ -38,6 +38,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "weight-int4-embeddings": WeightInt4(embeddings=True),
     "onnx-int4": OnnxInt4(),
     "onnx-int4-embeddings": OnnxInt4(embeddings=True),
+    "onnx-int4-gptq-embeddings": OnnxInt4(embeddings=True, calibrated=True),
 }
 
 
