@@ -67,6 +67,9 @@ def _copy_notebook(notebook: Path, study: Path, destination: Path) -> None:
     text = notebook.read_text(encoding="utf-8")
     for folder, words in sorted(_own_folders(study, destination).items(), key=lambda item: -len(item[0])):
         text = text.replace(json.dumps(folder)[1:-1], words)
+    content = json.loads(text)
+    content["metadata"].pop("papermill", None)  # it names the folder that the notebook was taken from
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     copy = destination / notebook.relative_to(study)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(text, encoding="utf-8")

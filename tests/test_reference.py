@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +45,11 @@ def test_executed_notebooks_of_one_chain_go_along_and_name_no_folder_of_ones_own
     write_json(study / "sst2" / "seed-0" / "chain.json", {"profile": "laptop", "overrides": {"data_dir": str(own)}})
     code = f"output_dir = {str(study)!r}\noverrides = {{'data_dir': {str(own)!r}}}"
     for folder in (study, study / "sst2" / "seed-0", study / "qqp" / "seed-0"):
-        write_notebook(folder / "notebooks" / "05_analysis.ipynb", code)
+        path = folder / "notebooks" / "05_analysis.ipynb"
+        write_notebook(path, code)
+        executed = json.loads(path.read_text())
+        executed["metadata"]["papermill"] = {"input_path": str(tmp_path / "another clone" / "05_analysis.ipynb")}
+        path.write_text(json.dumps(executed))
     published = publish_study(study, tmp_path / "reference" / "laptop")
     found = sorted(path.relative_to(published) for path in published.rglob("*.ipynb"))
     assert found == [Path("notebooks/05_analysis.ipynb"), Path("qqp/seed-0/notebooks/05_analysis.ipynb")]
