@@ -1,6 +1,7 @@
 """What a task's models trade: accuracy against latency and file size, and which models no other one beats."""
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ KIND_STYLES: Mapping[str, dict[str, Any]] = {
     "quantized": {"color": PALETTE["vermilion"], "marker": "D"},
 }
 """Colour and marker of each kind of model, see `tables.recommended.KINDS`."""
+NAME_WIDTH = 88
+"""Characters of a model's name in a line of the list below the panels."""
 LABEL_DISTANCES = (10, 13, 17, 22, 28, 36, 46)
 """How far from its point a label is tried, in points; the nearest free place is taken."""
 _AROUND = np.deg2rad([135, 45, 180, 0, 225, 315, 90, 270])  # up and left first: nothing lies above a front
@@ -48,7 +51,8 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     synthetic = " (synthetic data)" if frame["synthetic"].any() else ""
     first = frame.iloc[0]
     across = 2 if front["model"].str.len().max() < 48 else 1
-    figure = new_figure(3.7 + 0.19 * -(-len(front) // across))
+    lines = front["model"].map(lambda name: len(textwrap.wrap(name, NAME_WIDTH)))
+    figure = new_figure(3.9 + 0.19 * -(-int(lines.sum()) // across))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, column, label in (
         (panels[0], "milliseconds", f"median latency, {first['input']}, one thread (ms)"),
@@ -64,7 +68,7 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=len(handles) if len(handles) < 8 else 4,
+        ncols=len(handles) if len(handles) < 6 else 4,
         title=f"{task_label(first['task'], first['split'])}{synthetic}",
         title_fontsize=10.5,
         handletextpad=0.4,
@@ -239,6 +243,12 @@ def _kind_handles(kinds: list[str], frame: pd.DataFrame) -> list[Line2D]:
 
 def _front_handles(front: pd.DataFrame, numbers: dict[str, str]) -> list[Line2D]:
     return [
-        Line2D([], [], linestyle="none", label=f"{numbers[row['key']]}  {row['model']}", **_style(row))
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            label=f"{numbers[row['key']]}  {textwrap.fill(row['model'], NAME_WIDTH, subsequent_indent='    ')}",
+            **_style(row),
+        )
         for row in front.to_dict("records")
     ]
