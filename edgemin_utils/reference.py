@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +30,9 @@ OWN_FOLDERS = {"data_dir": "DATA_DIR", "teacher": "TEACHER_DIR", "student": "STU
 def publish_study(study: Path, destination: Path) -> Path:
     """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
 
-    Where notebooks were executed, those of one chain go along, and the report as one HTML file; folders of one's own
-    are not named in them.
-    The destination's README.md says which commands made the study, on which machine, and how long each stage took.
+    Where notebooks were executed, those of one chain go along, and the analysis as the HTML report that is made of it;
+    folders of one's own are not named in them. The destination's README.md says which commands made the study, on which
+    machine, and how long each stage took.
 
     Raises:
         StageError: the study holds no record.
@@ -46,31 +47,31 @@ def publish_study(study: Path, destination: Path) -> Path:
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
         shutil.copytree(report_folder(study) / name, destination / "report" / name)
-    notebooks = executed_notebooks(study)
-    for notebook in notebooks:
-        _copy_notebook(notebook, study, destination)
-    if executed_analysis(study) in notebooks:
-        html_report(destination)
+    for notebook in _notebooks_of_one_chain(study):
+        _copy_notebook(notebook, destination / notebook.relative_to(study), study, destination)
+    if executed_analysis(study).is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            analysis = Path(folder) / executed_analysis(study).name
+            _copy_notebook(executed_analysis(study), analysis, study, destination)
+            html_report(destination, analysis)
     (destination / "README.md").write_text(_describe(study, records), encoding="utf-8")
     return destination
 
 
-def executed_notebooks(study: Path) -> list[Path]:
-    """The executed notebooks of the study's first chain that has them, and the executed analysis."""
-    of_chains = sorted({path.parent for path in Path(study).glob("*/seed-*/notebooks/*.ipynb")})
-    of_chain = sorted(of_chains[0].glob("*.ipynb")) if of_chains else []
-    return [*of_chain, *(path for path in [executed_analysis(study)] if path.is_file())]
+def _notebooks_of_one_chain(study: Path) -> list[Path]:
+    """The executed notebooks of the first chain that has them, in order."""
+    of_chains = sorted({path.parent for path in study.glob("*/seed-*/notebooks/*.ipynb")})
+    return sorted(of_chains[0].glob("*.ipynb")) if of_chains else []
 
 
-def _copy_notebook(notebook: Path, study: Path, destination: Path) -> None:
-    """Copies an executed notebook to its place under `destination`, with words in place of folders of one's own."""
+def _copy_notebook(notebook: Path, copy: Path, study: Path, destination: Path) -> None:
+    """Copies an executed notebook, with words in place of folders of one's own."""
     text = notebook.read_text(encoding="utf-8")
     for folder, words in sorted(_own_folders(study, destination).items(), key=lambda item: -len(item[0])):
         text = text.replace(json.dumps(folder)[1:-1], words)
     content = json.loads(text)
     content["metadata"].pop("papermill", None)  # it names the folder that the notebook was taken from
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    copy = destination / notebook.relative_to(study)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(text, encoding="utf-8")
 
