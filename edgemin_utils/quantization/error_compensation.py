@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgemin_utils.quantization.integers import pack_int4
+
 if TYPE_CHECKING:
     import onnx
 
@@ -115,15 +117,12 @@ def compensate(
         stored = constants[node.input[1]]
         shape = tuple(stored.dims)
         integers = compensated_integers(matrix, products[node.output[0]], block)
-        packed = pack_nibbles(integers, block).reshape(shape)
+        packed = packed_blocks(integers, block).reshape(shape)
         stored.CopyFrom(numpy_helper.from_array(packed, stored.name))
 
 
-def pack_nibbles(integers: np.ndarray, block: int) -> np.ndarray:
-    """MatMulNBits' form of 4-bit integers (width, outputs): uint8 (outputs, blocks, block / 2), the first of two in the
-    low half; a last block is filled up with zeros."""
-    width, outputs = integers.shape
-    filled = np.zeros((-(-width // block) * block, outputs), np.uint8)
-    filled[:width] = integers
-    parts = filled.T.reshape(outputs, -1, block)
-    return (parts[:, :, ::2] | (parts[:, :, 1::2] << 4)).astype(np.uint8)
+def packed_blocks(integers: np.ndarray, block: int) -> np.ndarray:
+    """MatMulNBits' form of integers (width, outputs) from 0 to 15: uint8 (outputs, blocks, block / 2); a last block is
+    filled up with zeros."""
+    filled = np.pad(integers, ((0, -len(integers) % block), (0, 0)))
+    return pack_int4(torch.from_numpy(filled.T.copy())).numpy().reshape(filled.shape[1], -1, block // 2)

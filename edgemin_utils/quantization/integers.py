@@ -99,9 +99,10 @@ def spread_scales(scales: torch.Tensor, inputs: int, group: int = INT4_GROUP) ->
 
 
 def pack_int4(integers: torch.Tensor) -> torch.Tensor:
-    """Two 4-bit integers a byte: uint8 (rows, ceil(columns / 2)) from integers (rows, columns) of -8 to 7.
+    """Two 4-bit integers a byte: uint8 (rows, ceil(columns / 2)) from integers (rows, columns) of -8 to 7, or of 0
+    to 15.
 
-    The even column lies in the low half of the byte, the odd one in the high half, both in two's complement.
+    The even column lies in the low half of the byte, the odd one in the high half, negative ones in two's complement.
     """
     codes = functional.pad(integers.to(torch.int16), (0, integers.shape[1] % 2)) & 0xF
     return (codes[:, 0::2] | (codes[:, 1::2] << 4)).to(torch.uint8)

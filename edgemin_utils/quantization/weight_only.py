@@ -22,8 +22,8 @@ class WeightInt4(Scheme):
     """Matrices as 4-bit integers, symmetric, with one float16 scale for every 32 weights along the input dimension
     (of an embedding: along a token's vector). Biases, norms and the other embeddings stay in float32.
 
-    A study of size and accuracy: there are no 4-bit kernels here. Matrices are unpacked when the model is loaded and it
-    computes in float32, so its latency and memory are those of the float model.
+    A study of size and accuracy: it uses no 4-bit kernels (`onnx_int4` does). Matrices are unpacked when the model is
+    loaded and it computes in float32, so its latency and memory are those of the float model.
 
     Attributes:
         embeddings: whether the word embedding is quantized too.
