@@ -1,12 +1,14 @@
 """Tables that set methods side by side, from hand-made records: which rows, against whom, and with which p-values."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from example_study import (
     DISTILLED,
+    DISTILLED_INT8,
     NONE,
     PRUNED,
     PRUNED_INT8,
@@ -111,15 +113,20 @@ def test_orders_hold_the_papers_and_every_recipes_last_model(study):
     assert frame.loc["prune, distill, quantize", "difference"] == pytest.approx(100 * (WRONG[TEACHER] - 5) / ROWS)
 
 
+def findings_on_students(folder):
+    others = ("not timed", "orders of the steps", "of the teacher's accuracy is kept")
+    return [sentence for sentence in tables.findings(folder) if not any(words in sentence for words in others)]
+
+
 def test_the_compressed_teacher_has_its_rows_and_leaves_those_of_the_students_alone(tmp_path):
     folder, cut = write_chain(tmp_path), "gradient-neurons-0.25"
     before = [make(folder) for make in (tables.main_results, tables.factorial_table, tables.factorial_effects)]
-    said = [sentence for sentence in tables.findings(folder) if "not timed" not in sentence]
+    said = findings_on_students(folder)
     pruned, *ends = write_compressed_teachers(folder)
     after = [make(folder) for make in (tables.main_results, tables.factorial_table, tables.factorial_effects)]
     for one, other in zip(before, after, strict=True):
         pd.testing.assert_frame_equal(one, other, check_dtype=False)
-    assert [sentence for sentence in tables.findings(folder) if "not timed" not in sentence] == said
+    assert findings_on_students(folder) == said
     assert list(tables.cuts_table(folder)["method"]) == [CUT] and len(tables.schemes_table(folder)) == 2
     frame = tables.summarize(folder).set_index("key")
     assert list(frame.loc[[pruned, *ends], "model"]) == [
@@ -216,3 +223,49 @@ def test_the_names_of_long_recipes_leave_room_for_what_is_drawn(study):
 
 def test_nothing_to_compare_is_a_note(study):
     assert "no methods" in figures.method_comparison(tables.cuts_table(study).iloc[:0]).texts[0].get_text()
+
+
+def test_method_findings_name_the_best_and_what_can_be_told_apart(study):
+    said = tables.findings(study)
+    # None has the first 14 of 40 rows wrong, MiniLMv2 the first 6: 8 rows, all one way, 2 * 0.5 ** 8 = 0.0078; soft
+    # targets (10 wrong) 2 * 0.5 ** 4 = 0.125. Holm: 2 * 0.0078 = 0.016 and 0.125.
+    objectives = next(text for text in said if text.startswith("sst2: of 2 students"))
+    assert "MiniLMv2 gains most: +20.0 points" in objectives and "p (Holm) 0.016" in objectives
+    assert (
+        objectives.endswith("Clearly better: MiniLMv2.") and "1 seed, `sst2/seed-0/distillation/minilmv2`" in objectives
+    )
+    # Cuts: 8 and 18 wrong against 6: p 0.5 and 2 * 0.5 ** 12, so only the first is harmless.
+    cuts = next(text for text in said if text.startswith("sst2: of 2 cuts"))
+    assert f"{CUT} takes most (20.0 % of the weights)" in cuts and cuts.endswith("Clearly worse: random-heads-0.5.")
+    # Schemes: both within a row or none of the FP32 model, equally large.
+    schemes = next(text for text in said if text.startswith("sst2: of 2 quantization schemes"))
+    assert "dynamic-int8 makes the smallest file (0.40 MB)" in schemes
+    assert schemes.endswith("None of them can be told apart from it on these rows.")
+    # Orders need two beside the paper's to be compared.
+    assert not any("orders of the steps" in text for text in said)
+
+
+def test_method_findings_of_orders_hold_them_against_the_papers(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "study")
+    add_model(
+        folder,
+        PRUNED_INT8,
+        "quantization/minilmv2+dynamic-int8+again",
+        ["distill:minilmv2", "quantize-aware:int8", "quantize:dynamic-int8"],
+        20,
+        source="x",
+    )
+    orders = next(text for text in tables.findings(folder) if "orders of the steps" in text)
+    # 8 wrong in the paper's order, 5 and 20 in the others: p 0.25, and 2 * 0.5 ** 12 doubled.
+    assert orders.startswith("sst2: of 3 orders of the steps, prune, distill, quantize keeps most: 87.5 %")
+    assert "which is +7.5 points" in orders and "against the paper's order at 80.0 %" in orders
+    assert orders.endswith("Clearly worse: distill, quantize-aware, quantize.")
+
+
+def test_budget_findings_name_the_smallest_and_the_fastest_that_keep_enough(tmp_path):
+    # 40 rows: the teacher has 1 wrong, all others 2 (97.4 % of its accuracy) or more (at most 94.9 %).
+    wrong = dict.fromkeys(WRONG, 3) | {TEACHER: 1, DISTILLED: 2, PRUNED: 2, DISTILLED_INT8: 2}
+    text = next(text for text in tables.findings(write_chain(tmp_path, wrong=wrong)) if "is kept, by point" in text)
+    assert text.startswith("sst2: ")
+    assert "99 % by smallest 4.00 MB (`sst2/seed-0/teacher/fine-tuned`), fastest 12.00 ms" in text
+    assert f"97 % by smallest 0.50 MB (`sst2/seed-0/{DISTILLED_INT8}`), fastest 3.00 ms at 1x128" in text

@@ -1,28 +1,46 @@
 """The reference study: every part can be planned, and the run picks, resumes and stops as it says."""
 
+import json
+
 import pytest
 
 from edgemin_utils import reference_study
 from edgemin_utils.chain import plan_chain
-from edgemin_utils.config import load_settings
+from edgemin_utils.config import changed_from_profile, load_settings, project_folder
 from edgemin_utils.errors import EdgeMINError
+from edgemin_utils.records import CHAIN_FILE
+from edgemin_utils.reference import chain_command
 from edgemin_utils.reference_study import PARTS, PROFILE, run_reference
+from edgemin_utils.tasks import TASKS
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.task}-{'-'.join(map(str, part.seeds))}")
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.study}-{part.task}-{'-'.join(map(str, part.seeds))}")
 def test_every_part_can_be_planned(part):
     plan = plan_chain(load_settings(PROFILE, part.settings))
     assert {"teacher/fine-tuned", "distillation/minilmv2", "distillation/none", "measurement/cost"} <= set(plan)
 
 
-def test_parts_share_no_chain_and_cover_three_seeds_of_every_task():
-    chains = [(part.task, seed) for part in PARTS for seed in part.seeds]
+def test_parts_share_no_chain_and_cover_every_task():
+    chains = [(part.study, part.task, seed) for part in PARTS for seed in part.seeds]
     assert len(chains) == len(set(chains))
-    assert {task: sorted(seed for other, seed in chains if other == task) for task, _ in chains} == {
-        "sst2": [0, 1, 2],
-        "mnli": [0, 1, 2],
-        "qqp": [0, 1, 2],
-    }
+    assert {task for study, task, _ in chains if study == PROFILE} == set(TASKS)
+    assert {seed for study, task, seed in chains if (study, task) == (PROFILE, "sst2")} == {0, 1, 2}
+
+
+def test_what_is_published_is_what_the_parts_make(tmp_path):
+    """The commands beside the published records are those of the parts, chain for chain."""
+    expected = {}
+    for part in PARTS:
+        overrides = changed_from_profile(load_settings(PROFILE, {**part.settings, "data_dir": "/d", "teacher": "/t"}))
+        for seed in part.seeds:
+            folder = tmp_path / part.study / part.task / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / CHAIN_FILE).write_text(json.dumps({"profile": PROFILE, "overrides": overrides}))
+            expected.setdefault(part.study, set()).add(frozenset(chain_command(folder).split()))
+    for study, commands in expected.items():
+        text = (project_folder() / "outputs" / "reference" / study / "README.md").read_text()
+        published = {frozenset(line.split()) for line in text.splitlines() if line.startswith("    edgemin run ")}
+        assert published == commands
 
 
 class Result:
@@ -39,8 +57,10 @@ def test_only_what_is_asked_for_runs(monkeypatch, tmp_path):
             asked.append((tasks, seeds, settings["data_dir"], study)) or Result(True)
         ),
     )
-    assert run_reference("rows", "weights", tmp_path, tasks=["qqp"], seeds=[0, 2]) == tmp_path
-    assert asked == [(["qqp"], [0], "rows", tmp_path), (["qqp"], [2], "rows", tmp_path)]
+    assert run_reference("rows", "weights", tmp_path, tasks=["sst2"], seeds=[1]) == [tmp_path / "laptop"]
+    assert asked == [(["sst2"], [1], "rows", tmp_path / "laptop")]
+    studies = run_reference("rows", "weights", tmp_path, tasks=["sst2"], seeds=[0])
+    assert studies == [tmp_path / "laptop", tmp_path / "laptop-13470-rows"]
 
 
 def test_a_failed_part_stops_the_rest_and_is_named(monkeypatch, tmp_path):

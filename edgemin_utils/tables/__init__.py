@@ -2,7 +2,7 @@
 
 `summary` holds the numbers, `factorial` what each step does by itself, `comparisons` sets methods side by side,
 `recommended` finds the models worth using, `contents` says what each table shows, `layout` how it looks, `findings`
-what it says in sentences; `variants` names the models and puts them in order.
+and `method_findings` what it says in sentences; `variants` names the models and puts them in order.
 """
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table

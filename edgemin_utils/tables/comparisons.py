@@ -141,18 +141,7 @@ def schemes_table(study: Path | StudyRecords) -> pd.DataFrame:
 def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
     """One row per task, dev split and order of the steps, for the paper's pipeline and every recipe of the study: the
     last model of each, with the difference to the teacher (paired, `p_holm`), size, operations and latency."""
-    records = as_records(study)
-    main = main_student(records.chains)
-
-    def chosen(record: Record) -> bool:
-        content = record.content
-        on_paper_path = content["student"] == main and not content["compared"] and content["pruned"]
-        recipe = content["compared"] and not _is_scheme_of_main(record, records) and len(content["steps"]) > 1
-        return content["quantized"] and (on_paper_path or recipe)
-
-    table = _compared(records, chosen, lambda chain, key: TEACHER)
-    table["method"] = orders_of_steps(table["content"])
-    table["steps_taken"] = [", ".join(content["steps"]) for content in table.pop("content")]
+    table = _orders(as_records(study), lambda chain, key: TEACHER)
     return table[
         _present(
             table,
@@ -173,6 +162,45 @@ def orders_table(study: Path | StudyRecords) -> pd.DataFrame:
             ],
         )
     ]
+
+
+def orders_against_paper(study: Path | StudyRecords) -> pd.DataFrame:
+    """The rows of `orders_table`, each with the difference to the last model of the paper's pipeline instead (paired,
+    `p_holm`; blank in the paper's own row, which `papers_own` marks)."""
+    records = as_records(study)
+    papers = {
+        (chain.task, chain.seed): key
+        for chain in records.chains
+        for key, record in chain.models.items()
+        if _ends_papers_path(record, records)
+    }
+    table = _orders(records, lambda chain, key: papers.get((chain.task, chain.seed)))
+    table["papers_own"] = [
+        (task, key) in {(task, key) for (task, _), key in papers.items()}
+        for task, key in zip(table["task"], table["key"], strict=True)
+    ]
+    return table[[*_ROW, "papers_own", *_ACCURACY, *_DIFFERENCE, "p_holm", "refused", "seeds", "folder"]]
+
+
+def _orders(records: StudyRecords, reference: Callable[[Chain, str], str | None]) -> pd.DataFrame:
+    """The last model of every order, tested against `reference` (see `_compared`), the orders' names in `method`."""
+
+    def chosen(record: Record) -> bool:
+        content = record.content
+        recipe = content["compared"] and not _is_scheme_of_main(record, records) and len(content["steps"]) > 1
+        return content["quantized"] and (_ends_papers_path(record, records) or recipe)
+
+    table = _compared(records, chosen, reference)
+    table["method"] = orders_of_steps(table["content"])
+    table["steps_taken"] = [", ".join(content["steps"]) for content in table.pop("content")]
+    return table
+
+
+def _ends_papers_path(record: Record, records: StudyRecords) -> bool:
+    """Whether it is the last model of the paper's pipeline: the main student, pruned and quantized."""
+    content = record.content
+    main = main_student(records.chains)
+    return content["student"] == main and not content["compared"] and content["pruned"] and content["quantized"]
 
 
 # ---- the rows ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pandas as pd
 from edgemin_utils.chain import TEACHER, distillation_key
 from edgemin_utils.tables.factorial import factorial_effects
 from edgemin_utils.tables.layout import p_value_text, task_label
+from edgemin_utils.tables.method_findings import method_findings
 from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
 from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student
 
@@ -18,7 +19,8 @@ def findings(study: Path | StudyRecords) -> list[str]:
     """One Markdown sentence a finding, per task: what is kept, whether each step helped, what it costs and saves.
 
     A step counts as helping or harming only where the p-value of the paired difference is under 0.05; otherwise the
-    sentence says that the rows cannot tell. The p-values are not corrected for several tests.
+    sentence says that the rows cannot tell. The p-values are not corrected for several tests. Behind them stand
+    `method_findings`, whose are. Folders are relative to the study.
     """
     records = as_records(study)
     frame = summarize(records)
@@ -31,7 +33,7 @@ def findings(study: Path | StudyRecords) -> list[str]:
             sentences += _on_accuracy(records, task, split, label, of_split)
         of_task = rows.drop_duplicates("key").set_index("key")
         sentences += _on_cost(task, of_task, longest_input(frame))
-    return sentences + _on_interaction(records) + list(records.notes)
+    return [*sentences, *_on_interaction(records), *method_findings(records), *records.notes]
 
 
 def effect_words(step: str, difference: float, p_value: float) -> str:
@@ -55,7 +57,8 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
         teacher, small = rows.loc[TEACHER], rows.loc[last]
         sentences.append(
             f"**{label}** {synthetic}- the teacher reaches {teacher['accuracy']:.1f} % of {teacher['rows']:,.0f} rows; "
-            f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's."
+            f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's "
+            f"(`{small['folder']}`)."
         )
     main = main_student(records.chains)
     steps = list[tuple[str, str | None, str]]()
@@ -69,17 +72,17 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
     for step, before, after in steps:
         found = compare(chains, split, before, after) if before else None
         if found is not None:
-            sentences.append(_step_sentence(label, step, found))
+            sentences.append(_step_sentence(label, step, found, rows.loc[after, "folder"]))
     return sentences
 
 
-def _step_sentence(label: str, step: str, found: dict) -> str:
+def _step_sentence(label: str, step: str, found: dict, folder: str) -> str:
     interval = "" if found["low"] is None else f", 95 % interval {found['low']:+.1f} to {found['high']:+.1f}"
     p_value = "" if math.isnan(found["p_value"]) else f", p {p_value_text(found['p_value']).replace('<', '< ')}"
     seeds = f"{found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
     return (
         f"{label}: {step} {effect_words(step, found['difference'], found['p_value'])}: "
-        f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds})."
+        f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds}, `{folder}`)."
     )
 
 

@@ -1,0 +1,162 @@
+"""What the tables that set methods side by side say, in sentences: which objective, cut, scheme and order does best,
+what of it can be told apart on these rows, and which model keeps most of the teacher's accuracy for how little.
+
+Each sentence names the folder of the model that it is about, relative to the study.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_against_paper, schemes_table
+from edgemin_utils.tables.layout import p_value_text, task_label
+from edgemin_utils.tables.recommended import candidates
+from edgemin_utils.tables.summary import as_records
+from edgemin_utils.tables.variants import StudyRecords
+
+SIGNIFICANCE = 0.05
+KEPT_SHARES = (99, 97, 95)
+"""Shares of the teacher's accuracy, in %, for which the smallest and the fastest model are named."""
+
+
+def method_findings(study: Path | StudyRecords) -> list[str]:
+    """One Markdown sentence a task, dev split and comparison; none for comparisons that the study does not hold.
+
+    A method counts as better or worse than what it is held against where Holm's p-value of the paired difference is
+    under 0.05.
+    """
+    records = as_records(study)
+    sentences = []
+    for make, sentence in (
+        (objectives_table, _on_objectives),
+        (cuts_table, _on_cuts),
+        (schemes_table, _on_schemes),
+        (orders_against_paper, _on_orders),
+    ):
+        sentences += _by_split(make(records), sentence)
+    return sentences + _on_budgets(candidates(records))
+
+
+def _by_split(frame: pd.DataFrame, sentence: Callable[[str, pd.DataFrame], str]) -> list[str]:
+    """`sentence` of every task and split in which at least two methods were held against something."""
+    found = []
+    for task, of_task in frame.groupby("task", sort=False):
+        splits = [split for split in dict.fromkeys(of_task["split"]) if split]
+        for split in splits:
+            rows = of_task[(of_task["split"] == split) & of_task["accuracy"].notna()].reset_index(drop=True)
+            if rows["difference"].notna().sum() >= 2:
+                found.append(sentence(task_label(task, split) if len(splits) > 1 else str(task), rows))
+    return found
+
+
+def _on_objectives(label: str, rows: pd.DataFrame) -> str:
+    tested = rows[rows["difference"].notna()]
+    best = _best(tested)
+    return (
+        f"{label}: of {len(tested)} students held against the same one without distillation, {best['method']} gains "
+        f"most: {_difference(best)}, {_accuracy(best)} ({_where(best)}). {_told_apart(tested)}"
+    )
+
+
+def _on_cuts(label: str, rows: pd.DataFrame) -> str:
+    tested = rows[rows["difference"].notna()]
+    harmless = tested[~_clear(tested) | (tested["difference"] > 0)]
+    said = f"{label}: of {len(tested)} cuts held against the uncut student"
+    if harmless.empty:
+        return f"{said}, every one costs accuracy. {_told_apart(tested)}"
+    most = harmless.loc[harmless["weights_removed"].idxmax()]
+    return (
+        f"{said}, {most['method']} takes most ({most['weights_removed']:.1f} % of the weights) without a loss that "
+        f"these rows can show: {_difference(most)}, {_accuracy(most)} ({_where(most)}). {_told_apart(tested)}"
+    )
+
+
+def _on_schemes(label: str, rows: pd.DataFrame) -> str:
+    tested = rows[rows["difference"].notna()]
+    harmless = tested[~_clear(tested) | (tested["difference"] > 0)]
+    said = f"{label}: of {len(tested)} quantization schemes held against the FP32 model that they start from"
+    if harmless.empty:
+        return f"{said}, every one costs accuracy. {_told_apart(tested)}"
+    small = harmless.loc[harmless["megabytes"].idxmin()]
+    return (
+        f"{said}, {small['method']} makes the smallest file ({small['megabytes']:.2f} MB) without a loss that these "
+        f"rows can show: {_difference(small)}, {_accuracy(small)} ({_where(small)}). {_told_apart(tested)}"
+    )
+
+
+def _on_orders(label: str, rows: pd.DataFrame) -> str:
+    paper, tested = rows[rows["papers_own"]], rows[rows["difference"].notna()]
+    best = _best(rows)
+    said = f"{label}: of {len(rows)} orders of the steps, {best['method']} keeps most: {_accuracy(best)}"
+    if best["papers_own"]:
+        return f"{said}, the paper's own ({_where(best)}). {_told_apart(tested)}"
+    return (
+        f"{said}, which is {_difference(best)} against the paper's order at {_accuracy(paper.iloc[0])} "
+        f"({_where(best)}). {_told_apart(tested)}"
+    )
+
+
+def _on_budgets(models: pd.DataFrame) -> list[str]:
+    """A sentence a task: the smallest and the fastest model that keep each of `KEPT_SHARES`."""
+    sentences = []
+    for task, rows in models.groupby("task", sort=False):
+        if len(rows) < 3:  # nothing to choose from
+            continue
+        parts = []
+        for share in KEPT_SHARES:
+            enough = rows[rows["kept"] >= share]
+            if enough.empty:
+                continue
+            small, parts_of_share = enough.loc[enough["megabytes"].idxmin()], []
+            parts_of_share.append(f"smallest {small['megabytes']:.2f} MB (`{small['folder']}`)")
+            timed = enough[enough["milliseconds"].notna()]
+            if len(timed):
+                fast = timed.loc[timed["milliseconds"].idxmin()]
+                parts_of_share.append(f"fastest {fast['milliseconds']:.2f} ms at {fast['input']} (`{fast['folder']}`)")
+            parts.append(f"{share} % by {', '.join(parts_of_share)}")
+        if parts:
+            sentences.append(
+                f"{task}: of the teacher's accuracy is kept, by point estimate on the rows that the models were "
+                f"picked by, {'; '.join(parts)}."
+            )
+    return sentences
+
+
+# ---- parts of a sentence -----------------------------------------------------------------------------------------
+
+
+def _clear(rows: pd.DataFrame) -> pd.Series:
+    return rows["p_holm"] < SIGNIFICANCE
+
+
+def _best(rows: pd.DataFrame) -> pd.Series:
+    return rows.loc[rows["accuracy"].idxmax()]
+
+
+def _difference(row: pd.Series) -> str:
+    low, high = row["difference_low"], row["difference_high"]
+    interval = "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
+    p_value = "" if pd.isna(row["p_holm"]) else f", p (Holm) {p_value_text(row['p_holm']).replace('<', '< ')}"
+    return f"{row['difference']:+.1f} points{interval}{p_value}"
+
+
+def _accuracy(row: pd.Series) -> str:
+    interval = "" if pd.isna(row["accuracy_low"]) else f" [{row['accuracy_low']:.1f}, {row['accuracy_high']:.1f}]"
+    return f"{row['accuracy']:.1f} %{interval}"
+
+
+def _where(row: pd.Series) -> str:
+    seeds = int(row["seeds"])
+    return f"{seeds} seed{'s' if seeds > 1 else ''}, `{row['folder']}`"
+
+
+def _told_apart(tested: pd.DataFrame) -> str:
+    """Which of the methods differ clearly, and in which direction."""
+    clear = tested[_clear(tested)]
+    named = [
+        f"{word}: {', '.join(rows['method'])}"
+        for word, rows in (("better", clear[clear["difference"] > 0]), ("worse", clear[clear["difference"] < 0]))
+        if len(rows)
+    ]
+    return f"Clearly {'; clearly '.join(named)}." if named else "None of them can be told apart from it on these rows."
