@@ -4,6 +4,7 @@ What is kept has the study's own layout, so that `edgemin report --output-dir ou
 tables and figures again. The README's numbers are written from it into marked places.
 """
 
+import dataclasses
 import json
 import re
 import shlex
@@ -173,10 +174,17 @@ def write_readme(readme: Path, reference: Path) -> Path:
 
 
 def results_section(study: Path) -> str:
-    """The main table and the findings of a study as Markdown, for the README."""
-    table = tables.main_table(study)
-    sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(study))
-    return f"{tables.as_markdown(table).rstrip()}\n\n### What the numbers say\n\n{sentences}\n"
+    """The main table, the findings and, where there is a choice, the models for a budget, as Markdown for the README.
+
+    Notes on rows, latency and processor stand under the main table alone."""
+    records = tables.read_study(study)
+    sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
+    parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "### What the numbers say", sentences]
+    budgets = tables.kept_table(records)
+    if len(budgets.frame):
+        own = tuple(note for note in budgets.notes if note not in tables.table_notes(records))
+        parts.append(f"#{tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip()}")
+    return "\n\n".join(parts) + "\n"
 
 
 def fill_marked_place(text: str, name: str, content: str) -> str:

@@ -9,6 +9,7 @@ from example_study import (
     DISTILLED,
     DISTILLED_INT8,
     NONE,
+    NONE_INT8,
     PRUNED,
     PRUNED_INT8,
     TEACHER,
@@ -22,7 +23,7 @@ from edgemin_utils import cli, tables
 from edgemin_utils.command_options import read_arguments
 from edgemin_utils.errors import SettingError, StageError
 from edgemin_utils.recommendation import BUNDLES, Budget, bundle_command, choose, distance, missed_limits, recommend
-from edgemin_utils.tables.recommended import bundle_stage, on_front, recommended_table
+from edgemin_utils.tables.recommended import budget_table, bundle_stage, on_front, recommended_table
 
 TUNED = "tuning/minilmv2+fine-tune"
 
@@ -116,6 +117,35 @@ def test_the_table_holds_each_tasks_front_best_first(records):
     quantized = table[table["model"] == "Distilled + pruned + INT8"]
     assert quantized["bundle_from"].iloc[0] == f"sst2/seed-0/{PRUNED}"
     assert list(tables.readable(table)) == ["Task", "Model", "Accuracy %", "Kept %", "MB", "1x128 (ms)"]
+
+
+def test_budgets_name_the_smallest_and_the_fastest_that_keep_enough(records, tmp_path):
+    # wrong of 40: teacher 4 (100 %), tuned 5 (97.2 %, 2 MB, not timed), distilled 6 (94.4 %).
+    table = budget_table(records).query("task == 'sst2'")
+    assert table[["at_least", "goal", "folder"]].values.tolist() == [
+        [97, "smallest", f"sst2/seed-0/{TUNED}"],
+        [97, "fastest", f"sst2/seed-0/{TEACHER}"],
+        [95, "smallest", f"sst2/seed-0/{TUNED}"],
+        [95, "fastest", f"sst2/seed-0/{TEACHER}"],
+    ]
+    # 39 right against 40: 97.5 %. Two INT8 models have equal files and times; the one that keeps more is named.
+    wrong = dict.fromkeys(WRONG, 1) | {TEACHER: 0, NONE_INT8: 0}
+    table = budget_table(write_chain(tmp_path, wrong=wrong))
+    assert table[["at_least", "goal", "folder"]].values.tolist() == [
+        [99, "smallest", f"sst2/seed-0/{NONE_INT8}"],
+        [99, "fastest", f"sst2/seed-0/{NONE_INT8}"],
+        [97, "smallest", f"sst2/seed-0/{PRUNED_INT8}"],
+        [97, "fastest", f"sst2/seed-0/{PRUNED_INT8}"],
+        [95, "smallest", f"sst2/seed-0/{PRUNED_INT8}"],
+        [95, "fastest", f"sst2/seed-0/{PRUNED_INT8}"],
+    ]
+    shown = tables.readable(table)
+    assert list(shown) == ["Task", "At least %", "Goal", "Model", "Accuracy %", "Kept %", "MB", "1x128 (ms)"]
+
+
+def test_budgets_of_a_study_without_a_choice_are_empty(tmp_path):
+    folder = write_chain(tmp_path, wrong=dict.fromkeys(WRONG, 20) | {TEACHER: 0})
+    assert len(budget_table(folder)) == 0 and "(no rows)" in tables.as_markdown(tables.kept_table(folder))
 
 
 # ---- the bundle's command ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from edgemin_utils.tables.contents import (
     comparison_tables,
     cost_table,
     every_table,
+    kept_table,
     latency_note,
     latency_table,
     main_results,
@@ -23,7 +24,7 @@ from edgemin_utils.tables.contents import (
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.findings import findings
 from edgemin_utils.tables.layout import as_html, as_latex, as_markdown, as_text, readable, task_label, write_tables
-from edgemin_utils.tables.recommended import candidates, recommended_table
+from edgemin_utils.tables.recommended import budget_table, candidates, recommended_table
 from edgemin_utils.tables.summary import compare, own_models, summarize
 from edgemin_utils.tables.variants import StudyRecords, read_study
 
@@ -34,6 +35,7 @@ __all__ = [
     "as_latex",
     "as_markdown",
     "as_text",
+    "budget_table",
     "candidates",
     "chains_table",
     "compare",
@@ -44,6 +46,7 @@ __all__ = [
     "factorial_effects",
     "factorial_table",
     "findings",
+    "kept_table",
     "latency_note",
     "latency_table",
     "main_results",

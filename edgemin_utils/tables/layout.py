@@ -36,6 +36,8 @@ COLUMNS = {
     "f1": Column("F1 %"),
     "matthews_correlation": Column("MCC", 3),
     "kept": Column("Kept %"),
+    "at_least": Column("At least %", 0),
+    "goal": Column("Goal"),
     "difference": Column("Difference", 1, signed=True),
     "p_value": Column("p", 3),
     "threads": Column("Threads", 0),

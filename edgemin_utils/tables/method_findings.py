@@ -1,5 +1,5 @@
 """What the tables that set methods side by side say, in sentences: which objective, cut, scheme and order does best,
-what of it can be told apart on these rows, and which model keeps most of the teacher's accuracy for how little.
+and what of it can be told apart on these rows.
 
 Each sentence names the folder of the model that it is about, relative to the study.
 """
@@ -11,13 +11,10 @@ import pandas as pd
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_against_paper, schemes_table
 from edgemin_utils.tables.layout import p_value_text, task_label
-from edgemin_utils.tables.recommended import candidates
 from edgemin_utils.tables.summary import as_records
 from edgemin_utils.tables.variants import StudyRecords
 
 SIGNIFICANCE = 0.05
-KEPT_SHARES = (99, 97, 95)
-"""Shares of the teacher's accuracy, in %, for which the smallest and the fastest model are named."""
 
 
 def method_findings(study: Path | StudyRecords) -> list[str]:
@@ -35,7 +32,7 @@ def method_findings(study: Path | StudyRecords) -> list[str]:
         (orders_against_paper, _on_orders),
     ):
         sentences += _by_split(make(records), sentence)
-    return sentences + _on_budgets(candidates(records))
+    return sentences
 
 
 def _by_split(frame: pd.DataFrame, sentence: Callable[[str, pd.DataFrame], str]) -> list[str]:
@@ -97,32 +94,6 @@ def _on_orders(label: str, rows: pd.DataFrame) -> str:
     )
 
 
-def _on_budgets(models: pd.DataFrame) -> list[str]:
-    """A sentence a task: the smallest and the fastest model that keep each of `KEPT_SHARES`."""
-    sentences = []
-    for task, rows in models.groupby("task", sort=False):
-        if len(rows) < 3:  # nothing to choose from
-            continue
-        parts = []
-        for share in KEPT_SHARES:
-            enough = rows[rows["kept"] >= share]
-            if enough.empty:
-                continue
-            small, parts_of_share = enough.loc[enough["megabytes"].idxmin()], []
-            parts_of_share.append(f"smallest {small['megabytes']:.2f} MB (`{small['folder']}`)")
-            timed = enough[enough["milliseconds"].notna()]
-            if len(timed):
-                fast = timed.loc[timed["milliseconds"].idxmin()]
-                parts_of_share.append(f"fastest {fast['milliseconds']:.2f} ms at {fast['input']} (`{fast['folder']}`)")
-            parts.append(f"{share} % by {', '.join(parts_of_share)}")
-        if parts:
-            sentences.append(
-                f"{task}: of the teacher's accuracy is kept, by point estimate on the rows that the models were "
-                f"picked by, {'; '.join(parts)}."
-            )
-    return sentences
-
-
 # ---- parts of a sentence -----------------------------------------------------------------------------------------
 
 
@@ -155,8 +126,8 @@ def _told_apart(tested: pd.DataFrame) -> str:
     """Which of the methods differ clearly, and in which direction."""
     clear = tested[_clear(tested)]
     named = [
-        f"{word}: {', '.join(rows['method'])}"
+        f"Clearly {word}: {'; '.join(rows['method'])}."
         for word, rows in (("better", clear[clear["difference"] > 0]), ("worse", clear[clear["difference"] < 0]))
         if len(rows)
     ]
-    return f"Clearly {'; clearly '.join(named)}." if named else "None of them can be told apart from it on these rows."
+    return " ".join(named) or "None of them can be told apart from it on these rows."

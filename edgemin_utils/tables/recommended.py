@@ -25,6 +25,10 @@ KINDS = {
 COMPARED_DIGITS = 4
 """Significant digits at which models are compared: saved files of equal shapes differ by a few bytes, no gain."""
 USUAL_INPUT = "1x128"
+KEPT_SHARES = (99, 97, 95)
+"""Shares of the teacher's accuracy, in %, for which `budget_table` names the smallest and the fastest model."""
+NO_DIFFERENCE = 0.01
+"""Share by which two files or latencies may differ there without one counting as better."""
 
 
 def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.DataFrame:
@@ -110,6 +114,29 @@ def recommended_table(study: Path | StudyRecords) -> pd.DataFrame:
     and in the csv file the stage that its bundle is built from."""
     front = candidates(study).query("on_front")
     return as_shown(pd.concat([best_first(rows) for _, rows in front.groupby("task", sort=False)] or [front]))
+
+
+def budget_table(study: Path | StudyRecords) -> pd.DataFrame:
+    """Two rows per task and share of the teacher's accuracy: the smallest and the fastest model that keep at least as
+    much, by point estimate, with the columns of `recommended_table`: of those within `NO_DIFFERENCE` of the smallest or
+    fastest, the one that keeps most. A task has none for a share that only its teacher keeps, and no fastest if nothing
+    was timed.
+    """
+    chosen = []
+    for _, models in candidates(study).groupby("task", sort=False):
+        for share in KEPT_SHARES:
+            enough = best_first(models[models["kept"] >= share])
+            if set(enough["kind"]) <= {"teacher"}:
+                continue
+            for goal, column in (("smallest", "megabytes"), ("fastest", "milliseconds")):
+                least = enough[enough[column] <= (1 + NO_DIFFERENCE) * enough[column].min()]
+                if len(least):
+                    chosen.append({"at_least": share, "goal": goal} | least.iloc[0].to_dict())
+    frame = pd.DataFrame(chosen, columns=["at_least", "goal", *candidates(study)])
+    shown = as_shown(frame)
+    shown.insert(2, "at_least", frame["at_least"])
+    shown.insert(3, "goal", frame["goal"])
+    return shown
 
 
 def as_shown(rows: pd.DataFrame) -> pd.DataFrame:
