@@ -54,6 +54,7 @@ reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): ma
 		echo "Name GLUE's folder and the teacher's: make reference DATA_DIR=... TEACHER_DIR=..." >&2; exit 1; }
 	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
 	$(BIN)/python -m edgemin_utils.settings_search --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)"
+	$(BIN)/python -m edgemin_utils.paper --repeat 2
 	$(BIN)/python -m edgemin_utils.paper --publish
 	$(BIN)/python -m edgemin_utils.scale --publish
 

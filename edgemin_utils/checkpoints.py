@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model as load_weights
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,10 +20,11 @@ from transformers import (
 
 from edgemin_utils.encoders import (
     FAMILIES,
+    empty_model,
     family_of,
+    fill_parameters,
     has_equal_shapes,
     layer_shapes,
-    model_from_shapes,
     set_dropout,
     set_labels,
 )
@@ -143,9 +144,9 @@ def cut_config(folder: Path) -> tuple[PretrainedConfig, dict[str, list[int]]]:
 
 def _load_cut_model(folder: Path, attention_implementation: str) -> PreTrainedModel:
     config, shapes = cut_config(folder)
-    model = model_from_shapes(config, shapes, attention_implementation)
+    model = empty_model(config, shapes, attention_implementation)
     with _load_errors(folder):
-        load_weights(model, folder / PRUNED_WEIGHTS_FILE)
+        fill_parameters(model, load_file(folder / PRUNED_WEIGHTS_FILE))
     return model
 
 

@@ -172,10 +172,11 @@ def _recommend(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from edgemin_utils.reference import publish_study, write_readme
+    from edgemin_utils.reference import publish_study, require_marked_place, results_place, write_readme
 
     profile = _known_profile(options.profile)
     study = study_folder(options.output_dir, profile)
+    require_marked_place(project_folder() / "README.md", results_place(study))
     destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name)
     print(f"reference results: {destination}")
     print(f"numbers written into {write_readme(project_folder() / 'README.md', destination)}")

@@ -33,7 +33,7 @@ RECORD_FILE = "record.json"
 # Beside a chain's stages: the settings that it was last run with, folders of one's own included.
 CHAIN_FILE = "chain.json"
 # Raise a stage's number when its method changes, so that records made the old way count as stale.
-METHOD_VERSIONS = {"teacher": 2, "distillation": 2, "pruning": 3, "tuning": 3, "quantization": 3, "measurement": 3}
+METHOD_VERSIONS = {"teacher": 2, "distillation": 2, "pruning": 3, "tuning": 3, "quantization": 3, "measurement": 4}
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from edgemin_utils import tables
+from edgemin_utils.chain import LATENCY
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
 from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records
-from edgemin_utils.report import executed_analysis, html_report, report_folder, write_report
+from edgemin_utils.report import REPORT_FILE, executed_analysis, html_report, report_folder, write_report
 
 # Of a record's folder; predictions are kept too, without their logits.
 KEPT_FILES = (RECORD_FILE, "latency.npz")
@@ -55,7 +57,12 @@ def publish_study(study: Path, destination: Path) -> Path:
             analysis = Path(folder) / executed_analysis(study).name
             _copy_notebook(executed_analysis(study), analysis, study, destination)
             html_report(destination, analysis)
-    (destination / "README.md").write_text(_describe(study, records), encoding="utf-8")
+    kept = "Records, predictions without logits, tables and figures"
+    if any((record.folder / "latency.npz").is_file() for record in records):
+        kept += ", raw latencies"
+    if (destination / "report" / REPORT_FILE).is_file():
+        kept += ", the report as one page, executed notebooks of one chain"
+    (destination / "README.md").write_text(_describe(study, records, kept), encoding="utf-8")
     return destination
 
 
@@ -122,8 +129,10 @@ def _copy_record(record: Record, folder: Path) -> None:
         pd.read_csv(path, usecols=PREDICTION_COLUMNS).to_csv(folder / path.name, index=False)
 
 
-def _describe(study: Path, records: list[Record]) -> str:
-    commands = [chain_command(path.parent) for path in sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))]
+def _describe(study: Path, records: list[Record], kept: str) -> str:
+    """README.md of a published study; `kept` says what was copied."""
+    chains = sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))
+    commands = [chain_command(path.parent) for path in chains]
     environment = records[0].content["environment"]
     flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
     rows = pd.DataFrame(
@@ -140,6 +149,7 @@ def _describe(study: Path, records: list[Record]) -> str:
     )
     total = duration(sum(record.content["wall_seconds"] for record in records))
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    unmeasured = [f"{path.parent.parent.name}, {path.parent.name}" for path in chains if not _is_measured(path.parent)]
     return (
         "\n\n".join(
             [
@@ -148,16 +158,42 @@ def _describe(study: Path, records: list[Record]) -> str:
                 "\n".join(f"    {command}" for command in commands),
                 f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
                 f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
-                f"Python {environment['python']}; {versions}.",
-                "Records, predictions without logits, raw latencies, tables and figures, executed notebooks of one "
-                "chain; no weights. "
+                f"Python {environment['python']}; {versions}. {_revisions(records)}",
+                *_checkpoint_names(chains),
+                *(
+                    [f"Not run: the commands' last stage, the measurement, of {'; '.join(unmeasured)}."]
+                    * bool(unmeasured)
+                ),
+                f"{kept}; no weights. "
                 f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
-                f"All stages together took {total}.",
+                f"All stages together took {total}, on a machine that did other work beside them.",
                 rows.to_markdown(index=False),
             ]
         )
         + "\n"
     )
+
+
+def _is_measured(chain: Path) -> bool:
+    return (chain / LATENCY / RECORD_FILE).is_file()
+
+
+def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
+    """What TEACHER_DIR and STUDENT_DIR were: the folders' own names, which say which checkpoint it is."""
+    names = dict[str, None]()
+    for path in chains:
+        overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
+        for name in ("teacher", "student"):
+            if Path(str(overrides.get(name, ""))).is_absolute():
+                names[f"{OWN_FOLDERS[name]} was a folder with the checkpoint `{Path(overrides[name]).name}`."] = None
+    return [" ".join(names)] if names else []
+
+
+def _revisions(records: Sequence[Record]) -> str:
+    """The project's revisions that records were made with, as one sentence."""
+    found = dict.fromkeys(str(record.content["environment"].get("git_revision") or "none") for record in records)
+    short = ", ".join(revision[:7] + ("+dirty" if revision.endswith("+dirty") else "") for revision in found)
+    return f"Revision{'s' if len(found) > 1 else ''} of the project: {short}."
 
 
 def write_readme(readme: Path, reference: Path) -> Path:
@@ -166,11 +202,14 @@ def write_readme(readme: Path, reference: Path) -> Path:
     Raises:
         StageError: the README has no such place.
     """
-    text = fill_marked_place(
-        readme.read_text(encoding="utf-8"), f"{reference.name} results", results_section(reference)
-    )
+    text = fill_marked_place(readme.read_text(encoding="utf-8"), results_place(reference), results_section(reference))
     readme.write_text(text, encoding="utf-8")
     return readme
+
+
+def results_place(study: Path) -> str:
+    """Name of the README's place for a study's results."""
+    return f"{study.name} results"
 
 
 def results_section(study: Path) -> str:
@@ -179,21 +218,44 @@ def results_section(study: Path) -> str:
     Notes on rows, latency and processor stand under the main table alone."""
     records = tables.read_study(study)
     sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
-    parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "### What the numbers say", sentences]
+    parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "## What the numbers say", sentences]
     budgets = tables.kept_table(records)
     if len(budgets.frame):
         own = tuple(note for note in budgets.notes if note not in tables.table_notes(records))
-        parts.append(f"#{tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip()}")
+        parts.append(tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip())
     return "\n\n".join(parts) + "\n"
 
 
 def fill_marked_place(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the lines `<!-- name -->` and `<!-- end of name -->`.
+    """`text` with `content` between the lines `<!-- name -->` and `<!-- end of name -->`, its headings one level under
+    the heading that the place stands below.
 
     Raises:
         StageError: the text has no such place.
     """
+    place = _marked_place(text, name)
+    above = _HEADING.findall(text[: place.start()])
+    filled = _headings_from(len(above[-1]) + 1 if above else 1, content.rstrip())
+    return f"{text[: place.start(1)]}{place[1]}{filled}\n{place[2]}{text[place.end(2) :]}"
+
+
+def require_marked_place(readme: Path, name: str) -> None:
+    """Raises StageError if a file has no place of that name, see `fill_marked_place`."""
+    _marked_place(readme.read_text(encoding="utf-8"), name)
+
+
+_HEADING = re.compile(r"^#+(?= )", re.MULTILINE)
+
+
+def _marked_place(text: str, name: str) -> re.Match[str]:
     place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end of {re.escape(name)} -->)", re.DOTALL)
-    if not place.search(text):
+    found = place.search(text)
+    if found is None:
         raise StageError(f"there is no place marked <!-- {name} --> ... <!-- end of {name} -->")
-    return place.sub(lambda match: f"{match[1]}{content.rstrip()}\n{match[2]}", text)
+    return found
+
+
+def _headings_from(level: int, content: str) -> str:
+    """Markdown with its headings moved so that the highest is of that level."""
+    levels = [len(marks) for marks in _HEADING.findall(content)]
+    return _HEADING.sub(lambda marks: "#" * (len(marks[0]) + level - min(levels)), content)

@@ -1,8 +1,8 @@
 """The reference study: the chains, settings and seeds behind `outputs/reference`, and the run that makes them.
 
 `make reference DATA_DIR=... TEACHER_DIR=...` runs all of it, part by part, builds the bundles of `recipe=edge`,
-publishes the studies and the bundles; then come the settings search, the paper's numbers and the page on scale. It takes
-hours on two cores; what is on disk is not run again, so it can be stopped and taken up at any time.
+publishes the studies and the bundles; then come the settings search, the paper's numbers and the page on scale. It
+takes hours on two cores; what is on disk is not run again, so it can be stopped and taken up at any time.
 """
 
 import argparse

@@ -28,6 +28,18 @@ def test_cut_model_reloads_with_the_same_logits_and_can_be_trained(family, tmp_p
     assert encoder_layers(reloaded)[0].query.weight.grad.shape == (12, 48)
 
 
+def test_loading_a_cut_model_makes_no_random_weights_first(tmp_path):
+    """They would take as much memory again, and count in the peak of a process that only loads and answers."""
+    model = small_model()
+    encoder_layers(model)[0].keep_heads([1])
+    save_model(model, tmp_path)
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    reloaded = load_model(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(value.device.type == "cpu" for value in (*reloaded.parameters(), *reloaded.buffers()))
+
+
 def test_a_cut_model_can_be_cut_and_saved_again(tmp_path):
     model, batch = small_model(), small_batch()
     encoder_layers(model)[0].keep_heads([1, 2])

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,15 @@ from example_study import COST, TEACHER, write_chain
 
 from edgemin_utils.errors import StageError
 from edgemin_utils.records import find_records, write_json
-from edgemin_utils.reference import chain_command, fill_marked_place, publish_study, results_section, write_readme
+from edgemin_utils.reference import (
+    chain_command,
+    fill_marked_place,
+    publish_study,
+    require_marked_place,
+    results_place,
+    results_section,
+    write_readme,
+)
 from edgemin_utils.report import write_report
 
 
@@ -103,7 +112,9 @@ def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
     write_readme(readme, study)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale numbers" not in text
-    assert results_section(study).rstrip() in text
+    assert (
+        results_section(study).removeprefix("#").replace("\n##", "\n#").rstrip() in text
+    )  # no heading above the place
     write_readme(readme, study)
     assert readme.read_text() == text
     accuracy = next(record for record in find_records(study) if record.key == TEACHER)
@@ -111,3 +122,29 @@ def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):
     assert f"{100 * split['accuracy']:.1f}" in text
     with pytest.raises(StageError, match="no place marked <!-- demo results -->"):
         fill_marked_place(text, "demo results", "x")
+
+
+def test_headings_stand_one_level_under_the_one_above_their_place():
+    text = "# Title\n\n## Chapter\n\n<!-- x -->\nold\n<!-- end of x -->\n\n## Next\n"
+    filled = fill_marked_place(text, "x", "## Table\n\n| # |\n\n### Notes\n#no heading\n")
+    assert filled == text.replace("old", "### Table\n\n| # |\n\n#### Notes\n#no heading")
+    assert fill_marked_place(filled, "x", "plain") == text.replace("old", "plain")
+
+
+def test_nothing_is_published_that_the_readme_has_no_place_for(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- laptop results -->\n<!-- end of laptop results -->\n")
+    require_marked_place(readme, results_place(tmp_path / "laptop"))
+    with pytest.raises(StageError, match="no place marked <!-- demo results -->"):
+        require_marked_place(readme, results_place(tmp_path / "demo"))
+
+
+def test_the_readme_of_a_study_says_what_was_kept_and_what_was_not_run(study, tmp_path):
+    chain = next(study.glob("*/seed-*/teacher")).parent
+    write_json(chain / "chain.json", {"profile": "laptop", "overrides": {"teacher": str(tmp_path / "some-checkpoint")}})
+    text = (publish_study(study, tmp_path / "reference" / "laptop") / "README.md").read_text()
+    assert "TEACHER_DIR was a folder with the checkpoint `some-checkpoint`." in text and "Not run" not in text
+    assert "Revision" in text and ("raw latencies" in text) == any(study.rglob("latency.npz"))
+    shutil.rmtree(chain / "measurement")
+    text = (publish_study(study, tmp_path / "reference" / "laptop") / "README.md").read_text()
+    assert f"Not run: the commands' last stage, the measurement, of {chain.parent.name}, {chain.name}." in text

@@ -9,7 +9,7 @@ from edgemin_utils.chain import plan_chain
 from edgemin_utils.config import changed_from_profile, load_settings, project_folder
 from edgemin_utils.errors import EdgeMINError
 from edgemin_utils.records import CHAIN_FILE
-from edgemin_utils.reference import chain_command
+from edgemin_utils.reference import chain_command, fill_marked_place, results_place, results_section
 from edgemin_utils.reference_study import PARTS, PROFILE, run_reference
 from edgemin_utils.tasks import TASKS
 
@@ -41,6 +41,12 @@ def test_what_is_published_is_what_the_parts_make(tmp_path):
         text = (project_folder() / "outputs" / "reference" / study / "README.md").read_text()
         published = {frozenset(line.split()) for line in text.splitlines() if line.startswith("    edgemin run ")}
         assert published == commands
+
+
+@pytest.mark.parametrize("study", sorted({part.study for part in PARTS}))
+def test_the_readme_says_what_the_published_records_say(study):
+    folder, text = project_folder() / "outputs" / "reference" / study, (project_folder() / "README.md").read_text()
+    assert fill_marked_place(text, results_place(folder), results_section(folder)) == text
 
 
 class Result:

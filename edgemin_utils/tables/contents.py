@@ -203,6 +203,7 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
             factorial_effects(records),
             (
                 "Effects on accuracy in percentage points; on size and latency as ratios (under 1: smaller, faster).",
+                "Models of equal shapes are timed once, so what distillation does to latency is 1 by construction.",
                 "Brackets hold 95 % intervals: accuracy, Student's t over dev rows (one seed) or seeds; latency, "
                 "bootstrap over timing rounds (one seed) or Student's t over seeds.",
                 *timing,
@@ -317,12 +318,17 @@ def table_notes(study: Path | StudyRecords) -> tuple[str, ...]:
 
 
 def data_description(chains: list) -> str:
-    """Where a task's rows come from and how many there are; synthetic rows are called synthetic."""
+    """Where a task's rows come from, how many there are, and what is not as usual with them; synthetic rows are called
+    synthetic."""
     data = describe_data(chains)
     if data is None:
         return "data not described in the records"
     dev = ", ".join(f"{count:,} {name}" for name, count in (data.get("dev_rows") or {}).items())
-    return f"{data.get('source', 'source not recorded')}; {data.get('train_rows', 0):,} train rows, dev rows: {dev}"
+    described = (
+        f"{data.get('source', 'source not recorded')}; {data.get('train_rows', 0):,} train rows, dev rows: {dev}"
+    )
+    # Where a missing file was looked for, in brackets behind a note, stays in the record.
+    return "; ".join([described, *(note.split(" (")[0] for note in data.get("notes") or [])])
 
 
 def data_kind(records: StudyRecords) -> str:

@@ -32,7 +32,7 @@ def findings(study: Path | StudyRecords) -> list[str]:
             of_split = rows[rows["split"] == split].set_index("key")
             sentences += _on_accuracy(records, task, split, label, of_split)
         of_task = rows.drop_duplicates("key").set_index("key")
-        sentences += _on_cost(task, of_task, longest_input(frame))
+        sentences += _on_cost(task, of_task, longest_input(frame), _protocol_words(records, task))
     return [*sentences, *_on_interaction(records), *method_findings(records), *records.notes]
 
 
@@ -86,7 +86,7 @@ def _step_sentence(label: str, step: str, found: dict, folder: str) -> str:
     )
 
 
-def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
+def _on_cost(task: str, rows: pd.DataFrame, longest: str | None, protocol: str) -> list[str]:
     """Savings of the smallest model of the main path against the teacher, and of quantization against its source."""
     last = _last_of_main_path(rows)
     if TEACHER not in rows.index or last is None:
@@ -105,23 +105,23 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None) -> list[str]:
     sentences = [f"{task}: against the teacher, {small['model']} has {', '.join(parts)}."] if parts else []
     column = f"speed_up_{longest}"
     if column in rows and not pd.isna(small[column]):
-        sentences.append(_speed_sentence(task, small, column, longest))
+        sentences.append(_speed_sentence(task, small, column, longest, protocol))
         before = _fp32_key(rows, small) if small["quantized"] else None
         if before is not None and f"latency_{longest}" in rows:
             ratio = rows.loc[before, f"latency_{longest}"] / small[f"latency_{longest}"]
             word = "faster" if ratio > 1 else "slower"
             sentences.append(
                 f"{task}: quantization alone makes it {max(ratio, 1 / ratio):.2f} times {word} at "
-                f"{longest} with one thread, while the number of MACs stays what it was."
+                f"{longest} with one thread{protocol}, while the number of MACs stays what it was."
             )
     return sentences
 
 
-def _speed_sentence(task: str, small: pd.Series, column: str, longest: str | None) -> str:
+def _speed_sentence(task: str, small: pd.Series, column: str, longest: str | None, protocol: str) -> str:
     ratio, low, high = (small[name] for name in (column, f"{column}_low", f"{column}_high"))
     interval = "" if pd.isna(low) else f" (95 % interval {low:.2f} to {high:.2f})"
     noisy = ", on noisy timings" if bool(small.get(f"latency_{longest}_noisy", False)) else ""
-    where = f"{interval} at {longest} with one thread{noisy}"
+    where = f"{interval} at {longest} with one thread{noisy}{protocol}"
     if low <= 1 <= high:
         return f"{task}: its speed cannot be told from the teacher's: speed-up {ratio:.2f}{where}."
     if ratio >= 1:
@@ -129,18 +129,30 @@ def _speed_sentence(task: str, small: pd.Series, column: str, longest: str | Non
     return f"{task}: it is **slower** than the teacher: speed-up {ratio:.2f}{where}."
 
 
+def _protocol_words(records: StudyRecords, task: str) -> str:
+    """What a time has to say of the protocol it was taken by: nothing for the full one."""
+    measured = [chain.measurement.results for chain in records.of_task(task) if chain.measurement]
+    return ", by the quick protocol" if any(results.get("protocol") == "quick" for results in measured) else ""
+
+
 def _on_interaction(records: StudyRecords) -> list[str]:
     effects = factorial_effects(records)
     if effects.empty or "latency_ratio" not in effects:
         return []
     chosen = effects[effects["effect"] == "pruned x quantized"].drop_duplicates("task")
-    # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
-    return [
-        f"{row['task']}: pruned and quantized together, a model needs {row['latency_ratio'] ** 2:.2f} times the "
-        "latency that the two gains multiplied would give (1: no interaction; under 1: together they gain more)."
-        for row in chosen.to_dict("records")
-        if not math.isnan(row["latency_ratio"])
-    ]
+    sentences = []
+    for row in chosen.to_dict("records"):
+        # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
+        ratio, low, high = (row[name] ** 2 for name in ("latency_ratio", "latency_ratio_low", "latency_ratio_high"))
+        if math.isnan(ratio):
+            continue
+        interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        sentences.append(
+            f"{row['task']}: pruned and quantized together, a model needs {ratio:.2f}{interval} times the latency that "
+            "the two gains multiplied would give (1: no interaction; under 1: together they gain more)"
+            f"{_protocol_words(records, row['task'])}."
+        )
+    return sentences
 
 
 def _last_of_main_path(rows: pd.DataFrame) -> str | None:
