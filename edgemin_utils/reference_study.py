@@ -48,7 +48,12 @@ _ROWS = {"sst2": 6735, "mnli": 6400, "qqp": 6400}
 # Set beside edge: what is usually done to a model that is to be small, and the same recipe with plain rounding.
 _WHOLE_TEACHER = "teacher+quantize:onnx-dynamic-int8-embeddings"
 _ROUNDED = "teacher+prune:vocabulary-all-rows-most-12000-without-recovery+quantize:onnx-int4-embeddings"
-_ORDERS = ["prune+distill+quantize", "distill+quantize-aware+quantize"]
+# The same steps in two orders (relations need head counts that fit, so the cut is one of neurons), and a third.
+_ORDERS = [
+    "distill+prune:gradient-neurons-0.5-multiple-32+quantize",
+    "prune:gradient-neurons-0.5-multiple-32+distill+quantize",
+    "distill+quantize-aware+quantize",
+]
 _CUTS = ["gradient-heads-0.4", "gradient-neurons-0.5-multiple-32"]
 _SST2_CUTS = [
     "magnitude-heads-0.2",
