@@ -180,7 +180,7 @@ def results_section(study: Path) -> str:
     records = tables.read_study(study)
     sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
     parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "### What the numbers say", sentences]
-    budgets = tables.kept_table(records)
+    budgets = tables.budget_table(records)
     if len(budgets.frame):
         own = tuple(note for note in budgets.notes if note not in tables.table_notes(records))
         parts.append(f"#{tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip()}")
