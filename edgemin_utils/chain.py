@@ -31,7 +31,7 @@ CHAIN_NOTEBOOKS = ("01_teacher", "02_distillation", "03_pruning", "04_quantizati
 ANALYSIS_NOTEBOOK = NOTEBOOKS["measurement"]
 
 TEACHER = "teacher/fine-tuned"
-LATENCY = "measurement/cost"
+COST = "measurement/cost"
 # The word that a recipe without a student begins with; it stands where other models name the student they come from.
 COMPRESSED_TEACHER = "teacher"
 
@@ -264,7 +264,7 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
     for steps in recipes(settings).values():
         plan.recipe(steps)
     models = tuple(stage.key for stage in plan.stages.values() if stage.keeps_model)
-    plan.add(Stage(LATENCY, needs=models, keeps_model=False))
+    plan.add(Stage(COST, needs=models, keeps_model=False))
     return plan.stages
 
 

@@ -356,7 +356,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     "demo": {},
     "laptop": {
         "dropout": 0.1,
-        "warmup_ratio": 0.1,
         "relation_heads": 48,
         "recovery_epochs": 1,
         "data_source": "hub",
@@ -385,7 +384,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "dropout": 0.1,
-        "warmup_ratio": 0.1,
         "recovery_epochs": 1,
         "data_source": "hub",
         "train_fraction": 0.1,

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from edgemin_utils.chain import LATENCY, TEACHER
+from edgemin_utils.chain import COST, TEACHER
 from edgemin_utils.data import load_task_data
 from edgemin_utils.encoders import is_exported
 from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
@@ -46,12 +46,12 @@ def measure_chain(run: Run) -> Record:
     peak_bytes, cpu_seconds, runs), tokenizer (input, median_ms, ...), int8_note, peaks (by thread count, see
     `roofline.Peaks`). Raw times in latency.npz beside the record, in nanoseconds.
     """
-    return run.run_stage(LATENCY, lambda folder: _measure_chain(run, folder))
+    return run.run_stage(COST, lambda folder: _measure_chain(run, folder))
 
 
 def _measure_chain(run: Run, folder: Path) -> dict[str, Any]:
     settings = run.settings
-    records = {key: run.read(key) for key in run.stage(LATENCY).upstream}
+    records = {key: run.read(key) for key in run.stage(COST).upstream}
     timed_as = representatives({key: record for key, record in records.items() if not record.refused})
     loaded = {key: load_stage_model(run, key) for key in dict.fromkeys(timed_as.values())}
     inputs = _inputs(run, loaded)

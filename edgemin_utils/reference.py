@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from edgemin_utils import tables
-from edgemin_utils.chain import LATENCY
+from edgemin_utils.chain import COST
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
@@ -175,7 +175,7 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
 
 
 def _is_measured(chain: Path) -> bool:
-    return (chain / LATENCY / RECORD_FILE).is_file()
+    return (chain / COST / RECORD_FILE).is_file()
 
 
 def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
@@ -219,7 +219,7 @@ def results_section(study: Path) -> str:
     records = tables.read_study(study)
     sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
     parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "## What the numbers say", sentences]
-    budgets = tables.kept_table(records)
+    budgets = tables.budget_table(records)
     if len(budgets.frame):
         own = tuple(note for note in budgets.notes if note not in tables.table_notes(records))
         parts.append(tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip())

@@ -67,9 +67,9 @@ _SST2_CUTS = [
     "vocabulary",
 ]
 # The curves are drawn for seed 0; other seeds' scans are kept short.
-_SHORT_SCANS = {"scan_rows": 32, "random_draws": 1, "sensitivity_rows": 32}
+_SHORT_SCANS: Mapping[str, Any] = {"scan_rows": 32, "random_draws": 1, "sensitivity_rows": 32}
 # Their models have the shapes of SST-2's, which the full protocol times; a look at the others is enough.
-_QUICK = {"latency_protocol": "quick", "latency_threads": [1], "memory_runs": 1}
+_QUICK: Mapping[str, Any] = {"latency_protocol": "quick", "latency_threads": [1], "memory_runs": 1}
 
 
 def _part(task: str, seeds: tuple[int, ...], rows: int | None = None, study: str = PROFILE, **settings: Any) -> Part:

@@ -268,7 +268,17 @@ def _look_at_relations(
 
 # ---- running them ----------------------------------------------------------------------------------------------
 
-_MAKERS: Mapping[str, Callable[[Run, str], Record]] = {"distillation": train_student, "tuning": tune_model}
+# By a stage's kind and whether it leaves a model. Teacher, sensitivity and cost are one stage a chain.
+_MAKERS: Mapping[tuple[str, bool], Callable[[Run, str], Record]] = {
+    ("teacher", True): lambda run, key: fine_tune_teacher(run),
+    ("distillation", True): train_student,
+    ("tuning", True): tune_model,
+    ("pruning", True): prune_student,
+    ("pruning", False): scan_units,
+    ("quantization", True): quantize_model,
+    ("quantization", False): lambda run, key: measure_sensitivity(run),
+    ("measurement", False): lambda run, key: measure_chain(run),
+}
 
 
 def run_notebook_stages(run: Run, notebook: str) -> dict[str, Record]:
@@ -290,12 +300,4 @@ def train_teacher_and_students(run: Run) -> Iterator[Record]:
 def run_stage(run: Run, key: str) -> Record:
     """The stage of that key, whatever its kind."""
     stage = run.stage(key)
-    if stage.kind == "teacher":
-        return fine_tune_teacher(run)
-    if stage.kind == "pruning":
-        return prune_student(run, key) if stage.keeps_model else scan_units(run, key)
-    if stage.kind == "quantization":
-        return quantize_model(run, key) if stage.keeps_model else measure_sensitivity(run)
-    if stage.kind == "measurement":
-        return measure_chain(run)
-    return _MAKERS[stage.kind](run, key)
+    return _MAKERS[stage.kind, stage.keeps_model](run, key)

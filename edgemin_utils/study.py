@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import psutil
 from rich.console import Console
 
 from edgemin_utils.atomic_folders import check_storage
@@ -34,6 +33,7 @@ from edgemin_utils.execution import (
     threads_per_chain,
     write_stamp,
 )
+from edgemin_utils.measurement.environment import available_memory_bytes
 from edgemin_utils.paths import absolute_paths, mark_in, paths_of_settings
 from edgemin_utils.progress import REFRESH_SECONDS, Line, StudyProgress, Unwatched
 from edgemin_utils.records import Run, find_records, open_run, plain
@@ -290,7 +290,7 @@ def _check_before_start(runs: list[Run], folder: Path, given: Mapping[str, Any],
         return
     for name in (*CHAIN_NOTEBOOKS, ANALYSIS_NOTEBOOK):
         check_parameters(folder / f"{name}.ipynb", notebook_parameters(runs[0], given))
-    needed, free = MEMORY_GIGABYTES[profile] * min(jobs, waiting), psutil.virtual_memory().available / 1e9
+    needed, free = MEMORY_GIGABYTES[profile] * min(jobs, waiting), available_memory_bytes() / 1e9
     if free < needed:
         console.print(
             f"note: {free:.1f} GB of memory are free, and this study may take about {needed:.0f} GB; "

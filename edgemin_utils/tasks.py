@@ -59,16 +59,6 @@ class Task:
         """Whether the task was made from a file of the user's own."""
         return not self.hub_config
 
-    @property
-    def f1_average(self) -> str:
-        """ "binary" (F1 of `positive_label`) with two labels, "macro" (mean of the labels' F1) with more."""
-        return "binary" if len(self.labels) == 2 else "macro"
-
-    @property
-    def positive_label(self) -> int | None:
-        """Id of the label that a binary F1 is about: the second one; None with more than two labels."""
-        return 1 if len(self.labels) == 2 else None
-
     def column_names(self, column: str) -> tuple[str, ...]:
         """The names under which `column` may stand in a file: the hub's first, then that of GLUE's TSV files."""
         names = dict(zip(self.text_columns, self.tsv_text_columns, strict=False))

@@ -4,7 +4,7 @@ import pytest
 
 from edgemin_utils.chain import (
     CHAIN_NOTEBOOKS,
-    LATENCY,
+    COST,
     TEACHER,
     main_path,
     plan_chain,
@@ -34,7 +34,7 @@ def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
             assert all(needed in seen for needed in stage.upstream), key
             assert all(stage.notebook >= seen[needed].notebook for needed in stage.upstream), key
             seen[key] = stage
-        assert key == LATENCY and set(stage.upstream) == {key for key, stage in seen.items() if stage.keeps_model}
+        assert key == COST and set(stage.upstream) == {key for key, stage in seen.items() if stage.keeps_model}
 
 
 def test_the_papers_recipe_is_the_main_path_and_adds_nothing():
@@ -98,7 +98,7 @@ def test_the_edge_recipe_cuts_the_teachers_vocabulary_and_trains_nothing():
     # Nothing else is made for it, and what a chain makes without it is made as before but for the costs.
     before = plan()
     assert stages.keys() - before.keys() == {pruned.key, key}
-    assert all(stages[name] == stage for name, stage in before.items() if name != LATENCY)
+    assert all(stages[name] == stage for name, stage in before.items() if name != COST)
 
 
 def test_what_is_made_of_the_teacher_trains_as_a_distilled_student_does():

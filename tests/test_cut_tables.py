@@ -71,7 +71,7 @@ def test_one_row_a_cut_with_what_went_and_accuracy_on_the_way():
         ),
         REFUSED,
     ]
-    table = cut_tables.cuts_table(DENSE, cuts).set_index("Cut")
+    table = cut_tables.chain_cuts_table(DENSE, cuts).set_index("Cut")
     both = table.loc["gradient-heads-0.25-neurons-0.25"]
     assert both["What went"] == "2 of 8 heads, 8 of 32 neurons" and both["Removed %"] == "10.0" and both["MB"] == "3.60"
     assert both["Before %"] == "85.0" and both["After the cut %"] == "60.0" and both["Change (points)"] == "-5.0"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from edgemin_utils.errors import StorageError
 from edgemin_utils.measurement import environment
 
 
@@ -130,14 +129,26 @@ def test_revision_without_git(monkeypatch, tmp_path):
 def test_container_limits_are_kept(monkeypatch):
     limits = {"memory.max": 2 * 10**9, "memory.current": 5 * 10**8}
     monkeypatch.setattr(environment, "_container_number", limits.get)
+    monkeypatch.setattr(environment, "_container_file_cache", lambda: 0)
     assert environment.total_memory_bytes() == 2 * 10**9
     assert environment.available_memory_bytes() <= 15 * 10**8
 
 
-def test_free_disk_is_required_where_the_folder_will_lie(tmp_path):
-    environment.require_free_disk(tmp_path / "not" / "yet" / "there", 1000)
-    with pytest.raises(StorageError, match="--output-dir"):
-        environment.require_free_disk(tmp_path / "not" / "yet" / "there", 10**18)
+def test_a_container_that_is_full_of_cached_files_is_not_full(monkeypatch):
+    listing = "anon 1000\ninactive_file 400000000\nactive_file 7\n"
+    monkeypatch.setattr(environment.Path, "read_text", lambda path: listing if path.name == "memory.stat" else "5" * 9)
+    assert environment.available_memory_bytes() == 4 * 10**8
+
+
+@pytest.mark.parametrize(
+    "release, written",
+    [("6.18.44-fc-v669", "6.18"), ("5.15.0-91-generic", "5.15"), ("23.6.0", "23.6"), ("10", "10"), ("", "")],
+)
+def test_operating_system_names_the_release_but_not_the_build(monkeypatch, release, written):
+    monkeypatch.setattr(environment.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(environment.platform, "release", lambda: release)
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    assert environment.describe_environment()["operating_system"] == f"Linux {written} x86_64"
 
 
 def test_importing_environment_memory_and_energy_is_cheap():

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from conftest import PROJECT
 
-from edgemin_utils.chain import CHAIN_NOTEBOOKS, NOTEBOOKS
+from edgemin_utils.chain import NOTEBOOKS
 from edgemin_utils.records import open_run
 
 FOLDER = PROJECT / "notebooks"
@@ -139,9 +139,23 @@ def test_badge_and_links_lead_to_this_and_the_neighbouring_chapters(name, notebo
         assert f"{neighbour}.ipynb" in linked
 
 
-@pytest.mark.parametrize("chapter", CHAIN_NOTEBOOKS)
-def test_chapters_have_the_same_sections_in_the_same_order(chapter):
-    notebook = nbformat.read(FOLDER / f"{chapter}.ipynb", as_version=4)
+def test_neighbouring_chapters_are_linked_at_the_start_and_at_the_end(name, notebook):
+    place = NAMES.index(name)
+    for cell in (notebook.cells[0], notebook.cells[-1]):
+        linked = re.findall(r"(Previous|Next) chapter: \[[^]]+\]\((\w+)\.ipynb\)", cell.source)
+        assert linked == [("Previous", before) for before in NAMES[max(0, place - 1) : place]] + [
+            ("Next", after) for after in NAMES[place + 1 : place + 2]
+        ]
+
+
+def test_every_chapter_begins_with_the_same_look_at_the_machine(notebook):
+    reference = nbformat.read(FOLDER / f"{NAMES[0]}.ipynb", as_version=4)
+    # On Colab, parameters, then the machine, before anything else is imported.
+    assert code_cells(notebook)[2].source == code_cells(reference)[2].source
+    assert "describe_environment" in code_cells(notebook)[2].source
+
+
+def test_chapters_have_the_same_sections_in_the_same_order(notebook):
     assert re.findall(r"^## (.+)$", text(notebook), flags=re.MULTILINE) == SECTIONS
     method = text(notebook).split("## Method")[1].split("## Run")[0]
     assert "$$" in method and re.search(r"\b(19|20)\d\d\b", method)  # a formula and its source
@@ -216,7 +230,7 @@ def test_every_figure_and_sentence_of_the_chapters_is_drawn(finished):
             if kind in output.get("data", {})
         ]
 
-    figures = {"01_teacher": 4, "02_distillation": 5, "03_pruning": 6, "04_quantization": 3}
+    figures = {"01_teacher": 4, "02_distillation": 4, "03_pruning": 6, "04_quantization": 3}
     assert {name: len(outputs(name, "image/png")) for name in figures} == figures
     assert all(outputs(name, "text/markdown") for name in figures)
     assert "1 of 4 heads are gone: 25.0 %" in "\n".join(outputs("03_pruning", "text/markdown"))

@@ -50,3 +50,8 @@ def test_named_make_targets_exist(text):
     targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", text, re.MULTILINE)
     assert named and set(named) <= set(targets)
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_commands_run_without_an_activated_environment(text):
+    assert re.findall(r"^    (?:edgemin|accelerate|dask|papermill|pip|python|pytest) .*", text, re.MULTILINE) == []

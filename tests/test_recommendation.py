@@ -23,7 +23,7 @@ from edgemin_utils import cli, tables
 from edgemin_utils.command_options import read_arguments
 from edgemin_utils.errors import SettingError, StageError
 from edgemin_utils.recommendation import BUNDLES, Budget, bundle_command, choose, distance, missed_limits, recommend
-from edgemin_utils.tables.recommended import budget_table, bundle_stage, on_front, recommended_table
+from edgemin_utils.tables.recommended import budget_models, bundle_stage, on_front, recommended_models
 
 TUNED = "tuning/minilmv2+fine-tune"
 
@@ -106,11 +106,11 @@ def test_a_few_bytes_are_no_gain():
 def test_the_first_split_counts_and_is_named(records):
     frame = tables.candidates(records)
     assert set(frame.loc[frame["task"] == "mnli", "split"]) == {"dev_matched"}
-    assert "mnli: accuracy on dev_matched." in tables.pareto_table(records).notes
+    assert "mnli: accuracy on dev_matched." in tables.recommended_table(records).notes
 
 
 def test_the_table_holds_each_tasks_front_best_first(records):
-    table = recommended_table(records)
+    table = recommended_models(records)
     assert list(dict.fromkeys(table["task"])) == ["sst2", "mnli", "qqp"]
     assert sorted(table["folder"]) == sorted(tables.candidates(records).query("on_front")["folder"])
     assert all(accuracy.is_monotonic_decreasing for _, accuracy in table.groupby("task")["accuracy"])
@@ -121,7 +121,7 @@ def test_the_table_holds_each_tasks_front_best_first(records):
 
 def test_budgets_name_the_smallest_and_the_fastest_that_keep_enough(records, tmp_path):
     # wrong of 40: teacher 4 (100 %), tuned 5 (97.2 %, 2 MB, not timed), distilled 6 (94.4 %).
-    table = budget_table(records).query("task == 'sst2'")
+    table = budget_models(records).query("task == 'sst2'")
     assert table[["at_least", "goal", "folder"]].values.tolist() == [
         [97, "smallest", f"sst2/seed-0/{TUNED}"],
         [97, "fastest", f"sst2/seed-0/{TEACHER}"],
@@ -130,7 +130,7 @@ def test_budgets_name_the_smallest_and_the_fastest_that_keep_enough(records, tmp
     ]
     # 39 right against 40: 97.5 %. Two INT8 models have equal files and times; the one that keeps more is named.
     wrong = dict.fromkeys(WRONG, 1) | {TEACHER: 0, NONE_INT8: 0}
-    table = budget_table(write_chain(tmp_path, wrong=wrong))
+    table = budget_models(write_chain(tmp_path, wrong=wrong))
     assert table[["at_least", "goal", "folder"]].values.tolist() == [
         [99, "smallest", f"sst2/seed-0/{NONE_INT8}"],
         [99, "fastest", f"sst2/seed-0/{NONE_INT8}"],
@@ -145,7 +145,7 @@ def test_budgets_name_the_smallest_and_the_fastest_that_keep_enough(records, tmp
 
 def test_budgets_of_a_study_without_a_choice_are_empty(tmp_path):
     folder = write_chain(tmp_path, wrong=dict.fromkeys(WRONG, 20) | {TEACHER: 0})
-    assert len(budget_table(folder)) == 0 and "(no rows)" in tables.as_markdown(tables.kept_table(folder))
+    assert len(budget_models(folder)) == 0 and "(no rows)" in tables.as_markdown(tables.budget_table(folder))
 
 
 # ---- the bundle's command ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from edgemin_utils import records
-from edgemin_utils.chain import LATENCY, TEACHER, main_path, plan_chain, pruning_key
+from edgemin_utils.chain import COST, TEACHER, main_path, plan_chain, pruning_key
 from edgemin_utils.config import load_settings
 from edgemin_utils.errors import SettingError, StageError, StorageError
 from edgemin_utils.records import find_records, open_chain, open_run, read_record, write_json
@@ -237,7 +237,7 @@ def test_the_plan_holds_the_whole_factorial_and_the_main_path():
     for key, stage in plan.items():
         assert set(stage.upstream) <= seen  # what a stage needs comes before it
         seen.add(key)
-    assert set(plan[LATENCY].upstream) == {key for key, stage in plan.items() if stage.keeps_model}
+    assert set(plan[COST].upstream) == {key for key, stage in plan.items() if stage.keeps_model}
     small = plan_chain(load_settings("demo", {"factorial": False}))
     assert sum(stage.quantized for stage in small.values()) == 1
     both = load_settings("demo", {"feed_forward_prune_ratio": 0.25})

@@ -28,7 +28,7 @@ def quantized(size: int, fast: float, **method) -> Record:
 
 
 def test_schemes_stand_beside_the_float_model_and_refused_ones_keep_their_row():
-    table = scheme_tables.schemes_table(
+    table = scheme_tables.chain_schemes_table(
         record(size={"model_bytes": 2_000_000}, metrics=METRICS),
         {"one": quantized(500_000, 2.0), "other": record(refused="no kernel for it")},
     ).set_index("Scheme")
@@ -69,7 +69,7 @@ def test_quantize_aware_training_before_and_after():
 
 
 def test_orders_name_their_steps():
-    table = scheme_tables.orders_table(
+    table = scheme_tables.chain_orders_table(
         {
             "paper": record(
                 ("distill:a", "prune:b"), metrics=METRICS, size={"model_bytes": 1_000_000, "stored_weights": 1234}

@@ -285,7 +285,7 @@ def test_relation_heads_are_free_of_attention_heads():
     assert "Relation heads" not in stage_tables.heads_table({"Teacher": model_record()}, None)
 
 
-def test_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refusal():
+def test_chain_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refusal():
     trained = record(
         size={"stored_weights": 500},
         metrics={"dev": METRICS},
@@ -293,7 +293,7 @@ def test_objectives_table_has_a_row_for_each_student_and_the_reason_of_each_refu
     )
     test = stage_tables.paired_tests(predictions([0, 0, 0, 0], [0, 1, 1, 0]), predictions([0, 1, 1, 0], [0, 1, 1, 0]))
     students = {"none": trained, "minilmv2-layer-2": trained, "tinybert": record(refused="unequal heads")}
-    table = stage_tables.objectives_table(students, {"minilmv2-layer-2": test}).set_index("Student")
+    table = stage_tables.chain_objectives_table(students, {"minilmv2-layer-2": test}).set_index("Student")
     assert list(table)[-2:] == ["Demands", "Refused because"]
     assert table["Training s"].tolist() == ["5.5", "5.5", None]
     assert table["dev: points over none"]["minilmv2-layer-2"].startswith("+50.0 [")

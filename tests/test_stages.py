@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgemin_utils import quantization, stages
-from edgemin_utils.chain import LATENCY, TEACHER, main_path, sensitivity_key
+from edgemin_utils.chain import COST, TEACHER, main_path, plan_chain, sensitivity_key
+from edgemin_utils.config import load_settings
 from edgemin_utils.encoders import describe_model
 from edgemin_utils.errors import ModelError, StageError
 from edgemin_utils.records import open_run
@@ -50,6 +51,12 @@ def tiny_run(folder, task="sst2", seed=0, **overrides):
 def chain(tmp_path_factory):
     run = tiny_run(tmp_path_factory.mktemp("study"), "mnli")
     return run, {key: stages.run_stage(run, key) for key in run.plan}
+
+
+def test_every_stage_of_every_plan_has_its_function():
+    for overrides in ({}, {"recipe": "paper,proposal,honest,edge", "compared_schemes": "all"}):
+        plan = plan_chain(load_settings("demo", overrides))
+        assert all((stage.kind, stage.keeps_model) in stages._MAKERS for stage in plan.values())
 
 
 def test_every_stage_leaves_model_predictions_and_the_entries_that_analysis_reads(chain):
@@ -137,7 +144,7 @@ def test_scan_holds_importance_and_curves(chain):
 
 def test_costs_cover_every_model_and_stand_beside_the_teacher(chain):
     run, records = chain
-    results = records[LATENCY].results
+    results = records[COST].results
     kept = {key for key, stage in run.plan.items() if stage.keeps_model}
     assert {row["key"] for row in results["latency"]} == {row["key"] for row in results["memory"]} == kept
     assert {row["input"] for row in results["latency"]} == {"1x8", "dev rows"}
@@ -147,7 +154,7 @@ def test_costs_cover_every_model_and_stand_beside_the_teacher(chain):
         assert row["median_ms"] > 0 and row["runs"] == 30 and row["protocol"] == "quick"
     # Equal shapes are timed once and say so.
     assert results["timed_as"]["distillation/none"] == "distillation/minilmv2"
-    raw = np.load(run.stage_folder(LATENCY) / "latency.npz")
+    raw = np.load(run.stage_folder(COST) / "latency.npz")
     row = next(row for row in results["latency"] if row["key"] == TEACHER and row["input"] == "1x8")
     assert np.median(raw[f"1x8, 1 threads | {TEACHER}"]) / 1e6 == pytest.approx(row["median_ms"])
     for row in results["memory"]:

@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_written_or_is_too_full(tmp_path, small_project,
 
 def test_little_memory_is_said_but_refuses_nothing(project, monkeypatch):
     (project / "study/sst2/seed-0/notebooks/04_quantization.ipynb").unlink()
-    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: SimpleNamespace(available=5e8))
+    monkeypatch.setattr(study, "available_memory_bytes", lambda: 5 * 10**8)
     result, output = run_quietly(project, tasks=["sst2"])
     assert "0.5 GB of memory are free" in output and result.complete
 

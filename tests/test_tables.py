@@ -162,7 +162,7 @@ def test_hardly_any_records_do_not_stop_the_tables(tmp_path, keep):
     write_chain(
         tmp_path, leave_out=tuple(key for key in (*WRONG, COST, "pruning/minilmv2+head-scan") if key not in keep)
     )
-    assert len(tables.write_tables(tmp_path, tmp_path / "tables")) == 21
+    assert len(tables.write_tables(tmp_path, tmp_path / "tables")) == 24
     tables.findings(tmp_path)
     assert len(tables.main_results(tmp_path)) == (1 if TEACHER in keep else 0)
 
@@ -321,7 +321,7 @@ def test_latex_escape(text, escaped):
 def test_the_same_records_give_the_same_bytes(study, tmp_path):
     first = {path.name: path.read_bytes() for path in tables.write_tables(study, tmp_path / "one")}
     second = {path.name: path.read_bytes() for path in tables.write_tables(study, tmp_path / "two")}
-    assert first == second and len(first) == 24
+    assert first == second and len(first) == 27
 
 
 def test_tables_with_several_cuts_name_them(tmp_path):

@@ -41,13 +41,6 @@ def choose_common(rng: np.random.Generator, items: Sequence[Item], exponent: flo
     return items[min(int(np.searchsorted(edges, rng.random(), side="right")), len(items) - 1)]
 
 
-def choose_two_common(rng: np.random.Generator, items: Sequence[Item], exponent: float = 1.3) -> tuple[Item, Item]:
-    """Draw two different items in random order, the early ones more often."""
-    first = choose_common(rng, items, exponent)
-    second = choose_common(rng, [item for item in items if item != first], exponent)
-    return (first, second) if chance(rng, 0.5) else (second, first)
-
-
 def chance(rng: np.random.Generator, probability: float) -> bool:
     """Draw True with the given probability."""
     return bool(rng.random() < probability)

@@ -4,16 +4,13 @@ No host, user or folder name is recorded.
 """
 
 import importlib.metadata
-import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from edgemin_utils.errors import StorageError
 
 PACKAGES = (
     "torch",
@@ -54,7 +51,7 @@ def describe_environment() -> dict[str, Any]:
         git_revision (None outside a checkout, "+dirty" behind it where files differ from the revision),
         python, packages (name -> version, what is not installed is left out), processor, processor_flags
         (name -> bool), available_cores (logical), torch_threads (None until torch is imported), memory_bytes,
-        operating_system, gpu (None where none is used).
+        operating_system (see there), gpu (None where none is used).
     """
     flags = processor_flags()
     return {
@@ -66,7 +63,7 @@ def describe_environment() -> dict[str, Any]:
         "available_cores": available_cores(),
         "torch_threads": _torch_threads(),
         "memory_bytes": total_memory_bytes(),
-        "operating_system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "operating_system": operating_system(),
         "gpu": _gpu_name(),
     }
 
@@ -129,6 +126,13 @@ def git_revision(folder: Path | None = None) -> str | None:
     return revision + ("+dirty" if _git(top, "status", "--porcelain") else "")
 
 
+def operating_system() -> str:
+    """System, release and machine, e.g. "Linux 6.18 x86_64". What a release has behind its second number names one
+    build of a kernel, often one provider's, and decides no number."""
+    numbers = re.match(r"\d+(\.\d+)?", platform.release())
+    return f"{platform.system()} {numbers[0] if numbers else platform.release()} {platform.machine()}"
+
+
 def processor_model() -> str:
     """The processor's name as the system gives it, e.g. "AMD EPYC 9R14"."""
     return _cpuinfo("model name") or _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
@@ -168,25 +172,15 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be taken now without swapping."""
+    """Memory that can be taken now without swapping, within the container's limit. Files that the system keeps in
+    memory until somebody else needs it count as free."""
     import psutil
 
     available = psutil.virtual_memory().available
     limit, used = _container_number("memory.max"), _container_number("memory.current")
-    return max(0, min(available, limit - used)) if limit and used is not None else available
-
-
-def require_free_disk(folder: str | os.PathLike, needed_bytes: int) -> None:
-    """Raises StorageError if the disk that `folder` lies, or will lie, on has under `needed_bytes` free."""
-    place = Path(folder).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed_bytes:
-        raise StorageError(
-            f"{folder} needs {needed_bytes / 1e6:,.0f} MB but its disk has {free / 1e6:,.0f} "
-            "MB free; free some space or choose another folder with --output-dir"
-        )
+    if not limit or used is None:
+        return available
+    return max(0, min(available, limit - used + _container_file_cache()))
 
 
 def _torch_threads() -> int | None:
@@ -236,3 +230,13 @@ def _container_number(name: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def _container_file_cache() -> int:
+    """Bytes of files in the container's memory that it would drop first; 0 where this is not said."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    pairs = (line.partition(" ") for line in lines)
+    return next((int(value) for name, _, value in pairs if name == "inactive_file"), 0)

@@ -84,23 +84,12 @@ class LatencyResult(Generic[Name]):
         }
 
     def as_record(self) -> dict[str, Any]:
-        """Everything in JSON's types; `from_record` reads it back."""
+        """Everything in JSON's types."""
         return {
             "threads": self.threads,
             "protocol": vars(self.protocol).copy(),
             "raw_ns": {name: self.of(name).tolist() for name in self.names},
         }
-
-    @staticmethod
-    def from_record(record: Mapping[str, Any]) -> "LatencyResult[str]":
-        """The result that `as_record` was taken from."""
-        columns = record["raw_ns"]
-        return LatencyResult(
-            tuple(columns),
-            np.array(list(columns.values()), dtype=np.int64).T,
-            record["threads"],
-            Protocol(**record["protocol"]),
-        )
 
 
 def measure_latency(

@@ -113,11 +113,6 @@ def float_twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).to("meta")
 
 
-def fvcore_macs(model: nn.Module, batch: int, length: int) -> int:
-    """MACs of the matrix products by fvcore (its "FLOP" is one MAC). Raises as `fvcore_by_operator`."""
-    return _of_matrix_products(fvcore_by_operator(model, batch, length))
-
-
 def fvcore_by_operator(model: nn.Module, batch: int, length: int) -> dict[str, int]:
     """fvcore's count of the traced model by operator: linear, layer_norm, and matmul (eager attention) or
     scaled_dot_product_attention (fused).

@@ -70,13 +70,8 @@ class Peaks:
         return max(speed for _, speed in self.bandwidth[(smaller or [0])[-1] :])
 
     def as_record(self) -> dict[str, Any]:
-        """Everything in JSON's types; `from_record` reads it back."""
+        """Everything in JSON's types."""
         return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Peaks":
-        """The peaks that `as_record` was taken from."""
-        return cls(**{**record, "bandwidth": tuple((int(size), float(speed)) for size, speed in record["bandwidth"])})
 
 
 def measure_peaks(threads: int = 1, seconds: float = _SECONDS) -> Peaks:

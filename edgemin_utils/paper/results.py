@@ -24,7 +24,7 @@ from edgemin_utils.paper.interaction import FORMS, PRECISIONS, rest_of
 from edgemin_utils.paper.timing import STUDENT
 from edgemin_utils.records import write_json
 from edgemin_utils.reference import fill_marked_place
-from edgemin_utils.tables import StudyRecords, Table, as_latex, as_markdown
+from edgemin_utils.tables import StudyRecords, Table, as_markdown, write_table
 
 RECORD_FILE = "record.json"
 RECORD_VERSION = 2
@@ -390,21 +390,9 @@ def figure_or_note(record: Mapping[str, Any], name: str) -> StudyFigure:
 
 def write_results(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Tables (csv, md, tex) and figures (svg, png) of a record; returns the paths."""
-    written = []
-    places = {name: folder / name for name in ("tables", "figures")}
-    places["tables"].mkdir(parents=True, exist_ok=True)
-    for table in every_table(record):
-        texts = {
-            "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-            "md": as_markdown(table),
-            "tex": as_latex(table),
-        }
-        for kind, text in texts.items():
-            path = places["tables"] / f"{table.name}.{kind}"
-            path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
+    written = [path for table in every_table(record) for path in write_table(table, folder / "tables")]
     for name, figure in every_figure(record).items():
-        written += figures.save_figure(figure, places["figures"], name)
+        written += figures.save_figure(figure, folder / "figures", name)
     return written
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
-from edgemin_utils.tables.recommended import COMPARED_DIGITS, budget_table, recommended_table, split_notes
+from edgemin_utils.tables.recommended import COMPARED_DIGITS, budget_models, recommended_models, split_notes
 from edgemin_utils.tables.summary import (
     as_records,
     columns_of,
@@ -194,8 +194,8 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
             latency_table(records),
             (*timing, *notes),
         ),
-        pareto_table(records),
-        kept_table(records),
+        recommended_table(records),
+        budget_table(records),
         Table("factorial", f"Distilled x pruned x quantized{data}", factorial_table(records), (*timing, *notes)),
         Table(
             "factorial_effects",
@@ -215,10 +215,10 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
     ]
 
 
-def pareto_table(study: Path | StudyRecords) -> Table:
-    """`recommended_table` with its title and notes."""
+def recommended_table(study: Path | StudyRecords) -> Table:
+    """`recommended_models` with its title and notes."""
     records = as_records(study)
-    frame = recommended_table(records)
+    frame = recommended_models(records)
     front = (
         f"No other model of the task is at least as good in accuracy, file and latency and better in one, at "
         f"{COMPARED_DIGITS} significant digits; a latency that was not measured counts as the worst.",
@@ -233,10 +233,10 @@ def pareto_table(study: Path | StudyRecords) -> Table:
     )
 
 
-def kept_table(study: Path | StudyRecords) -> Table:
-    """`budget_table` with its title and notes."""
+def budget_table(study: Path | StudyRecords) -> Table:
+    """`budget_models` with its title and notes."""
     records = as_records(study)
-    frame = budget_table(records)
+    frame = budget_models(records)
     chosen = (
         "Of every model of the task that keeps at least that share of the teacher's accuracy, by point estimate, the "
         "one with the smallest file and the one with the shortest latency; of those within 1 %, that which keeps most.",

@@ -15,7 +15,7 @@ def cut_of(record: Record) -> str:
     return record.content["steps"][-1].removeprefix("prune:")
 
 
-def cuts_table(dense: Record, cuts: Sequence[Record]) -> pd.DataFrame:
+def chain_cuts_table(dense: Record, cuts: Sequence[Record]) -> pd.DataFrame:
     """Every cut of one model: what went, how much that is, and accuracy on the way; a refused one with its sentence.
 
     Args:

@@ -8,11 +8,9 @@ import pandas as pd
 from edgemin_utils.chain import TEACHER, distillation_key
 from edgemin_utils.tables.factorial import factorial_effects
 from edgemin_utils.tables.layout import p_value_text, task_label
-from edgemin_utils.tables.method_findings import method_findings
+from edgemin_utils.tables.method_findings import SIGNIFICANCE, method_findings
 from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
 from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student
-
-SIGNIFICANCE = 0.05
 
 
 def findings(study: Path | StudyRecords) -> list[str]:

@@ -246,20 +246,21 @@ def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
 
     The same records give the same bytes.
     """
-    folder = Path(folder)
+    return [path for table in every_table(study) for path in write_table(table, folder)]
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Writes one table as <name>.csv, .md and .tex into `folder`, which is made if need be; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for table in every_table(study):
-        texts = {
-            "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-            "md": as_markdown(table),
-            "tex": as_latex(table),
-        }
-        for kind, text in texts.items():
-            path = folder / f"{table.name}.{kind}"
-            path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
-    return written
+    texts = {
+        "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        "md": as_markdown(table),
+        "tex": as_latex(table),
+    }
+    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return paths
 
 
 def p_value_text(value: float) -> str:

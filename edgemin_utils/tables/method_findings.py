@@ -15,6 +15,7 @@ from edgemin_utils.tables.summary import as_records
 from edgemin_utils.tables.variants import StudyRecords
 
 SIGNIFICANCE = 0.05
+"""A p-value below it counts as a difference, here and in `findings`."""
 
 
 def method_findings(study: Path | StudyRecords) -> list[str]:

@@ -26,7 +26,7 @@ COMPARED_DIGITS = 4
 """Significant digits at which models are compared: saved files of equal shapes differ by a few bytes, no gain."""
 USUAL_INPUT = "1x128"
 KEPT_SHARES = (99, 97, 95)
-"""Shares of the teacher's accuracy, in %, for which `budget_table` names the smallest and the fastest model."""
+"""Shares of the teacher's accuracy, in %, for which `budget_models` names the smallest and the fastest model."""
 NO_DIFFERENCE = 0.01
 """Share by which two files or latencies may differ there without one counting as better."""
 
@@ -109,21 +109,22 @@ def bundle_stage(record: Record) -> str:
     return record.content["source"] if record.content["quantized"] else record.key
 
 
-def recommended_table(study: Path | StudyRecords) -> pd.DataFrame:
+def recommended_models(study: Path | StudyRecords) -> pd.DataFrame:
     """The Pareto front of each task, best accuracy first: accuracy, file, latency of the longest input with one thread,
     and in the csv file the stage that its bundle is built from."""
     front = candidates(study).query("on_front")
     return as_shown(pd.concat([best_first(rows) for _, rows in front.groupby("task", sort=False)] or [front]))
 
 
-def budget_table(study: Path | StudyRecords) -> pd.DataFrame:
+def budget_models(study: Path | StudyRecords) -> pd.DataFrame:
     """Two rows per task and share of the teacher's accuracy: the smallest and the fastest model that keep at least as
-    much, by point estimate, with the columns of `recommended_table`: of those within `NO_DIFFERENCE` of the smallest or
-    fastest, the one that keeps most. A task has none for a share that only its teacher keeps, and no fastest if nothing
-    was timed.
+    much, by point estimate, with the columns of `recommended_models`: of those within `NO_DIFFERENCE` of the smallest
+    or fastest, the one that keeps most. A task has none for a share that only its teacher keeps, and no fastest if
+    nothing was timed.
     """
+    every = candidates(study)
     chosen = []
-    for _, models in candidates(study).groupby("task", sort=False):
+    for _, models in every.groupby("task", sort=False):
         for share in KEPT_SHARES:
             enough = best_first(models[models["kept"] >= share])
             if set(enough["kind"]) <= {"teacher"}:
@@ -132,7 +133,7 @@ def budget_table(study: Path | StudyRecords) -> pd.DataFrame:
                 least = enough[enough[column] <= (1 + NO_DIFFERENCE) * enough[column].min()]
                 if len(least):
                     chosen.append({"at_least": share, "goal": goal} | least.iloc[0].to_dict())
-    frame = pd.DataFrame(chosen, columns=["at_least", "goal", *candidates(study)])
+    frame = pd.DataFrame(chosen, columns=["at_least", "goal", *every])
     shown = as_shown(frame)
     shown.insert(2, "at_least", frame["at_least"])
     shown.insert(3, "goal", frame["goal"])

@@ -14,7 +14,7 @@ from edgemin_utils.statistics import accuracy_interval
 from edgemin_utils.tables.stage_tables import MB, percent
 
 
-def schemes_table(source: Record, quantized: Mapping[str, Record]) -> pd.DataFrame:
+def chain_schemes_table(source: Record, quantized: Mapping[str, Record]) -> pd.DataFrame:
     """Size, accuracy, agreement and a quick look at latency of one model under several schemes.
 
     Args:
@@ -100,7 +100,7 @@ def aware_table(records: Mapping[str, Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def orders_table(models: Mapping[str, Record]) -> pd.DataFrame:
+def chain_orders_table(models: Mapping[str, Record]) -> pd.DataFrame:
     """The same steps in several orders: accuracy, weights and bytes of what stands at the end.
 
     Args:
@@ -125,7 +125,7 @@ def orders_table(models: Mapping[str, Record]) -> pd.DataFrame:
 
 
 def bundle_table(source: Record, quantized: Mapping[str, Record], bundle: Mapping[str, Any]) -> pd.DataFrame:
-    """The edge bundle as one more row of `schemes_table`.
+    """The edge bundle as one more row of `chain_schemes_table`.
 
     Args:
         bundle: content of its bundle.json, or {"refused": why}.
@@ -145,7 +145,7 @@ def bundle_table(source: Record, quantized: Mapping[str, Record], bundle: Mappin
             row[f"Accuracy % ({split})"] = percent(found["bundle"], low_high.low, low_high.high)
             row[f"Same answer % ({split})"] = percent(found["agreement"])
         row |= _quick_ratios(measured["latency"], "pytorch", "bundle")
-    frame = pd.concat([schemes_table(source, quantized), pd.DataFrame([row])], ignore_index=True).fillna("")
+    frame = pd.concat([chain_schemes_table(source, quantized), pd.DataFrame([row])], ignore_index=True).fillna("")
     return frame[[*(name for name in frame if name != "Note"), "Note"]]
 
 

@@ -296,7 +296,7 @@ def heads_table(records: Mapping[str, Record], relation_heads: int | None) -> pd
 # ---- distillation objectives -----------------------------------------------------------------------------------
 
 
-def objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def chain_objectives_table(students: Mapping[str, Record], tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every student of a chain: how it learnt, what that demands, weights, accuracy, training time; or why there is
     none.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemin_utils.chain import COMPRESSED_TEACHER, LATENCY, TEACHER
+from edgemin_utils.chain import COMPRESSED_TEACHER, COST, TEACHER
 from edgemin_utils.objectives import UNDISTILLED
 from edgemin_utils.records import Record, find_records
 from edgemin_utils.tasks import TASKS
@@ -98,7 +98,7 @@ def read_study(study: Path) -> StudyRecords:
         models = {key: record for key, record in current.items() if "metrics" in record.results}
         scans = {record.content["variant"]: record for record in current.values() if "curves" in record.results}
         refused = {key: record for key, record in current.items() if record.refused}
-        chain = Chain(task, seed, models, current.get(LATENCY), scans, refused)
+        chain = Chain(task, seed, models, current.get(COST), scans, refused)
         notes += _missing(chain)
         chains.append(chain)
     return StudyRecords(study, tuple(chains), tuple(notes))
@@ -126,7 +126,7 @@ def _split_outdated(records: Mapping[str, Record]) -> tuple[dict[str, Record], l
                 for name, fingerprint in upstream.items()
                 if name in outdated or (name in records and records[name].content["fingerprint"] != fingerprint)
             ]
-            if wrong and key != LATENCY:
+            if wrong and key != COST:
                 del current[key]
                 outdated.append(key)
                 changed = True
