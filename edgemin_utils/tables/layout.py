@@ -11,7 +11,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from tabulate import SEPARATING_LINE, tabulate
 
-from edgemin_utils.tables.contents import Table, every_table
+from edgemin_utils.tables.contents import MAIN_TABLE, Table, every_table
 from edgemin_utils.tables.variants import StudyRecords
 
 TEXT_WIDTH = 120
@@ -244,12 +244,17 @@ def latex_escape(text: Any) -> str:
 def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
     """Writes every table as csv (all numbers, full precision), md and tex into `folder`; returns the paths.
 
-    The same records give the same bytes.
+    The same records give the same bytes. A table without rows is left out, and what an earlier report wrote under its
+    name is removed; only the main results are always there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in every_table(study):
+        if table.frame.empty and table.name != MAIN_TABLE:
+            for kind in ("csv", "md", "tex"):
+                (folder / f"{table.name}.{kind}").unlink(missing_ok=True)
+            continue
         texts = {
             "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
             "md": as_markdown(table),
