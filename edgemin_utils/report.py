@@ -44,12 +44,13 @@ def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
     A figure that would only say why there is nothing to draw is left out, and what an earlier report wrote under its
     name is removed.
     """
-    written = []
+    folder, written = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
     for name, draw in study_figures(study).items():
         figure = draw()
         if figure.is_note:
             for kind in ("svg", "png"):
-                (Path(folder) / f"{name}.{kind}").unlink(missing_ok=True)
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
         else:
             written += figures.save_figure(figure, folder, name)
     return written

@@ -407,6 +407,7 @@ def test_a_front_without_latencies_still_has_its_sizes(tmp_path):
     texts = [text.get_text() for text, _ in texts_of(figures.pareto_picture(frame))]
     assert "9 of 9 models not timed" in texts and "1  Teacher" in texts
     assert [axes.get_xlabel() for axes in figures.pareto_picture(frame).axes] == ["file (MB), log scale"]
+    assert "on the Pareto front of accuracy and file" in texts
     assert len(texts_of(figures.pareto_picture(frame.head(0)))) == 1
 
 

@@ -45,7 +45,7 @@ def method_comparison(frame: pd.DataFrame) -> StudyFigure:
     frame = frame.assign(panel=panel_labels(frame))
     of_tasks = [rows for _, rows in frame.groupby("task", sort=False)]
     cost = next((name for name in COSTS if name in frame and frame[name].notna().any()), None)
-    heights = [_inches(rows) for rows in of_tasks]
+    heights = [_row_inches(rows).sum() for rows in of_tasks]
     figure = new_figure(sum(heights) + 0.62 * len(of_tasks) + 0.3)
     grid = figure.subplots(
         len(of_tasks), 2 if cost else 1, sharey="row", squeeze=False, gridspec_kw={"height_ratios": heights}
@@ -65,23 +65,30 @@ def _labels(rows: pd.DataFrame) -> list[str]:
     return [wrapped_name(method, LABEL_WIDTH) for method in _methods(rows)]
 
 
-def _inches(rows: pd.DataFrame) -> float:
-    """Height of a task's panel: all rows are as high as the highest needs."""
-    lines = max(label.count("\n") + 1 for label in _labels(rows))
-    return len(_methods(rows)) * (ROW_MARGIN + max(SPLIT_HEIGHT * rows["panel"].nunique(), LINE_HEIGHT * lines))
+def _row_inches(rows: pd.DataFrame) -> np.ndarray:
+    """(methods,): how high each method's row of a task's panel is."""
+    splits = SPLIT_HEIGHT * rows["panel"].nunique()
+    lines = np.array([label.count("\n") + 1 for label in _labels(rows)])
+    return ROW_MARGIN + np.maximum(splits, LINE_HEIGHT * lines)
+
+
+def _centres(rows: pd.DataFrame) -> np.ndarray:
+    """(methods,): where the middle of each row lies, in inches from the panel's upper edge."""
+    inches = _row_inches(rows)
+    return np.cumsum(inches) - inches / 2
 
 
 def _draw_accuracies(axes: Axes, rows: pd.DataFrame) -> None:
     """The left panel of one task: each method's accuracies, a point per dev split."""
     methods, measured = _methods(rows), rows.dropna(subset=["accuracy"])
     panels = list(dict.fromkeys(measured["panel"]))
-    height = 0.8 / max(1, len(panels))
+    centres = dict(zip(methods, _centres(rows), strict=True))
     for number, panel in enumerate(panels):
         found = measured[measured["panel"] == panel]
         for row in found.to_dict("records"):
             axes.errorbar(
                 row["accuracy"],
-                methods.index(row["method"]) - 0.4 + height * (number + 0.5),
+                centres[row["method"]] + SPLIT_HEIGHT * (number - (len(panels) - 1) / 2),
                 xerr=_interval(row),
                 capsize=2,
                 linestyle="none",
@@ -89,12 +96,12 @@ def _draw_accuracies(axes: Axes, rows: pd.DataFrame) -> None:
                 marker=MARKERS[number % len(MARKERS)],
                 label=panel if row["method"] == found["method"].iloc[0] else None,
             )
-    for place, method in enumerate(methods):
+    for method, place in centres.items():
         if method not in set(measured["method"]):
             axes.text(0.02, place, "refused", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
-    axes.set(xlabel="accuracy (%)", ylabel="method", yticks=range(len(methods)), yticklabels=_labels(rows))
+    axes.set(xlabel="accuracy (%)", ylabel="method", yticks=list(centres.values()), yticklabels=_labels(rows))
     axes.grid(axis="x")
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_ylim(_row_inches(rows).sum(), 0)
     if len(panels) > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(panels), handletextpad=0.3)
     else:
@@ -105,8 +112,8 @@ def _draw_costs(axes: Axes, rows: pd.DataFrame, cost: str, largest: float) -> No
     """The right panel of one task: what each method costs there. All tasks share the scale; a method's cost is the
     same on every dev split."""
     values = rows.groupby("method", sort=False)[cost].first().reindex(_methods(rows))
-    axes.barh(range(len(values)), values.fillna(0), color="#BBBBBB", height=0.6)
-    for place, value in enumerate(values):
+    axes.barh(_centres(rows), values.fillna(0), color="#BBBBBB", height=SPLIT_HEIGHT)
+    for place, value in zip(_centres(rows), values, strict=True):
         if pd.notna(value):
             axes.annotate(
                 three_digits(value), (value, place), (3, 0), textcoords="offset points", va="center", fontsize=8

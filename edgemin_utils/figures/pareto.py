@@ -61,6 +61,7 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     measured = [column for column in labels if frame[column].notna().any()]
     if not measured:
         return note_figure("neither latency nor file size is measured yet")
+    names = [name for name, column in (("file", "megabytes"), ("latency", "milliseconds")) if column in measured]
     panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
     for axes, column in zip(panels, measured, strict=True):
         _draw_panel(axes, frame.dropna(subset=[column, "accuracy"]), column)
@@ -83,7 +84,7 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
         handles=_front_handles(front, numbers),
         loc="outside lower center",
         ncols=across,
-        title="on the Pareto front of accuracy, file and latency",
+        title=f"on the Pareto front of {', '.join(['accuracy', *names[:-1]])} and {names[-1]}",
     )
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # the layout is settled before labels are placed in it
