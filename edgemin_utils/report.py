@@ -4,8 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from edgemin_utils import figures, tables
 from edgemin_utils.chain import ANALYSIS_NOTEBOOK
 from edgemin_utils.tables import StudyRecords, read_study
@@ -41,16 +39,30 @@ def write_report(study: Path) -> Path:
 
 
 def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
-    """Every figure of the report as svg and png into `folder`; returns the paths."""
-    return [path for name, draw in study_figures(study).items() for path in figures.save_figure(draw(), folder, name)]
+    """Every figure of the report as svg and png into `folder`; returns the paths.
+
+    A figure that would only say why there is nothing to draw is left out, and what an earlier report wrote under its
+    name is removed.
+    """
+    folder, written = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in study_figures(study).items():
+        figure = draw()
+        if figure.is_note:
+            for kind in ("svg", "png"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        else:
+            written += figures.save_figure(figure, folder, name)
+    return written
 
 
-def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], Figure]]:
-    """Name -> function that draws it, of every figure that the records of a study allow."""
+def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], figures.StudyFigure]]:
+    """Name -> function that draws it, of every figure of the report; one whose numbers the records lack draws a
+    note."""
     records = study if isinstance(study, StudyRecords) else read_study(study)
     frame = tables.own_models(tables.summarize(records))
     effects, choices = tables.factorial_effects(records), tables.candidates(records)
-    drawings: dict[str, Callable[[], Figure]] = {
+    drawings: dict[str, Callable[[], figures.StudyFigure]] = {
         "accuracy_over_latency": lambda: figures.accuracy_over_latency(frame),
         "accuracy_by_stage": lambda: figures.accuracy_by_stage(frame),
         "factorial_effects": lambda: figures.factorial_effects_figure(effects),

@@ -19,12 +19,23 @@ from example_study import (
 )
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.transforms import Bbox
 
 from edgemin_utils import figures, tables
-from edgemin_utils.figures.pareto import KIND_STYLES, step_front
+from edgemin_utils.figures.pareto import KIND_STYLES, place_labels, step_front
 from edgemin_utils.figures.study import LARGEST_BUBBLE, _area
-from edgemin_utils.figures.style import CYCLE, STAGE_COLOURS, STEP_MARKERS, STUDENT_COLOURS, model_style, three_digits
+from edgemin_utils.figures.style import (
+    CYCLE,
+    STAGE_COLOURS,
+    STEP_MARKERS,
+    STUDENT_COLOURS,
+    model_style,
+    new_figure,
+    three_digits,
+    wrapped_name,
+)
 from edgemin_utils.tables.recommended import KINDS, on_front
 
 BEFORE = {"embeddings": 1.6e6, "attention": 0.6e6, "feed_forward": 1.2e6, "norms": 1e4, "head": 2e4}
@@ -105,7 +116,30 @@ def drawn(study, summary):
         "effects": figures.factorial_effects_figure(tables.factorial_effects(study)),
         "pipeline": figures.pipeline_picture(summary),
         "pareto": figures.pareto_picture(many_models()),
+        "comparison": figures.method_comparison(many_methods()),
     }
+
+
+LONG_METHOD = "distill, prune (gradient-neurons-0.5-multiple-32), quantize (onnx-int4-gptq-embeddings)"
+
+
+def many_methods() -> pd.DataFrame:
+    """Twelve methods on one task, one of them refused, and two on a task with two dev splits."""
+    methods = [*(f"method-{number}" for number in range(10)), LONG_METHOD, "refused-method"]
+    runs = [("sst2", "dev", methods), *(("mnli", f"dev_{name}", methods[:2]) for name in ("matched", "mismatched"))]
+    rows = [
+        {
+            "task": task,
+            "split": split,
+            "method": method,
+            "accuracy": np.nan if method == "refused-method" else (80 if task == "sst2" else 60) + number,
+            "training_seconds": np.nan if method == "refused-method" else (100 if task == "sst2" else 900) + number,
+        }
+        for task, split, names in runs
+        for number, method in enumerate(names)
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.assign(synthetic=False, accuracy_low=frame["accuracy"] - 1, accuracy_high=frame["accuracy"] + 1)
 
 
 def many_models(count=30) -> pd.DataFrame:
@@ -179,6 +213,7 @@ NAMES = (
     "effects",
     "pipeline",
     "pareto",
+    "comparison",
 )
 
 
@@ -266,6 +301,7 @@ def test_every_axis_is_named(drawn, name):
         ("objective losses", ("nats", "step")),
         ("teacher layers", ("(%)", "counted from 0")),
         ("pareto", ("(ms)", "(MB)", "(%)", "log scale")),
+        ("comparison", ("(%)", "(s)")),
     ],
 )
 def test_units_stand_on_the_axes(drawn, name, units):
@@ -369,7 +405,9 @@ def test_every_kind_has_a_colour_and_a_shape_of_its_own(drawn):
 def test_a_front_without_latencies_still_has_its_sizes(tmp_path):
     frame = tables.candidates(write_chain(tmp_path, leave_out=(COST,)))
     texts = [text.get_text() for text, _ in texts_of(figures.pareto_picture(frame))]
-    assert "not measured" in texts and "9 of 9 models not timed" in texts and "1  Teacher" in texts
+    assert "9 of 9 models not timed" in texts and "1  Teacher" in texts
+    assert [axes.get_xlabel() for axes in figures.pareto_picture(frame).axes] == ["file (MB), log scale"]
+    assert "on the Pareto front of accuracy and file" in texts
     assert len(texts_of(figures.pareto_picture(frame.head(0)))) == 1
 
 
@@ -380,8 +418,92 @@ def test_stacked_bars_add_up(drawn):
 
 def test_pipeline_holds_the_numbers_of_the_records(drawn):
     texts = "\n".join(text.get_text() for text, _ in texts_of(drawn["pipeline"]))
-    for wanted in ("90.0 % accuracy", "0.40 M weights, 0.4 MB", "2.00 ms at 1x128", "65.0 % accuracy", "quantize"):
+    for wanted in (
+        "90.0 % accuracy",
+        "95 % interval 80.0 to 95.0",
+        "0.40 M weights, 0.4 MB",
+        "2.00 ms, 1x128, one thread",
+        "65.0 % accuracy",
+        "quantize",
+    ):
         assert wanted in texts
+    assert "checkpoint" not in texts
+
+
+def test_a_student_of_the_checkpoint_does_not_come_from_the_teacher(drawn, summary):
+    """An arrow from the teacher down to a student starts under the teacher's box; the checkpoint's has its own row."""
+    student = summary[summary["student"] == "none"].iloc[[0]].assign(student="none-pretrained", model="From checkpoint")
+    figure = figures.pipeline_picture(pd.concat([student, summary], ignore_index=True))
+    texts = {text.get_text(): text for text, _ in texts_of(figure)}
+    origin, teacher = texts["pretrained checkpoint"].get_position(), texts["Teacher"].get_position()
+    assert origin[0] == teacher[0] and origin[1] < teacher[1]
+    lowest = min(text.get_position()[1] for name, text in texts.items() if name == "Student without\ndistillation")
+    assert origin[1] < lowest
+    arrows = [
+        sum(isinstance(patch, FancyArrowPatch) for patch in each.axes[0].patches)
+        for each in (drawn["pipeline"], figure)
+    ]
+    assert arrows[1] == arrows[0] + 1
+    assert {to_hex(text.get_color()) for text in texts.values() if text.get_fontweight() == "bold"} == {"#222222"}
+
+
+def test_a_method_is_compared_within_its_task_only(drawn):
+    figure = drawn["comparison"]
+    assert [axes.get_title() for axes in figure.axes] == ["sst2", "", "", ""]
+    labels = [[label.get_text() for label in axes.get_yticklabels()] for axes in (figure.axes[0], figure.axes[2])]
+    assert len(labels[0]) == 12 and labels[1] == ["method-0", "method-1"]
+    bars = [[patch.get_width() for patch in axes.patches] for axes in (figure.axes[1], figure.axes[3])]
+    assert bars[0] == [*range(100, 111), 0] and bars[1] == [900, 901]
+    texts = [text.get_text() for text, _ in texts_of(figure)]
+    assert "mnli matched" in texts and "mnli mismatched" in texts and texts.count("refused") == 1
+    assert not any("mean" in text for text in texts)
+
+
+def test_names_are_broken_between_words_only(drawn):
+    label = drawn["comparison"].axes[0].get_yticklabels()[10].get_text()
+    assert label.count("\n") == 2 and label.replace("\n", " ") == LONG_METHOD
+    assert wrapped_name("onnx-int4-gptq-embeddings", 10) == "onnx-int4-gptq-embeddings"
+    assert wrapped_name("Distilled + onnx-int4", 12, "  ") == "Distilled +\n  onnx-int4"
+
+
+def test_a_label_stands_nearest_to_its_own_marker():
+    """The lower marker has no label; left of the upper one there would be room, but nearer to the lower one."""
+    figure = new_figure(3)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    own = axes.transData.transform((0.5, 0.5))
+    below = own - (0, 14)
+    # Everything above and beside the upper marker is taken up to far away; only lower left is free near it.
+    wall = Bbox.from_extents(own[0] - 70, own[1] - 4, own[0] + 70, own[1] + 30)
+    points = axes.transData.inverted().transform([own, below])
+    extents = {}
+    for name, every in (("alone", points[:1]), ("both", points)):
+        (label,) = place_labels(axes, [(0.5, 0.5, "4")], [wall], renderer, every)
+        label.update_positions(renderer)
+        box = matplotlib.text.Text.get_window_extent(label, renderer)
+        extents[name] = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+    assert extents["alone"][1] < own[1]
+    assert np.linalg.norm(extents["both"] - own) < np.linalg.norm(extents["both"] - below)
+
+
+def test_curves_that_coincide_can_all_be_seen():
+    curve = [{"removed": number, "accuracy": 0.9 - 0.1 * number} for number in range(3)]
+    names = ("gradient", "magnitude", "leave-one-out", "top")
+    scan = scan_results() | {"units": "layers", "total": 3, "curves": dict.fromkeys(names, curve)}
+    lines = figures.removal_curves(scan).axes[0].lines
+    for part in ("get_linewidth", "get_markersize"):
+        sizes = [getattr(line, part)() for line in lines]
+        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(names)
+    assert [line.is_dashed() for line in lines] == [False, True, True, True]
+
+
+def test_models_in_one_place_are_hollow_and_drawn_with_unlike_edges(drawn):
+    bubbles = [item for item in drawn["trade"].axes[0].collections if isinstance(item, PathCollection)]
+    assert all(len(bubble.get_facecolor()) == 0 for bubble in bubbles)
+    dashed = [bubble.get_linestyle()[0][1] is not None for bubble in bubbles]
+    assert dashed == sorted(dashed) and any(dashed) and not all(dashed)
 
 
 def test_missing_pieces_leave_a_note(tmp_path):
@@ -390,7 +512,8 @@ def test_missing_pieces_leave_a_note(tmp_path):
     shown = [text.get_text() for text, _ in texts_of(figures.accuracy_over_latency(frame))]
     assert len(shown) == 1 and "not measured" in shown[0]
     texts = [text.get_text() for text, _ in texts_of(figures.cost_by_stage(frame))]
-    assert texts.count("not measured") == 8  # latency and memory of four models
+    assert not any("latency" in text or "memory" in text or "not measured" in text for text in texts)
+    assert {"file (MB)", "stored weights\n(millions)"} <= set(texts)
     texts_of(figures.pipeline_picture(frame))
     empty = tables.summarize(tmp_path / "nothing")
     for draw in (

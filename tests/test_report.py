@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from example_study import TEACHER, write_chain
+from example_study import COST, DISTILLED, MODELS, NONE, TEACHER, write_chain
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -72,6 +72,32 @@ def test_report_has_tables_and_figures_and_the_same_bytes_twice(study):
     } <= first.keys()
     assert report.write_report(study) == path
     assert all_bytes(study / "report") == first
+
+
+def test_what_was_not_measured_is_left_out_of_the_report(tmp_path):
+    keys = (TEACHER, NONE, DISTILLED)
+    study = write_chain(tmp_path, leave_out=(COST, *(key for key in MODELS if key not in keys)))
+    stale = [study / "report" / name for name in ("figures/factorial_effects.png", "tables/latency.csv")]
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of an earlier report")
+    report.write_report(study)
+    stems = {Path(name).with_suffix("").as_posix() for name in all_bytes(study / "report")}
+    assert not stems & {
+        "figures/accuracy_over_latency",
+        "figures/factorial_effects",
+        "tables/latency",
+        "tables/factorial_effects",
+    }
+    assert {
+        "figures/accuracy_by_stage",
+        "figures/pipeline_sst2",
+        "figures/pareto_sst2",
+        "figures/cost_by_stage_sst2",
+        "tables/main_results",
+        "tables/cost",
+    } <= stems
+    assert "(no rows)" not in "".join(path.read_text() for path in (study / "report" / "tables").glob("*.md"))
 
 
 def test_report_without_an_executed_analysis_is_the_folder(study):

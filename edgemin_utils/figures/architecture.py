@@ -17,12 +17,13 @@ NAME = "data_flow"
 STAGES = (
     ("teacher", "teacher", "fine-tuned on\nthe task", "training.py"),
     ("students", "distillation", "learn from it,\nand without it", "distillation/"),
-    ("pruned", "pruning", "heads cut,\nthen recovery", "pruning/"),
+    ("pruned", "pruning", "heads, neurons,\nlayers or tokens\ncut; recovery", "pruning/"),
+    ("tuned", "tuning", "quantization-\naware training,\nfine-tuning", "tuning.py"),
     ("quantized", "quantization", "INT8 or INT4,\nPyTorch or ONNX", "quantization/"),
     ("measured", "measurement", "all variants,\ninterleaved", "measurement/"),
 )
-COLOURS = ("black", "blue", "green", "purple", "vermilion")
-STEP, BOX = 20.0, 15.5
+COLOURS = ("black", "blue", "green", "orange", "purple", "vermilion")
+STEP, BOX = 16.9, 14.4
 
 
 @styled
@@ -66,7 +67,7 @@ def data_flow() -> StudyFigure:
     )
     axes.text(
         50,
-        48.2,
+        48.5,
         "one chain: a task and a seed; its notebooks run in order, chains side by side",
         ha="center",
         va="center",
@@ -74,11 +75,11 @@ def data_flow() -> StudyFigure:
         color="#333333",
     )
     for number, ((title, stage, text, module), colour) in enumerate(zip(STAGES, COLOURS, strict=True)):
-        left = (100 - BOX) / 2 + (number - 2) * STEP
-        _box(axes, left, 31, BOX, 15, title, f"{text}\n{NOTEBOOKS[stage]}\n{module}", PALETTE[colour])
+        left = (100 - BOX) / 2 + (number - (len(STAGES) - 1) / 2) * STEP
+        _box(axes, left, 30.2, BOX, 16.4, title, f"{text}\n{NOTEBOOKS[stage]}\n{module}", PALETTE[colour])
         if number:
             _arrow(axes, (left - STEP + BOX + 0.5, 38.5), (left - 0.5, 38.5))
-        _arrow(axes, (left + BOX / 2, 30.5), (left + BOX / 2, 24.5))
+        _arrow(axes, (left + BOX / 2, 29.7), (left + BOX / 2, 24.5))
     for middle in (22.5, 77.5):
         _arrow(axes, (middle, 53.5), (middle, 50.5))
     _box(

@@ -1,7 +1,6 @@
 """What a task's models trade: accuracy against latency and file size, and which models no other one beats."""
 
 import itertools
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from edgemin_utils.chain import COMPRESSED_TEACHER
-from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, note_figure, styled
+from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, note_figure, styled, wrapped_name
 from edgemin_utils.tables.layout import task_label
 from edgemin_utils.tables.recommended import best_first, on_front
 
@@ -32,13 +31,18 @@ NAME_WIDTH = 88
 """Characters of a model's name in a line of the list below the panels."""
 LABEL_DISTANCES = (10, 13, 17, 22, 28, 36, 46)
 """How far from its point a label is tried, in points; the nearest free place is taken."""
+NEARER = 0.8
+"""A label's distance to its own marker, as a share of that to the next one, is to be below this."""
+SAME_PLACE = 2.0
+"""Markers that are fewer pixels apart stand in one place."""
 _AROUND = np.deg2rad([135, 45, 180, 0, 225, 315, 90, 270])  # up and left first: nothing lies above a front
 
 
 @styled
 def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     """Accuracy over latency and over file size of every model of one task, with its 95 % interval; numbered are those
-    on the Pareto front of all three, and the step line is the front of the panel's own two quantities.
+    on the Pareto front of all three, and the step line is the front of the panel's own two quantities. A quantity that
+    was measured for no model has no panel.
 
     Args:
         frame: `tables.candidates` of one task.
@@ -51,15 +55,17 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
     synthetic = " (synthetic data)" if frame["synthetic"].any() else ""
     first = frame.iloc[0]
     across = 2 if front["model"].str.len().max() < 48 else 1
-    lines = front["model"].map(lambda name: len(textwrap.wrap(name, NAME_WIDTH)))
+    lines = front["model"].map(lambda name: 1 + wrapped_name(name, NAME_WIDTH).count("\n"))
     figure = new_figure(3.9 + 0.19 * -(-int(lines.sum()) // across))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, label in (
-        (panels[0], "milliseconds", f"median latency, {first['input']}, one thread (ms)"),
-        (panels[1], "megabytes", "file (MB)"),
-    ):
+    labels = {"milliseconds": f"median latency, {first['input']}, one thread (ms)", "megabytes": "file (MB)"}
+    measured = [column for column in labels if frame[column].notna().any()]
+    if not measured:
+        return note_figure("neither latency nor file size is measured yet")
+    names = [name for name, column in (("file", "megabytes"), ("latency", "milliseconds")) if column in measured]
+    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, measured, strict=True):
         _draw_panel(axes, frame.dropna(subset=[column, "accuracy"]), column)
-        axes.set_xlabel(f"{label}, log scale")
+        axes.set_xlabel(f"{labels[column]}, log scale")
     panels[0].set_ylabel("accuracy (%)")
     untimed = int(frame["milliseconds"].isna().sum())
     if untimed:
@@ -78,36 +84,45 @@ def pareto_picture(frame: pd.DataFrame) -> StudyFigure:
         handles=_front_handles(front, numbers),
         loc="outside lower center",
         ncols=across,
-        title="on the Pareto front of accuracy, file and latency",
+        title=f"on the Pareto front of {', '.join(['accuracy', *names[:-1]])} and {names[-1]}",
     )
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # the layout is settled before labels are placed in it
-    for axes, column in zip(panels, ("milliseconds", "megabytes"), strict=True):
+    for axes, column in zip(panels, measured, strict=True):
+        shown = frame.dropna(subset=[column, "accuracy"])
         place_labels(
             axes,
             [
                 (row[column], row["accuracy"], numbers[row["key"]])
                 for row in front.dropna(subset=[column]).to_dict("records")
             ],
-            _drawn_boxes(axes, frame.dropna(subset=[column, "accuracy"]), column),
+            _drawn_boxes(axes, shown, column),
             renderer,
+            shown[[column, "accuracy"]].to_numpy(dtype=float),
         )
     return figure
 
 
 def place_labels(
-    axes: Axes, labels: Iterable[tuple[float, float, str]], taken: Iterable[Bbox], renderer: RendererBase
+    axes: Axes,
+    labels: Iterable[tuple[float, float, str]],
+    taken: Iterable[Bbox],
+    renderer: RendererBase,
+    points: np.ndarray | None = None,
 ) -> list[Annotation]:
     """Writes labels beside their points so that none lies on another label or on what is drawn, with a thin line
-    between label and point. Each takes the nearest free place around its point; one that finds none takes the last.
+    between label and point. Each takes the nearest free place that is clearly nearer to its own point than to any
+    other; where there is none, the nearest free place; where everything is taken, the last.
 
     Args:
         axes: drawn once, so that its place in the figure is settled.
         labels: x, y (data coordinates) and text of each.
         taken: what must stay visible, in pixels.
         renderer: draws the figure, and so knows how large a text is.
+        points: (n, 2) data coordinates of every marker, labelled or not.
     """
     taken, placed = list(taken), []
+    markers = np.empty((0, 2)) if points is None else axes.transData.transform(points)
     for x, y, text in labels:
         note = axes.annotate(
             text,
@@ -122,7 +137,15 @@ def place_labels(
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
         )
         note.set_in_layout(False)
-        any(_is_free(note, distance, angle, axes, taken, renderer) for distance in LABEL_DISTANCES for angle in _AROUND)
+        own = axes.transData.transform((x, y))
+        free = [
+            place
+            for place in itertools.product(LABEL_DISTANCES, _AROUND)
+            if _is_free(note, *place, axes, taken, renderer)
+        ]
+        clear = (place for place in free if _is_nearest_to_own(note, *place, own, markers, renderer))
+        best = next(clear, free[0] if free else (LABEL_DISTANCES[-1], _AROUND[-1]))
+        _move(note, *best)
         taken.append(_extent(note, renderer))
         placed.append(note)
     return placed
@@ -138,9 +161,6 @@ def step_front(values: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarra
 def _draw_panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     axes.set_xscale("log")
     axes.grid()
-    if rows.empty:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-        return
     for row in rows.to_dict("records"):
         style = _style(row)
         ends = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
@@ -166,8 +186,6 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
 
 def _drawn_boxes(axes: Axes, rows: pd.DataFrame, column: str) -> list[Bbox]:
     """The points, interval bars and pieces of the step line of a panel, as boxes in pixels."""
-    if rows.empty:
-        return []
     points = rows[[column, "accuracy"]].to_numpy(dtype=float)
     intervals = rows[[column, "accuracy_low", "accuracy_high"]].dropna().to_numpy(dtype=float)
     bars = [[(x, low), (x, high)] for x, low, high in intervals]
@@ -202,7 +220,7 @@ def _is_free(
     note: Annotation, distance: float, angle: float, axes: Axes, taken: list[Bbox], renderer: RendererBase
 ) -> bool:
     """Moves a label there; whether it then lies inside the axes and on nothing."""
-    note.set_position((distance * np.cos(angle), distance * np.sin(angle)))
+    _move(note, distance, angle)
     extent, inside = _extent(note, renderer), axes.get_window_extent(renderer)
     return (
         inside.x0 <= extent.x0
@@ -211,6 +229,27 @@ def _is_free(
         and extent.y1 <= inside.y1
         and not any(extent.overlaps(other) for other in taken)
     )
+
+
+def _is_nearest_to_own(
+    note: Annotation, distance: float, angle: float, own: np.ndarray, markers: np.ndarray, renderer: RendererBase
+) -> bool:
+    """Moves a label there; whether no other marker is about as near to it as its own, `own`, in pixels. Markers in the
+    very place of its own cannot be told from it and do not count."""
+    _move(note, distance, angle)
+    others = markers[np.linalg.norm(markers - own, axis=1) > SAME_PLACE]
+    extent = _extent(note, renderer)
+    return bool((_distances(extent, own[None]) < NEARER * _distances(extent, others)).all())
+
+
+def _distances(box: Bbox, points: np.ndarray) -> np.ndarray:
+    """(n,): how far each point (n, 2) lies from the nearest place of a box."""
+    nearest = np.clip(points, (box.x0, box.y0), (box.x1, box.y1))
+    return np.linalg.norm(points - nearest, axis=1)
+
+
+def _move(note: Annotation, distance: float, angle: float) -> None:
+    note.set_position((distance * np.cos(angle), distance * np.sin(angle)))
 
 
 def _extent(note: Annotation, renderer: RendererBase) -> Bbox:
@@ -247,7 +286,7 @@ def _front_handles(front: pd.DataFrame, numbers: dict[str, str]) -> list[Line2D]
             [],
             [],
             linestyle="none",
-            label=f"{numbers[row['key']]}  {textwrap.fill(row['model'], NAME_WIDTH, subsequent_indent='    ')}",
+            label=f"{numbers[row['key']]}  {wrapped_name(row['model'], NAME_WIDTH, '    ')}",
             **_style(row),
         )
         for row in front.to_dict("records")

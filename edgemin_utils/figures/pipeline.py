@@ -6,6 +6,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from edgemin_utils.figures.study import panel_labels
 from edgemin_utils.figures.style import (
+    GREY,
     PALETTE,
     STAGE_COLOURS,
     STUDENT_COLOURS,
@@ -16,14 +17,17 @@ from edgemin_utils.figures.style import (
 )
 from edgemin_utils.tables.summary import longest_input
 
-BOX_WIDTH, BOX_HEIGHT = 1.5, 1.0
-COLUMN_STEP, ROW_STEP = 2.12, 1.28
+BOX_WIDTH, BOX_HEIGHT = 1.58, 1.22
+COLUMN_STEP, ROW_STEP = 2.16, 1.46
+TEXT_COLOUR = "#222222"
+CHECKPOINT_STUDENT = "none-pretrained"
+"""The student whose layers come from the checkpoint that the teacher came from, see `stages.make_student`."""
 
 
 @styled
 def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigure:
     """Boxes and arrows: teacher, students, pruned, quantized, along the paper's path; students trained without
-    distillation stand below.
+    distillation stand below, each behind what its layers come from.
 
     Args:
         frame: `tables.summarize(study)`.
@@ -37,12 +41,14 @@ def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigur
         & ~rows["pruned"].astype(bool)
         & ~rows["quantized"].astype(bool)
     ]
+    # Last, so that no arrow from the teacher down to another student crosses the checkpoint.
+    baselines = baselines.sort_values("student", key=lambda names: names == CHECKPOINT_STUDENT, kind="stable")
     path = rows[rows["main"].astype(bool)]
     if path.empty:
         return note_figure("no model has been made yet")
     columns = 1 + max(_column(row) for row in path.to_dict("records"))
-    width = min(8.6, 0.3 + COLUMN_STEP * max(columns, 2))
-    figure = new_figure(0.4 + ROW_STEP * 0.9 * (1 + len(baselines)), width)
+    width = min(8.8, 0.3 + COLUMN_STEP * max(columns, 2))
+    figure = new_figure(0.4 + ROW_STEP * 0.95 * (1 + len(baselines)), width)
     axes = figure.add_subplot()
     longest = longest_input(rows)
     places = {}
@@ -52,15 +58,15 @@ def pipeline_picture(frame: pd.DataFrame, task: str | None = None) -> StudyFigur
     for number, row in enumerate(baselines.to_dict("records"), start=1):
         place = (COLUMN_STEP, -ROW_STEP * number)
         _draw_box(axes, row, place, longest, STUDENT_COLOURS.get(row["student"], PALETTE["purple"]))
-        if 0 in places:
+        if row["student"] == CHECKPOINT_STUDENT:
+            _draw_checkpoint(axes, (0.0, place[1]))
+            _draw_arrow(axes, (0.0, place[1]), place, "labels\nonly")
+        elif 0 in places:
             _draw_arrow(axes, places[0], place, "distil" if row["distilled"] else "labels only")
     order = sorted(places)
     for before, after in zip(order, order[1:], strict=False):
         _draw_arrow(axes, places[before], places[after], _step(path, after))
-    axes.set(
-        xlim=(-0.85, COLUMN_STEP * (columns - 1) + 0.85 if columns > 1 else COLUMN_STEP + 0.85),
-        ylim=(-ROW_STEP * len(baselines) - 0.6, 0.72),
-    )
+    axes.set(xlim=(-0.85, COLUMN_STEP * max(columns - 1, 1) + 0.85), ylim=(-ROW_STEP * len(baselines) - 0.68, 0.76))
     axes.set_axis_off()
     axes.set_title(panel_labels(rows.head(1))[0])
     return figure
@@ -92,24 +98,48 @@ def _draw_box(axes: Axes, row: dict, place: tuple[float, float], longest: str | 
             linewidth=1.6,
         )
     )
+    # Names are dark whatever the colour of the box: some colours are too light to be read on white.
     axes.text(
         x,
-        y + 0.28,
+        y + 0.36,
         _wrapped(row["model"]),
         ha="center",
         va="center",
         fontsize=7.5,
         fontweight="bold",
-        color=colour,
-        linespacing=1.0,
+        color=TEXT_COLOUR,
+        linespacing=1.25,
     )
     lines = [f"{row['accuracy']:.1f} % accuracy"]
+    if pd.notna(row.get("accuracy_low")) and pd.notna(row.get("accuracy_high")):
+        lines.append(f"95 % interval {row['accuracy_low']:.1f} to {row['accuracy_high']:.1f}")
     if pd.notna(row.get("parameters")):
         lines.append(f"{row['parameters'] / 1e6:.2f} M weights, {row['megabytes']:.1f} MB")
     latency = row.get(f"latency_{longest}")
     if latency is not None and pd.notna(latency):
-        lines.append(f"{latency:.2f} ms at {longest}")
-    axes.text(x, y - 0.18, "\n".join(lines), ha="center", va="center", fontsize=7, linespacing=1.25)
+        lines.append(f"{latency:.2f} ms, {longest}, one thread")
+    axes.text(x, y - 0.2, "\n".join(lines), ha="center", va="center", fontsize=7, linespacing=1.25)
+
+
+def _draw_checkpoint(axes: Axes, place: tuple[float, float]) -> None:
+    """A small dashed box in the teacher's column: what a model that does not come from the teacher is made of."""
+    x, y = place
+    height = 0.46
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - BOX_WIDTH / 2, y - height / 2),
+            BOX_WIDTH,
+            height,
+            boxstyle="round,pad=0.02,rounding_size=0.08",
+            facecolor="white",
+            edgecolor=GREY,
+            linewidth=1.2,
+            linestyle="--",
+        )
+    )
+    axes.text(
+        x, y, "pretrained checkpoint", ha="center", va="center", fontsize=7.5, fontweight="bold", color=TEXT_COLOUR
+    )
 
 
 def _wrapped(name: str) -> str:

@@ -69,14 +69,14 @@ def removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
             alpha=0.8,
             label=f"random order ({len(random)} draws)" if number == 0 else None,
         )
-    for name, colour, marker in zip(orders, CYCLE, MARKERS, strict=False):
+    for number, (name, colour, marker) in enumerate(zip(orders, CYCLE, MARKERS, strict=False)):
         curve = curves[name]
         axes.plot(
             [point["removed"] for point in curve],
             [100 * point["accuracy"] for point in curve],
             color=colour,
             marker=marker,
-            markersize=4,
+            **_nested(number, len(orders)),
             label="last layer first" if name == "top" else f"least {name} importance first",
         )
     axes.set(
@@ -90,6 +90,20 @@ def removal_curves(scan: Mapping[str, Any]) -> StudyFigure:
     axes.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _nested(number: int, count: int) -> dict[str, Any]:
+    """Line and marker of one of `count` curves: each is narrower than those drawn before it, and broken, so that of
+    curves that run along one another every one can be seen."""
+    above = count - 1 - number
+    return {
+        "linewidth": 1.3 + 1.1 * above,
+        "markersize": 3.5 + 2.2 * above,
+        "linestyle": "-" if number == 0 else (2.0 * number, (3.5, 2.5)),
+        "dash_capstyle": "butt",
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+    }
 
 
 @styled

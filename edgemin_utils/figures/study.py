@@ -22,11 +22,14 @@ from edgemin_utils.tables.summary import longest_input
 
 LARGEST_BUBBLE = 420.0
 """Area in square points of the largest file's bubble."""
+DASHES = (0, (1.6, 1.1))
+"""Edge of the students without distillation in `accuracy_over_latency`."""
 
 
 @styled
 def accuracy_over_latency(frame: pd.DataFrame, input_name: str | None = None) -> StudyFigure:
-    """Accuracy over latency, a panel per task and dev split; a bubble's area is its file's size.
+    """Accuracy over latency, a panel per task and dev split; a hollow marker's area is its file's size, and the edges
+    of students without distillation are dashed, so that models in one place can all be seen.
 
     Args:
         frame: `tables.summarize(study)`.
@@ -54,7 +57,7 @@ def accuracy_over_latency(frame: pd.DataFrame, input_name: str | None = None) ->
         handles=_model_handles(models),
         loc="outside lower center",
         ncols=3,
-        title="model (colour: student, marker: steps)",
+        title="model (colour: student, marker: steps, dashed edge: not distilled)",
     )
     if pd.notna(largest):
         figure.legend(
@@ -101,7 +104,8 @@ def accuracy_by_stage(frame: pd.DataFrame) -> StudyFigure:
 
 @styled
 def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
-    """Weights, file size, operations, latency and memory along the paper's path, of the frame's first task."""
+    """Weights, file size, operations, latency and memory along the paper's path, of the frame's first task; what was
+    measured for no model is left out."""
     frame = frame[frame["main"] & ~_is_baseline(frame)] if len(frame) else frame
     if frame.empty:
         return note_figure("no model has been made yet")
@@ -114,12 +118,17 @@ def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
         (f"latency_{longest}", f"latency at {longest}\none thread (ms)", 1),
         ("peak_memory", "peak memory (MB)", 1),
     ]
+    quantities = [each for each in quantities if each[0] in rows and rows[each[0]].notna().any()]
+    if not quantities:
+        return note_figure("no cost is measured yet")
     title = f"{panel_labels(rows.head(1))[0]}: cost of each stage"
-    figure = new_figure(2 * (0.3 * len(rows) + 1.05) + 0.4, title=title)
-    grid = figure.subplots(2, 3, sharey=True)
+    across = min(3, len(quantities))
+    down = -(-len(quantities) // across)
+    figure = new_figure(down * (0.3 * len(rows) + 1.05) + 0.4, title=title)
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
     colours = [STAGE_COLOURS[number % len(STAGE_COLOURS)] for number in range(len(rows))]
     for axes, (column, label, scale) in zip(grid.flat, quantities, strict=False):
-        values = scale * rows[column].astype(float) if column in rows else pd.Series(np.nan, index=rows.index)
+        values = scale * rows[column].astype(float)
         axes.barh(rows["model"], values.fillna(0), color=colours)
         axes.set_xlabel(label)
         annotate_bars(axes, ["not measured" if pd.isna(value) else three_digits(value) for value in values])
@@ -127,7 +136,8 @@ def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
     for axes in grid[:, 0]:
         axes.set_ylabel("model")
     grid[0, 0].invert_yaxis()
-    grid.flat[-1].remove()
+    for axes in grid.flat[len(quantities) :]:
+        axes.remove()
     return figure
 
 
@@ -165,7 +175,7 @@ def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
         axes.grid(axis="x")
     every_axes[0].set_ylabel("effect")
     every_axes[0].invert_yaxis()
-    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(2, len(panels)))
+    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(panels)))
     return figure
 
 
@@ -179,26 +189,42 @@ def panel_labels(frame: pd.DataFrame) -> list[str]:
 
 
 def _draw_trade(axes: Axes, rows: pd.DataFrame, column: str, largest: float) -> None:
-    """One panel of `accuracy_over_latency`; the axes leave room for the bubbles."""
-    for row in rows.to_dict("records"):
-        style = model_style(row)
-        area = _area(row["megabytes"], largest)
-        axes.errorbar(
+    """One panel of `accuracy_over_latency`; the axes leave room for the markers. What is dashed is drawn last, so that
+    a solid edge or bar in the same place shows through its gaps."""
+    for row in sorted(rows.to_dict("records"), key=_is_dashed):
+        style, dashes = model_style(row), DASHES if _is_dashed(row) else "-"
+        bars = axes.errorbar(
             row[column],
             row["accuracy"],
             yerr=_interval(row, "accuracy"),
             color=style["color"],
-            linewidth=0.8,
-            capsize=2,
+            linewidth=0.9,
+            capsize=3.5 if _is_dashed(row) else 2,
             zorder=1,
         )
+        for bar in bars.lines[2]:
+            bar.set_linestyle(dashes)
         axes.scatter(
-            row[column], row["accuracy"], s=area, alpha=0.65, linewidths=0.8, zorder=2, edgecolors="white", **style
+            row[column],
+            row["accuracy"],
+            s=_area(row["megabytes"], largest),
+            marker=style["marker"],
+            facecolors="none",
+            edgecolors=style["color"],
+            linewidths=1.5,
+            linestyles=[dashes],
+            zorder=2,
         )
+        axes.plot(row[column], row["accuracy"], marker=".", markersize=3, color=style["color"], zorder=3)
     axes.set_xlim(left=0)
     axes.margins(0.15)
     axes.set_xlim(0, 1.15 * rows[column].max())
     axes.grid()
+
+
+def _is_dashed(row: dict) -> bool:
+    """Whether its edge is dashed: a student that was trained without distillation."""
+    return bool(row["student"]) and not row["distilled"]
 
 
 def _area(megabytes: float, largest: float) -> float:
@@ -225,7 +251,16 @@ def _is_baseline(frame: pd.DataFrame) -> pd.Series:
 
 def _model_handles(models: pd.DataFrame) -> list[Line2D]:
     return [
-        Line2D([], [], linestyle="none", markersize=6, label=row["model"], **model_style(row))
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            markersize=6.5,
+            markerfacecolor="none",
+            markeredgewidth=1.5,
+            label=row["model"],
+            **model_style(row),
+        )
         for row in models.to_dict("records")
     ]
 
@@ -239,7 +274,8 @@ def _size_handles(largest: float) -> list[Line2D]:
             linestyle="none",
             marker="o",
             color=GREY,
-            alpha=0.65,
+            markerfacecolor="none",
+            markeredgewidth=1.5,
             label=f"{size:.3g} MB",
             markersize=np.sqrt(_area(size, largest)),
         )

@@ -6,6 +6,7 @@ names its student and its marker the steps taken, so that neither carries the me
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -76,9 +77,11 @@ class StudyFigure(Figure):
 
     Attributes:
         description: one sentence on what is drawn; screen readers read it in place of the picture.
+        is_note: it only says why there is nothing to draw, so a report leaves it out.
     """
 
     description: str = ""
+    is_note: bool = False
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         width, height = self.get_size_inches()
@@ -117,6 +120,7 @@ def new_figure(height: float, width: float = WIDTH, title: str = "") -> StudyFig
 def note_figure(message: str) -> StudyFigure:
     """A figure that says why there is nothing to draw."""
     figure = new_figure(1.2)
+    figure.is_note = True
     figure.text(0.5, 0.5, message, ha="center", va="center", wrap=True, color=GREY)
     return figure
 
@@ -139,6 +143,12 @@ def model_style(row: Mapping[str, Any]) -> dict[str, Any]:
         "color": STUDENT_COLOURS.get(row["student"], PALETTE["purple"]),
         "marker": STEP_MARKERS[bool(row["pruned"]), bool(row["quantized"])],
     }
+
+
+def wrapped_name(name: str, width: int, indent: str = "") -> str:
+    """A model's or method's name on lines of about `width` characters, broken between words only: a name such as
+    onnx-int4-embeddings stays whole, however long it is."""
+    return textwrap.fill(name, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def thousands(axis: Any) -> None:

@@ -21,6 +21,9 @@ from edgemin_utils.tables.summary import (
 )
 from edgemin_utils.tables.variants import StudyRecords, describe_data, is_synthetic
 
+MAIN_TABLE = "main_results"
+"""Name of the table that a report always has."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -163,7 +166,7 @@ def main_table(study: Path | StudyRecords) -> Table:
         "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.",
     )
     return Table(
-        "main_results",
+        MAIN_TABLE,
         f"Accuracy per task and model{data_kind(records)}",
         main_results(records),
         (*accuracy, *table_notes(records)),

@@ -11,11 +11,12 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from tabulate import SEPARATING_LINE, tabulate
 
-from edgemin_utils.tables.contents import Table, every_table
+from edgemin_utils.tables.contents import MAIN_TABLE, Table, every_table
 from edgemin_utils.tables.variants import StudyRecords
 
 TEXT_WIDTH = 120
 _SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs", "_bound")
+_FILE_KINDS = ("csv", "md", "tex")
 _LABELS = ("Task", "Threads", "Model", "Method")
 
 
@@ -244,21 +245,29 @@ def latex_escape(text: Any) -> str:
 def write_tables(study: Path | StudyRecords, folder: Path) -> list[Path]:
     """Writes every table as csv (all numbers, full precision), md and tex into `folder`; returns the paths.
 
-    The same records give the same bytes.
+    The same records give the same bytes. A table without rows is left out, and what an earlier report wrote under its
+    name is removed; only the main results are always there.
     """
-    return [path for table in every_table(study) for path in write_table(table, folder)]
+    written = []
+    for table in every_table(study):
+        if len(table.frame) or table.name == MAIN_TABLE:
+            written += write_table(table, folder)
+        else:
+            for kind in _FILE_KINDS:
+                (folder / f"{table.name}.{kind}").unlink(missing_ok=True)
+    return written
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Writes one table as <name>.csv, .md and .tex into `folder`, which is made if need be; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "csv": table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
-        "md": as_markdown(table),
-        "tex": as_latex(table),
-    }
-    paths = [folder / f"{table.name}.{kind}" for kind in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
+    texts = (
+        table.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"),
+        as_markdown(table),
+        as_latex(table),
+    )
+    paths = [folder / f"{table.name}.{kind}" for kind in _FILE_KINDS]
+    for path, text in zip(paths, texts, strict=True):
         path.write_text(text, encoding="utf-8", newline="\n")
     return paths
 
