@@ -26,11 +26,14 @@ def absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
         if not isinstance(value, str | os.PathLike) or not os.fspath(value) or value in ("none", "None"):
             continue
-        path = Path(value).expanduser()
-        looks_like_one = os.fspath(value).startswith((".", "~", os.sep)) or path.is_dir()
-        if name in PATH_SETTINGS or (name in MODEL_SETTINGS and looks_like_one):
-            changed[name] = os.path.abspath(path)
+        # Only a checkpoint is looked for on disk: another value, such as a list of recipes, may be too long for a path.
+        if name in PATH_SETTINGS or (name in MODEL_SETTINGS and _looks_like_a_path(value)):
+            changed[name] = os.path.abspath(Path(value).expanduser())
     return changed
+
+
+def _looks_like_a_path(value: str | os.PathLike) -> bool:
+    return os.fspath(value).startswith((".", "~", os.sep)) or Path(value).expanduser().is_dir()
 
 
 def paths_of_settings(settings: Settings) -> list[str]:

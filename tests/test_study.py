@@ -407,6 +407,8 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
     }
     assert absolute_paths(given) == {**given, "data_dir": str(tmp_path / "glue"), "teacher": str(tmp_path / "mine")}
     assert absolute_paths({"teacher": "./typo"}) == {"teacher": str(tmp_path / "typo")}
+    recipes = "+".join(["distill"] * 60)  # longer than a file name may be
+    assert absolute_paths({"recipe": recipes}) == {"recipe": recipes}
 
 
 def test_threads_are_divided_and_given_back(monkeypatch):
