@@ -133,8 +133,6 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
     """README.md of a published study; `kept` says what was copied."""
     chains = sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))
     commands = [chain_command(path.parent) for path in chains]
-    environment = records[0].content["environment"]
-    flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
     rows = pd.DataFrame(
         [
             {
@@ -148,7 +146,6 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
         ]
     )
     total = duration(sum(record.content["wall_seconds"] for record in records))
-    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     unmeasured = [f"{path.parent.parent.name}, {path.parent.name}" for path in chains if not _is_measured(path.parent)]
     return (
         "\n\n".join(
@@ -156,9 +153,8 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
                 f"# Reference results: {study.name}",
                 "Made by",
                 "\n".join(f"    {command}" for command in commands),
-                f"on {environment['processor']} with {environment['available_cores']} cores ({flags}), "
-                f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, "
-                f"Python {environment['python']}; {versions}. {_revisions(records)}",
+                *_machines(records),
+                _revisions(records),
                 *_checkpoint_names(chains),
                 *(
                     [f"Not run: the commands' last stage, the measurement, of {'; '.join(unmeasured)}."]
@@ -187,6 +183,22 @@ def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
             if Path(str(overrides.get(name, ""))).is_absolute():
                 names[f"{OWN_FOLDERS[name]} was a folder with the checkpoint `{Path(overrides[name]).name}`."] = None
     return [" ".join(names)] if names else []
+
+
+def _machines(records: Sequence[Record]) -> list[str]:
+    """A paragraph a machine: what it is, which versions it had, and which chains it made."""
+    chains = dict[str, dict[str, None]]()
+    for record in records:
+        environment = record.content["environment"]
+        flags = ", ".join(name for name, there in environment["processor_flags"].items() if there)
+        versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+        machine = (
+            f"{environment['processor']} with {environment['available_cores']} cores ({flags}), "
+            f"{environment['memory_bytes'] / 1e9:.0f} GB, {environment['operating_system']}, Python "
+            f"{environment['python']}; {versions}."
+        )
+        chains.setdefault(machine, {})[f"{record.task} seed {record.seed}"] = None
+    return [f"{', '.join(made)}: on {machine}" for machine, made in chains.items()]
 
 
 def _revisions(records: Sequence[Record]) -> str:
