@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from edgemin_utils.figures.style import (
     GREY,
@@ -192,7 +193,8 @@ def _draw_trade(axes: Axes, rows: pd.DataFrame, column: str, largest: float) -> 
     """One panel of `accuracy_over_latency`; the axes leave room for the markers. What is dashed is drawn last, so that
     a solid edge or bar in the same place shows through its gaps."""
     for row in sorted(rows.to_dict("records"), key=_is_dashed):
-        style, dashes = model_style(row), DASHES if _is_dashed(row) else "-"
+        style = model_style(row)
+        dashes: LineStyleType = DASHES if _is_dashed(row) else "-"
         bars = axes.errorbar(
             row[column],
             row["accuracy"],
