@@ -462,7 +462,8 @@ def test_a_method_is_compared_within_its_task_only(drawn):
 def test_names_are_broken_between_words_only(drawn):
     label = drawn["comparison"].axes[0].get_yticklabels()[10].get_text()
     assert label.count("\n") == 2 and label.replace("\n", " ") == LONG_METHOD
-    assert wrapped_name("onnx-int4-gptq-embeddings", 10) == "onnx-int4-gptq-embeddings"
+    assert wrapped_name("onnx-int4-gptq-embeddings", 20) == "onnx-int4-gptq-embeddings"
+    assert wrapped_name("onnx-int4-gptq-embeddings", 18) == "onnx-int4-gptq-\nembeddings"  # far too long for a line
     assert wrapped_name("Distilled + onnx-int4", 12, "  ") == "Distilled +\n  onnx-int4"
 
 

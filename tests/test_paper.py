@@ -464,7 +464,7 @@ def test_publishing_fills_the_readmes_place_alone(record, tmp_path):
     results.publish(folder, tmp_path / "reference", readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "\nold\n" not in text
-    assert "| C15 " in text and "## Claims made true" in text and results.interaction_sentence(record) in text
+    assert "| C15 " in text and "\n# Claims made true" in text and results.interaction_sentence(record) in text
     assert (tmp_path / "reference" / "record.json").is_file()
     readme.write_text("no place")
     shutil.rmtree(tmp_path / "reference")

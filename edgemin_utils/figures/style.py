@@ -43,6 +43,8 @@ WIDTH = 7.0
 """Width in inches of a figure over the whole text; fonts are chosen to be read at this width."""
 RESOLUTION = 150
 """Dots per inch of the png files."""
+LONGEST_WORD = 1.3
+"""Width of a word, as a share of its line's, above which it is broken."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -146,9 +148,16 @@ def model_style(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wrapped_name(name: str, width: int, indent: str = "") -> str:
-    """A model's or method's name on lines of about `width` characters, broken between words only: a name such as
-    onnx-int4-embeddings stays whole, however long it is."""
-    return textwrap.fill(name, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    """A model's or method's name on lines of about `width` characters, broken between words: a name such as
+    onnx-int4-embeddings stays whole. Only one that would be `LONGEST_WORD` times as wide is broken at its hyphens."""
+    words = [
+        part
+        for word in name.split()
+        for part in (textwrap.wrap(word, width, break_long_words=False) if len(word) > LONGEST_WORD * width else [word])
+    ]
+    return textwrap.fill(
+        " ".join(words), width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def thousands(axis: Any) -> None:
