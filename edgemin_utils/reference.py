@@ -146,7 +146,6 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
         ]
     )
     total = duration(sum(record.content["wall_seconds"] for record in records))
-    unmeasured = [f"{path.parent.parent.name}, {path.parent.name}" for path in chains if not _is_measured(path.parent)]
     return (
         "\n\n".join(
             [
@@ -156,13 +155,10 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
                 *_machines(records),
                 _revisions(records),
                 *_checkpoint_names(chains),
-                *(
-                    [f"Not run: the commands' last stage, the measurement, of {'; '.join(unmeasured)}."]
-                    * bool(unmeasured)
-                ),
+                *_unmeasured(chains),
                 f"{kept}; no weights. "
                 f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
-                f"All stages together took {total}, on a machine that did other work beside them.",
+                f"All stages together took {total} by the clock, whatever else the machines did.",
                 rows.to_markdown(index=False),
             ]
         )
@@ -170,8 +166,14 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
     )
 
 
-def _is_measured(chain: Path) -> bool:
-    return (chain / COST / RECORD_FILE).is_file()
+def _unmeasured(chains: Sequence[Path]) -> list[str]:
+    """Which chains (by their `chain.json`) were not measured, as a sentence; none if all were."""
+    missing = [
+        f"{path.parent.parent.name}, {path.parent.name}"
+        for path in chains
+        if not (path.parent / COST / RECORD_FILE).is_file()
+    ]
+    return [f"Not run: the commands' last stage, the measurement, of {'; '.join(missing)}."] if missing else []
 
 
 def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
@@ -227,7 +229,7 @@ def results_place(study: Path) -> str:
 def results_section(study: Path) -> str:
     """The main table, the findings and, where there is a choice, the models for a budget, as Markdown for the README.
 
-    Notes on rows, latency and processor stand under the main table alone."""
+    Notes that stand under the main table are not repeated."""
     records = tables.read_study(study)
     sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
     parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "## What the numbers say", sentences]

@@ -177,17 +177,23 @@ def publish_bundles(study: Path, destination: Path) -> list[Path]:
     return published
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the reference study, publishes it and prints where it lies."""
+def input_options(module: str, description: str) -> argparse.ArgumentParser:
+    """Options of a command that makes reference results: where rows, the teacher's checkpoint and its output lie."""
     parser = argparse.ArgumentParser(
-        prog="python -m edgemin_utils.reference_study",
-        description=__doc__.splitlines()[0],
+        prog=f"python -m edgemin_utils.{module}",
+        description=description,
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data-dir", required=True, metavar="DIR", help="GLUE's rows, one folder a task")
     parser.add_argument("--teacher", required=True, metavar="ID_OR_DIR", help="the teacher's checkpoint")
-    parser.add_argument("--output-dir", metavar="DIR", help="folder of the studies' folders (none: outputs)")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder of what is trained (none: outputs in the project)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the reference study, publishes it and prints where it lies."""
+    parser = input_options("reference_study", __doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=[], help="only these tasks")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these seeds")
     parser.add_argument("--jobs", type=int, default=1, help="chains side by side")

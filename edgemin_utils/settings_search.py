@@ -5,7 +5,6 @@ train rows that nothing was trained on. Dev rows play no part in it.
 one core) and writes `outputs/reference/search/sst2.csv`.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from edgemin_utils.config import load_settings, project_folder
 from edgemin_utils.errors import EdgeMINError
 from edgemin_utils.evaluation import load_stage_model, tokenized_task
 from edgemin_utils.records import Run
-from edgemin_utils.reference_study import PROFILE
+from edgemin_utils.reference_study import PROFILE, input_options
 from edgemin_utils.stages import run_stage
 from edgemin_utils.statistics import accuracy_interval, compare_predictions
 from edgemin_utils.training import predict
@@ -168,18 +167,9 @@ def _text(value: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the search, prints its table and writes it beside the reference results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgemin_utils.settings_search",
-        description=__doc__.splitlines()[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data-dir", required=True, metavar="DIR", help="GLUE's rows, one folder a task")
-    parser.add_argument("--teacher", required=True, metavar="ID_OR_DIR", help="the teacher's checkpoint")
-    parser.add_argument("--output-dir", metavar="DIR", help=f"the search's folder (none: outputs/{FOLDER})")
-    options = parser.parse_args(arguments)
+    options = input_options("settings_search", __doc__.splitlines()[0]).parse_args(arguments)
     console, outputs = Console(), project_folder() / "outputs"
-    folder = Path(options.output_dir).expanduser().absolute() if options.output_dir else outputs / FOLDER
+    folder = (Path(options.output_dir).expanduser().absolute() if options.output_dir else outputs) / FOLDER
     found = []
     try:
         for trial, path in search(TRIALS, folder, options.data_dir, options.teacher):

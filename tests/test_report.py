@@ -1,16 +1,19 @@
+import io
 import json
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from example_study import COST, DISTILLED, MODELS, NONE, TEACHER, write_chain
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 from traitlets.config import Config
 
-from edgemin_utils import analysis, report
+from edgemin_utils import analysis, figures, report, tables
 from edgemin_utils.errors import StageError
-from edgemin_utils.page import formula_svg, formulas_as_pictures, notebook_page
+from edgemin_utils.page import formula_svg, formulas_as_pictures, notebook_page, with_palette
 from edgemin_utils.records import open_run
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_analysis.ipynb"
@@ -139,6 +142,19 @@ def test_page_loads_nothing_from_the_network(tmp_path):
     assert formulas == [r"s = \frac{a}{b}", "p &lt; 0.05"]
     assert 'alt="what is drawn"' in page
     assert "Badge" in page and "badge.svg" not in page
+
+
+def test_pictures_of_the_page_look_the_same_in_fewer_bytes(study):
+    drawn = io.BytesIO()
+    figures.accuracy_by_stage(tables.summarize(study)).savefig(drawn, format="png", dpi=150)
+    smaller = with_palette(drawn.getvalue())
+    assert len(smaller) < 0.7 * len(drawn.getvalue())
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int) for png in (drawn.getvalue(), smaller)
+    )
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 0.5 and np.abs(before - after).max() < 32  # of 255
+    assert with_palette(b"no picture") == b"no picture"
 
 
 def test_broken_notebook_is_named(tmp_path):

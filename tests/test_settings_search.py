@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
+from tiny_chain import tiny_run
 
 from edgemin_utils import settings_search
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.records import open_run
 from edgemin_utils.settings_search import TRIALS, Trial, search, search_table, trial_run
 
 STUDENT = "distillation/minilmv2"
@@ -19,30 +19,12 @@ CHOSEN = (
     Trial(STUDENT, STUDENT),
     Trial(STUDENT, STUDENT, {"prediction_learning_rate": 2e-3}),
 )
-TINY = {
-    "train_rows": 80,
-    "dev_rows": 20,
-    "teacher_layers": 1,
-    "teacher_hidden_size": 24,
-    "teacher_heads": 4,
-    "teacher_intermediate_size": 48,
-    "student": "teacher-layers",
-    "student_from_layers": [0],
-    "relation_heads": 6,
-    "teacher_epochs": 1,
-    "distillation_epochs": 0.5,
-    "prediction_epochs": 0.5,
-    "vocabulary_size": 600,
-    "holdout_fraction": 0.5,
-}
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(
-        settings_search,
-        "trial_run",
-        lambda trial, folder, data_dir, teacher: open_run("sst2", "demo", 0, folder, {**TINY, **trial.changes}),
+        settings_search, "trial_run", lambda trial, folder, data_dir, teacher: tiny_run(folder, **trial.changes)
     )
 
 
@@ -55,12 +37,12 @@ def test_every_trial_is_a_model_of_its_chain_and_has_a_baseline(trial, tmp_path)
 def test_models_are_judged_on_the_holdout_and_not_trained_twice(tiny, tmp_path, monkeypatch):
     found = list(search(CHOSEN, tmp_path, "rows", "weights"))
     assert len({path for _, path in found}) == len(CHOSEN)
-    run = open_run("sst2", "demo", 0, tmp_path, TINY)
+    run = tiny_run(tmp_path)
     labels = load_task_data(run.settings, "sst2", 0).holdout["label"]
     table = search_table(found)
     for (_, path), accuracy in zip(found, table["accuracy"], strict=True):
         answers = np.load(path)
-        assert answers["label"].tolist() == list(labels) and len(labels) == 40
+        assert answers["label"].tolist() == list(labels) and len(labels) == 24
         assert accuracy == pytest.approx(100 * accuracy_score(answers["label"], answers["prediction"]))
     monkeypatch.setattr(settings_search, "run_stage", lambda run, key: pytest.fail(f"{key} was run again"))
     again = search_table(list(search(CHOSEN, tmp_path, "rows", "weights")))

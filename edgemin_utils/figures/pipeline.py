@@ -1,5 +1,7 @@
 """The pipeline picture: what is made from what, with each model's numbers from its records."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -87,17 +89,7 @@ def _step(path: pd.DataFrame, column: int) -> str:
 
 def _draw_box(axes: Axes, row: dict, place: tuple[float, float], longest: str | None, colour: str) -> None:
     x, y = place
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2),
-            BOX_WIDTH,
-            BOX_HEIGHT,
-            boxstyle="round,pad=0.02,rounding_size=0.08",
-            facecolor="white",
-            edgecolor=colour,
-            linewidth=1.6,
-        )
-    )
+    _draw_outline(axes, place, BOX_HEIGHT, edgecolor=colour, linewidth=1.6)
     # Names are dark whatever the colour of the box: some colours are too light to be read on white.
     axes.text(
         x,
@@ -121,10 +113,9 @@ def _draw_box(axes: Axes, row: dict, place: tuple[float, float], longest: str | 
     axes.text(x, y - 0.2, "\n".join(lines), ha="center", va="center", fontsize=7, linespacing=1.25)
 
 
-def _draw_checkpoint(axes: Axes, place: tuple[float, float]) -> None:
-    """A small dashed box in the teacher's column: what a model that does not come from the teacher is made of."""
+def _draw_outline(axes: Axes, place: tuple[float, float], height: float, **edge: Any) -> None:
+    """The white box with round corners behind a text; `edge` is matplotlib's colour, width and style of its line."""
     x, y = place
-    height = 0.46
     axes.add_patch(
         FancyBboxPatch(
             (x - BOX_WIDTH / 2, y - height / 2),
@@ -132,11 +123,15 @@ def _draw_checkpoint(axes: Axes, place: tuple[float, float]) -> None:
             height,
             boxstyle="round,pad=0.02,rounding_size=0.08",
             facecolor="white",
-            edgecolor=GREY,
-            linewidth=1.2,
-            linestyle="--",
+            **edge,
         )
     )
+
+
+def _draw_checkpoint(axes: Axes, place: tuple[float, float]) -> None:
+    """A small dashed box in the teacher's column: what a model that does not come from the teacher is made of."""
+    x, y = place
+    _draw_outline(axes, place, 0.46, edgecolor=GREY, linewidth=1.2, linestyle="--")
     axes.text(
         x, y, "pretrained checkpoint", ha="center", va="center", fontsize=7.5, fontweight="bold", color=TEXT_COLOUR
     )

@@ -314,9 +314,14 @@ def table_notes(study: Path | StudyRecords) -> tuple[str, ...]:
         chains = records.of_task(task)
         seeds = ", ".join(str(chain.seed) for chain in chains)
         notes.append(f"{task}: {data_description(chains)}; seed{'s' if len(chains) > 1 else ''} {seeds}.")
-    processors = sorted({_processor(record.content.get("environment") or {}) for record in records.records})
-    if processors:
-        notes.append(f"Processor: {'; '.join(processors)}.")
+    processors = dict[str, dict[str, None]]()
+    for record in records.records:
+        processors.setdefault(_processor(record.content.get("environment") or {}), {})[record.task] = None
+    if len(processors) == 1:
+        notes.append(f"Processor: {next(iter(processors))}.")
+    elif processors:
+        of_tasks = "; ".join(f"{', '.join(tasks)} on {processor}" for processor, tasks in processors.items())
+        notes.append(f"Processors: {of_tasks}. Times on different processors are not comparable.")
     return (*notes, *(f"{note}." for note in records.notes))
 
 

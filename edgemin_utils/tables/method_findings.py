@@ -58,28 +58,29 @@ def _on_objectives(label: str, rows: pd.DataFrame) -> str:
 
 
 def _on_cuts(label: str, rows: pd.DataFrame) -> str:
-    tested = rows[rows["difference"].notna()]
-    harmless = tested[~_clear(tested) | (tested["difference"] > 0)]
-    said = f"{label}: of {len(tested)} cuts held against the uncut student"
-    if harmless.empty:
-        return f"{said}, every one costs accuracy. {_told_apart(tested)}"
-    most = harmless.loc[harmless["weights_removed"].idxmax()]
-    return (
-        f"{said}, {most['method']} takes most ({most['weights_removed']:.1f} % of the weights) without a loss that "
-        f"these rows can show: {_difference(most)}, {_accuracy(most)} ({_where(most)}). {_told_apart(tested)}"
+    said = f"{label}: of {rows['difference'].notna().sum()} cuts held against the uncut student"
+    return _without_loss(
+        said, rows, "weights_removed", lambda most: f"takes most ({most['weights_removed']:.1f} % of the weights)"
     )
 
 
 def _on_schemes(label: str, rows: pd.DataFrame) -> str:
+    count = rows["difference"].notna().sum()
+    said = f"{label}: of {count} quantization schemes held against the FP32 model that they start from"
+    smaller = rows.assign(saved=-rows["megabytes"])
+    return _without_loss(said, smaller, "saved", lambda small: f"makes the smallest file ({small['megabytes']:.2f} MB)")
+
+
+def _without_loss(said: str, rows: pd.DataFrame, gain: str, words: Callable[[pd.Series], str]) -> str:
+    """Which method gains most by column `gain` among those that do not lose accuracy clearly, in `words`."""
     tested = rows[rows["difference"].notna()]
     harmless = tested[~_clear(tested) | (tested["difference"] > 0)]
-    said = f"{label}: of {len(tested)} quantization schemes held against the FP32 model that they start from"
     if harmless.empty:
         return f"{said}, every one costs accuracy. {_told_apart(tested)}"
-    small = harmless.loc[harmless["megabytes"].idxmin()]
+    best = harmless.loc[harmless[gain].idxmax()]
     return (
-        f"{said}, {small['method']} makes the smallest file ({small['megabytes']:.2f} MB) without a loss that these "
-        f"rows can show: {_difference(small)}, {_accuracy(small)} ({_where(small)}). {_told_apart(tested)}"
+        f"{said}, {best['method']} {words(best)} without a loss that these rows can show: {_difference(best)}, "
+        f"{_accuracy(best)} ({_where(best)}). {_told_apart(tested)}"
     )
 
 
