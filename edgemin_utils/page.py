@@ -70,7 +70,8 @@ def with_palette(png: bytes) -> bytes:
     except OSError:
         return png
     flat = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-    flat.quantize(256, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    # Maximum coverage keeps rare colours; the usual median cut may give up a thin line's.
+    flat.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
     return min(smaller.getvalue(), png, key=len)
 
 
