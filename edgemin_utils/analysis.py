@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from edgemin_utils.chain import COST
 from edgemin_utils.errors import EdgeMINError
 from edgemin_utils.records import Record, Run, open_chain
 
@@ -28,24 +29,29 @@ def measure_chains(run: Run, measure: Callable[[Run], Record] | None = None) -> 
         measure: what measures one chain, by default `cost.measure_chain`.
 
     Returns:
-        one row a chain: task, seed, state ("measured", or why it could not be: a stage missing or stale).
+        one row a chain: task, seed, state ("measured", or why it was not: a stage missing or stale, or settings that
+        leave measuring out).
 
     Raises:
-        EdgeMINError: not one chain could be measured; it is the error of `run`'s own chain.
+        EdgeMINError: not one chain could be measured, though one was to be; it is the first such chain's error.
     """
     if measure is None:
         from edgemin_utils.cost import measure_chain  # imports torch
 
         measure = measure_chain
-    rows, errors = [], []
+    rows, errors, measured = [], [], 0
     for chain in chains_of(run):
-        try:
-            measure(chain)
-            state = "measured"
-        except EdgeMINError as error:
-            errors.append(error)
-            state = f"not measured: {error}"
+        state = "measured"
+        if COST not in chain.plan:
+            state = "not measured: latency_protocol=none"
+        else:
+            try:
+                measure(chain)
+                measured += 1
+            except EdgeMINError as error:
+                errors.append(error)
+                state = f"not measured: {error}"
         rows.append({"task": chain.task, "seed": chain.seed, "state": state})
-    if len(errors) == len(rows):
+    if errors and not measured:
         raise errors[0]
     return pd.DataFrame(rows)

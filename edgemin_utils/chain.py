@@ -263,8 +263,9 @@ def plan_chain(settings: Settings) -> dict[str, Stage]:
         plan.step(pruned, f"quantize:{scheme}", optional=True)
     for steps in recipes(settings).values():
         plan.recipe(steps)
-    models = tuple(stage.key for stage in plan.stages.values() if stage.keeps_model)
-    plan.add(Stage(COST, needs=models, keeps_model=False))
+    if settings.latency_protocol != "none":
+        models = tuple(stage.key for stage in plan.stages.values() if stage.keeps_model)
+        plan.add(Stage(COST, needs=models, keeps_model=False))
     return plan.stages
 
 

@@ -339,9 +339,10 @@ class Settings:
     # ---- measurement ------------------------------------------------------------------------------------
     latency_protocol: str = _setting(
         "quick",
-        "quick: 30 runs a variant, marked as quick; full: at least 100 runs and 10 s",
+        "quick: 30 runs a variant, marked as quick; full: at least 100 runs and 10 s; none: neither time nor memory is "
+        "measured, as for further seeds, whose models have the first one's shapes",
         stages=("measurement",),
-        choices=("quick", "full"),
+        choices=("none", "quick", "full"),
     )
     latency_threads: list[int] = _setting(
         [1, 0], "thread counts timed; 0 stands for all cores", "threads", ("measurement",)

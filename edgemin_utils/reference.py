@@ -10,17 +10,17 @@ import re
 import shlex
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from edgemin_utils import tables
-from edgemin_utils.chain import COST
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
-from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records
+from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records, open_chain
 from edgemin_utils.report import REPORT_FILE, executed_analysis, html_report, report_folder, write_report
 
 # Of a record's folder; predictions are kept too, without their logits.
@@ -155,7 +155,7 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
                 *_machines(records),
                 _revisions(records),
                 *_checkpoint_names(chains),
-                *_unmeasured(chains),
+                *_not_run(chains),
                 f"{kept}; no weights. "
                 f"`edgemin report --output-dir outputs/reference/{study.name}` draws the tables and figures again.",
                 f"All stages together took {total} by the clock, whatever else the machines did.",
@@ -166,14 +166,17 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
     )
 
 
-def _unmeasured(chains: Sequence[Path]) -> list[str]:
-    """Which chains (by their `chain.json`) were not measured, as a sentence; none if all were."""
-    missing = [
-        f"{path.parent.parent.name}, {path.parent.name}"
-        for path in chains
-        if not (path.parent / COST / RECORD_FILE).is_file()
-    ]
-    return [f"Not run: the commands' last stage, the measurement, of {'; '.join(missing)}."] if missing else []
+def _not_run(chains: Sequence[Path]) -> list[str]:
+    """What the commands of chains (by their `chain.json`) make that is not on disk, as one sentence; none if all is."""
+    parts = []
+    for path in chains:
+        folder = path.parent
+        run = open_chain(folder)
+        missing = Counter(stage.kind for key, stage in run.plan.items() if not (folder / key / RECORD_FILE).is_file())
+        if missing:
+            stages = ", ".join(f"{kind} ({number})" for kind, number in missing.items())
+            parts.append(f"{folder.parent.name}, {folder.name}: {stages}")
+    return [f"Stages of the commands that were not run: {'; '.join(parts)}."] if parts else []
 
 
 def _checkpoint_names(chains: Sequence[Path]) -> list[str]:

@@ -37,6 +37,11 @@ def test_every_stage_comes_after_what_it_needs_and_not_in_an_earlier_notebook():
         assert key == COST and set(stage.upstream) == {key for key, stage in seen.items() if stage.keeps_model}
 
 
+def test_a_chain_can_leave_its_costs_unmeasured_and_is_the_same_otherwise():
+    whole = plan()
+    assert plan(latency_protocol="none") == {key: stage for key, stage in whole.items() if key != COST}
+
+
 def test_the_papers_recipe_is_the_main_path_and_adds_nothing():
     assert plan(recipe="paper").keys() == plan().keys()
     stages = plan()

@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -7,8 +6,9 @@ import pytest
 from conftest import write_notebook
 from example_study import COST, TEACHER, write_chain
 
+from edgemin_utils import reference
 from edgemin_utils.errors import StageError
-from edgemin_utils.records import find_records, write_json
+from edgemin_utils.records import find_records, open_chain, write_json
 from edgemin_utils.reference import (
     chain_command,
     fill_marked_place,
@@ -141,10 +141,29 @@ def test_nothing_is_published_that_the_readme_has_no_place_for(tmp_path):
 
 def test_the_readme_of_a_study_says_what_was_kept_and_what_was_not_run(study, tmp_path):
     chain = next(study.glob("*/seed-*/teacher")).parent
-    write_json(chain / "chain.json", {"profile": "laptop", "overrides": {"teacher": str(tmp_path / "some-checkpoint")}})
-    text = (publish_study(study, tmp_path / "reference" / "laptop") / "README.md").read_text()
-    assert "TEACHER_DIR was a folder with the checkpoint `some-checkpoint`." in text and "Not run" not in text
+
+    def described(**overrides):
+        asked = {"teacher": str(tmp_path / "some-checkpoint"), **overrides}
+        write_json(chain / "chain.json", {"profile": "laptop", "overrides": asked})
+        return (publish_study(study, tmp_path / "reference" / "laptop") / "README.md").read_text()
+
+    not_run = f"not run: {chain.parent.name}, {chain.name}: "
+    text = described()
+    assert "TEACHER_DIR was a folder with the checkpoint `some-checkpoint`." in text and "measurement (1)" not in text
     assert "Revision" in text and ("raw latencies" in text) == any(study.rglob("latency.npz"))
-    shutil.rmtree(chain / "measurement")
-    text = (publish_study(study, tmp_path / "reference" / "laptop") / "README.md").read_text()
-    assert f"Not run: the commands' last stage, the measurement, of {chain.parent.name}, {chain.name}." in text
+    for path in chain.glob("*/*/record.json"):
+        if path.parts[-3] in ("distillation", "measurement"):
+            path.unlink()
+    text, planned = described(), [stage.kind for stage in open_chain(chain).plan.values()]
+    assert f"{not_run}distillation ({planned.count('distillation')})" in text and "teacher (" not in text
+    assert "measurement (1)" in text
+    assert "measurement (1)" not in described(latency_protocol="none")
+
+
+def test_a_chain_with_all_its_stages_is_not_said_to_lack_any(study):
+    write_json(study / "sst2" / "seed-0" / "chain.json", {"profile": "demo", "overrides": {}})
+    chain = open_chain(study / "sst2" / "seed-0")
+    for key in chain.plan:
+        (study / "sst2" / "seed-0" / key).mkdir(parents=True, exist_ok=True)
+        (study / "sst2" / "seed-0" / key / "record.json").touch()
+    assert reference._not_run([study / "sst2" / "seed-0" / "chain.json"]) == []

@@ -14,7 +14,7 @@ from traitlets.config import Config
 from edgemin_utils import analysis, figures, report, tables
 from edgemin_utils.errors import StageError
 from edgemin_utils.page import formula_svg, formulas_as_pictures, notebook_page, with_palette
-from edgemin_utils.records import open_run
+from edgemin_utils.records import open_run, write_json
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_analysis.ipynb"
 
@@ -232,6 +232,16 @@ def test_a_chain_that_cannot_be_measured_does_not_stop_the_others(study):
     frame = analysis.measure_chains(open_run("sst2", output_dir=study), measure).set_index("task")
     assert frame.loc["sst2", "state"] == "measured"
     assert "stage teacher/fine-tuned is missing" in frame.loc["mnli", "state"]
+
+
+def test_a_chain_whose_settings_leave_measuring_out_is_not_measured(study):
+    write_json(study / "mnli" / "seed-0" / "chain.json", {"profile": "demo", "overrides": {"latency_protocol": "none"}})
+    measured = []
+    frame = analysis.measure_chains(open_run("sst2", output_dir=study), measured.append).set_index("task")
+    assert [chain.task for chain in measured] == ["sst2"]
+    assert frame.loc["mnli", "state"] == "not measured: latency_protocol=none"
+    alone = open_run("mnli", output_dir=study / "other", overrides={"latency_protocol": "none"})
+    assert len(analysis.measure_chains(alone, measured.append)) == 1 == len(measured)
 
 
 def test_nothing_to_measure_is_an_error(tmp_path):
