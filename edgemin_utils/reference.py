@@ -22,6 +22,7 @@ from edgemin_utils.errors import StageError
 from edgemin_utils.progress import duration
 from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records, open_chain
 from edgemin_utils.report import REPORT_FILE, executed_analysis, html_report, report_folder, write_report
+from edgemin_utils.tables.contents import MAIN_TABLE
 
 # Of a record's folder; predictions are kept too, without their logits.
 KEPT_FILES = (RECORD_FILE, "latency.npz")
@@ -169,13 +170,12 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
 def _not_run(chains: Sequence[Path]) -> list[str]:
     """What the commands of chains (by their `chain.json`) make that is not on disk, as one sentence; none if all is."""
     parts = []
-    for path in chains:
-        folder = path.parent
-        run = open_chain(folder)
-        missing = Counter(stage.kind for key, stage in run.plan.items() if not (folder / key / RECORD_FILE).is_file())
-        if missing:
-            stages = ", ".join(f"{kind} ({number})" for kind, number in missing.items())
-            parts.append(f"{folder.parent.name}, {folder.name}: {stages}")
+    for run in filter(None, (open_chain(path.parent) for path in chains)):
+        lacking = [key for key in run.plan if not (run.stage_folder(key) / RECORD_FILE).is_file()]
+        if lacking:
+            counted = Counter(run.stage(key).kind for key in lacking)
+            stages = ", ".join(f"{kind} ({number})" for kind, number in counted.items())
+            parts.append(f"{run.task}, seed-{run.seed}: {stages}")
     return [f"Stages of the commands that were not run: {'; '.join(parts)}."] if parts else []
 
 
@@ -230,16 +230,18 @@ def results_place(study: Path) -> str:
 
 
 def results_section(study: Path) -> str:
-    """The main table, the findings and, where there is a choice, the models for a budget, as Markdown for the README.
-
-    Notes that stand under the main table are not repeated."""
+    """The study at a glance, the main table, what the comparisons of methods say and, where there is a choice, the
+    models for a budget, as Markdown for the README. Notes that stand under one of the tables are not repeated."""
     records = tables.read_study(study)
-    sentences = "\n".join(f"- {sentence}" for sentence in tables.findings(records))
-    parts = [tables.as_markdown(tables.main_table(records)).rstrip(), "## What the numbers say", sentences]
-    budgets = tables.budget_table(records)
-    if len(budgets.frame):
-        own = tuple(note for note in budgets.notes if note not in tables.table_notes(records))
-        parts.append(tables.as_markdown(dataclasses.replace(budgets, notes=own)).rstrip())
+    said, parts = set[str](), list[str]()
+    sentences = tables.method_findings(records)
+    for table in (tables.overview_table(records), tables.main_table(records), tables.budget_table(records)):
+        if len(table.frame):
+            own = tuple(note for note in table.notes if note not in said)
+            parts.append(tables.as_markdown(dataclasses.replace(table, notes=own)).rstrip())
+            said.update(own)
+        if table.name == MAIN_TABLE and sentences:
+            parts += ["## Methods side by side", "\n".join(f"- {sentence}" for sentence in sentences)]
     return "\n\n".join(parts) + "\n"
 
 

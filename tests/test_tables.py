@@ -325,7 +325,7 @@ def test_latex_escape(text, escaped):
 def test_the_same_records_give_the_same_bytes(study, tmp_path):
     first = {path.name: path.read_bytes() for path in tables.write_tables(study, tmp_path / "one")}
     second = {path.name: path.read_bytes() for path in tables.write_tables(study, tmp_path / "two")}
-    assert first == second and len(first) == 27
+    assert first == second and len(first) == 30
 
 
 def test_tables_with_several_cuts_name_them(tmp_path):

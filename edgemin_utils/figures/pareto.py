@@ -16,8 +16,8 @@ from matplotlib.transforms import Bbox
 
 from edgemin_utils.chain import COMPRESSED_TEACHER
 from edgemin_utils.figures.style import GREY, PALETTE, StudyFigure, new_figure, note_figure, styled, wrapped_name
-from edgemin_utils.tables.layout import task_label
 from edgemin_utils.tables.recommended import best_first, on_front
+from edgemin_utils.tables.variants import task_label
 
 KIND_STYLES: Mapping[str, dict[str, Any]] = {
     "teacher": {"color": PALETTE["black"], "marker": "*", "markersize": 10},

@@ -8,6 +8,7 @@ import pandas as pd
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
+from edgemin_utils.tables.overview import KEPT_SHARE, overview
 from edgemin_utils.tables.recommended import COMPARED_DIGITS, budget_models, recommended_models, split_notes
 from edgemin_utils.tables.summary import (
     as_records,
@@ -173,6 +174,26 @@ def main_table(study: Path | StudyRecords) -> Table:
     )
 
 
+def overview_table(study: Path | StudyRecords) -> Table:
+    """`overview` with its title and notes."""
+    records = as_records(study)
+    said = (
+        "Brackets hold 95 % intervals, over the dev rows for one seed, over the seeds for several. A step's points are "
+        "those of the model after it less those of the model before it; an interval that holds 0 shows no difference.",
+        "Whole path: the paper's, up to its last model. Times are latencies of one row with one thread; interaction: "
+        "latency with both steps over what their gains multiplied would give, 1 for none, over 1 if they hinder each "
+        f"other. Smallest and fastest: of all models that keep {KEPT_SHARE} % of the teacher's accuracy, by point "
+        "estimate.",
+        "Stage: the folder in each chain, TASK/seed-N, that the row's model lies in.",
+    )
+    return Table(
+        "overview",
+        f"At a glance{data_kind(records)}",
+        overview(records),
+        (*said, latency_note(records), *noise_note(records), *table_notes(records)),
+    )
+
+
 def every_table(study: Path | StudyRecords) -> list[Table]:
     """All tables of the report, with their titles and notes."""
     records = as_records(study)
@@ -184,6 +205,7 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
     )
     timing = (latency_note(records), *noise_note(records))
     return [
+        overview_table(records),
         main_table(records),
         Table(
             "cost",

@@ -66,6 +66,23 @@ def factorial_effects(study: Path | StudyRecords) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "split", "synthetic", "effect", *outcomes])
 
 
+def latency_interactions(study: Path | StudyRecords) -> dict[str, Estimate]:
+    """Task -> latency of a student that is pruned and quantized over what the two gains multiplied would give, with its
+    95 % interval: 1 where the steps do not interact, under 1 where together they gain more. Without tasks that were not
+    timed or lack one of the eight students.
+    """
+    effects = factorial_effects(study)
+    if "latency_ratio" not in effects:
+        return {}
+    found = {}
+    for row in effects[effects["effect"] == "pruned x quantized"].drop_duplicates("task").to_dict("records"):
+        # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
+        value, low, high = (row[name] ** 2 for name in ("latency_ratio", "latency_ratio_low", "latency_ratio_high"))
+        if not np.isnan(value):
+            found[row["task"]] = Estimate(value, low, high) if not np.isnan(low) else Estimate(value, None, None)
+    return found
+
+
 def factorial_effect(eight: pd.DataFrame, terms: tuple[str, ...], outcome: str, ratio: bool = False) -> float:
     """Effect of one factor, or interaction of several, on column `outcome` of a full 2x2x2 design (NaN where a value
     is missing). With `ratio` the means are geometric and their quotient is returned.

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from edgemin_utils.chain import TEACHER, distillation_key
-from edgemin_utils.tables.factorial import factorial_effects
-from edgemin_utils.tables.layout import p_value_text, task_label
+from edgemin_utils.chain import TEACHER
+from edgemin_utils.tables.factorial import latency_interactions
+from edgemin_utils.tables.layout import p_value_text
+from edgemin_utils.tables.main_path import last_of_path, path_steps, unquantized_key
 from edgemin_utils.tables.method_findings import SIGNIFICANCE, method_findings
 from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
-from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student
+from edgemin_utils.tables.variants import StudyRecords, is_synthetic, main_student, task_label
 
 
 def findings(study: Path | StudyRecords) -> list[str]:
@@ -50,7 +51,7 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
     sentences = []
     chains = records.of_task(task)
     synthetic = "(synthetic rows) " if is_synthetic(chains) else ""
-    last = _last_of_main_path(rows)
+    last = last_of_path(rows)
     if TEACHER in rows.index and last is not None:
         teacher, small = rows.loc[TEACHER], rows.loc[last]
         sentences.append(
@@ -58,16 +59,7 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
             f"{small['model']} reaches {small['accuracy']:.1f} %, which is {small['kept']:.1f} % of the teacher's "
             f"(`{small['folder']}`)."
         )
-    main = main_student(records.chains)
-    steps = list[tuple[str, str | None, str]]()
-    if main and main != "none":
-        steps.append(("distillation", distillation_key("none"), distillation_key(main)))
-    for key, row in rows[rows["main"]].iterrows():
-        if row["pruned"] and not row["quantized"]:
-            steps.append(("pruning with recovery", distillation_key(row["student"]), key))
-        elif row["quantized"]:
-            steps.append(("quantization", _fp32_key(rows, row), key))
-    for step, before, after in steps:
+    for step, before, after in path_steps(rows, main_student(records.chains)):
         found = compare(chains, split, before, after) if before else None
         if found is not None:
             sentences.append(_step_sentence(label, step, found, rows.loc[after, "folder"]))
@@ -86,7 +78,7 @@ def _step_sentence(label: str, step: str, found: dict, folder: str) -> str:
 
 def _on_cost(task: str, rows: pd.DataFrame, longest: str | None, protocol: str) -> list[str]:
     """Savings of the smallest model of the main path against the teacher, and of quantization against its source."""
-    last = _last_of_main_path(rows)
+    last = last_of_path(rows)
     if TEACHER not in rows.index or last is None:
         return []
     teacher, small = rows.loc[TEACHER], rows.loc[last]
@@ -104,7 +96,7 @@ def _on_cost(task: str, rows: pd.DataFrame, longest: str | None, protocol: str) 
     column = f"speed_up_{longest}"
     if column in rows and not pd.isna(small[column]):
         sentences.append(_speed_sentence(task, small, column, longest, protocol))
-        before = _fp32_key(rows, small) if small["quantized"] else None
+        before = unquantized_key(rows, small) if small["quantized"] else None
         if before is not None and f"latency_{longest}" in rows:
             ratio = rows.loc[before, f"latency_{longest}"] / small[f"latency_{longest}"]
             word = "faster" if ratio > 1 else "slower"
@@ -134,33 +126,12 @@ def _protocol_words(records: StudyRecords, task: str) -> str:
 
 
 def _on_interaction(records: StudyRecords) -> list[str]:
-    effects = factorial_effects(records)
-    if effects.empty or "latency_ratio" not in effects:
-        return []
-    chosen = effects[effects["effect"] == "pruned x quantized"].drop_duplicates("task")
     sentences = []
-    for row in chosen.to_dict("records"):
-        # A contrast of a 2^k design is half the difference of differences, so the ratio is squared.
-        ratio, low, high = (row[name] ** 2 for name in ("latency_ratio", "latency_ratio_low", "latency_ratio_high"))
-        if math.isnan(ratio):
-            continue
-        interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    for task, ratio in latency_interactions(records).items():
+        interval = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
         sentences.append(
-            f"{row['task']}: pruned and quantized together, a model needs {ratio:.2f}{interval} times the latency that "
+            f"{task}: pruned and quantized together, a model needs {ratio.value:.2f}{interval} times the latency that "
             "the two gains multiplied would give (1: no interaction; under 1: together they gain more)"
-            f"{_protocol_words(records, row['task'])}."
+            f"{_protocol_words(records, task)}."
         )
     return sentences
-
-
-def _last_of_main_path(rows: pd.DataFrame) -> str | None:
-    """Key of the most compressed model on the paper's path; None if there is only the teacher."""
-    path = rows[rows["main"] & (rows["student"] != "")]
-    return None if path.empty else path.index[-1]
-
-
-def _fp32_key(rows: pd.DataFrame, row: pd.Series) -> str | None:
-    """Key of the model that a quantized one was made from."""
-    same = rows[(rows["student"] == row["student"]) & (rows["pruned"] == row["pruned"]) & ~rows["quantized"]]
-    found = same.index[[row.name.split("/", 1)[1].startswith(key.split("/", 1)[1] + "+") for key in same.index]]
-    return found[0] if len(found) else None

@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from tabulate import SEPARATING_LINE, tabulate
 
 from edgemin_utils.tables.contents import MAIN_TABLE, Table, every_table
-from edgemin_utils.tables.variants import StudyRecords
+from edgemin_utils.tables.variants import StudyRecords, task_label
 
 TEXT_WIDTH = 120
 _SIDE_COLUMNS = ("_low", "_high", "_noisy", "_iqr", "_p90", "_runs", "_bound")
@@ -130,12 +130,6 @@ def task_labels(frame: pd.DataFrame) -> list[str]:
         task_label(task, split) if several[task] else str(task)
         for task, split in zip(frame["task"], frame["split"], strict=True)
     ]
-
-
-def task_label(task: str, split: str) -> str:
-    """ "mnli" and "validation_matched" as "mnli matched"."""
-    short = split.removeprefix("validation").removeprefix("dev").strip("_- ")
-    return f"{task} {short}".strip()
 
 
 def as_text(table: pd.DataFrame | Table, width: int = TEXT_WIDTH) -> str:
@@ -285,6 +279,7 @@ def _column(name: str) -> Column:
         ("speed_up_", Column("{} speed-up", 2, suffix="x")),
         ("of_bound_", Column("{} over the bound", 1, suffix="x")),
         ("macs_", Column("{} MMACs", 1, 1e-6)),
+        ("task ", Column("{}")),
     ):
         if name.startswith(prefix):
             header = column.header.format(name.removeprefix(prefix).replace("_", " "))
@@ -344,6 +339,7 @@ def _alignment(cells: pd.DataFrame) -> tuple[str, ...]:
         "Verdict",
         "Function",
         "Quantity",
+        "Stage",
         "Way",
         "Honest",
         "Honest way",

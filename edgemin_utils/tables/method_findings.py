@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_against_paper, schemes_table
-from edgemin_utils.tables.layout import p_value_text, task_label
+from edgemin_utils.tables.layout import p_value_text
 from edgemin_utils.tables.summary import as_records
-from edgemin_utils.tables.variants import StudyRecords
+from edgemin_utils.tables.variants import StudyRecords, task_label
 
 SIGNIFICANCE = 0.05
 """A p-value below it counts as a difference, here and in `findings`."""

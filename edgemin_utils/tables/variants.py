@@ -110,6 +110,12 @@ def task_rank(task: str) -> int:
     return known.index(task) if task in known else len(known)
 
 
+def task_label(task: str, split: str) -> str:
+    """ "mnli" and "validation_matched" as "mnli matched"."""
+    short = split.removeprefix("validation").removeprefix("dev").strip("_- ")
+    return f"{task} {short}".strip()
+
+
 def _split_outdated(records: Mapping[str, Record]) -> tuple[dict[str, Record], list[str]]:
     """Current records, and the keys of those whose upstream on disk is another than the one they were made from.
 

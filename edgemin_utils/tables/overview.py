@@ -1,0 +1,146 @@
+"""A study at a glance: one row a question, one column a task."""
+
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from edgemin_utils.chain import TEACHER, distillation_key
+from edgemin_utils.statistics import Estimate
+from edgemin_utils.tables.factorial import latency_interactions
+from edgemin_utils.tables.main_path import last_of_path, path_steps, unquantized_key
+from edgemin_utils.tables.recommended import budget_models
+from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
+from edgemin_utils.tables.variants import StudyRecords, main_student, task_label
+
+KEPT_SHARE = 97
+"""Share of the teacher's accuracy, in %, that the smallest and the fastest model of the overview keep."""
+
+
+class _Answer(NamedTuple):
+    """What one task says to one question; `stage` is the key of the model that it is about, "" for several."""
+
+    quantity: str
+    text: str
+    stage: Hashable = ""
+
+
+def overview(study: Path | StudyRecords) -> pd.DataFrame:
+    """What the study found, as text.
+
+    Columns: quantity (accuracies in %, steps in percentage points, files in MB, times in ms), `task <name>` for every
+    task (and dev split, where a task has several), stage (the folder of the row's model in every chain; blank where
+    the row is about more than one). Brackets hold 95 % intervals. Questions that no task has an answer to are left out.
+    """
+    records = as_records(study)
+    frame = summarize(records)
+    chosen, interactions = budget_models(records), latency_interactions(records)
+    answers = dict[str, list[_Answer]]()
+    for task in records.tasks:
+        of_task = frame[frame["task"] == task]
+        for split in dict.fromkeys(of_task["split"]):
+            label = task_label(task, split) if of_task["split"].nunique() > 1 else task
+            rows = of_task[of_task["split"] == split].set_index("key")
+            answers[f"task {label}"] = [
+                *_on_accuracy(records, task, split, rows),
+                *_on_cost(rows, longest_input(frame)),
+                *_on_interaction(interactions.get(task)),
+                *_on_budgets(chosen[(chosen["task"] == task) & (chosen["split"] == split)]),
+            ]
+    texts = {label: {each.quantity: each.text for each in of_task} for label, of_task in answers.items()}
+    stages = {each.quantity: each.stage for of_task in answers.values() for each in of_task}
+    shown = [
+        {
+            "quantity": quantity,
+            **{label: of.get(quantity, "") for label, of in texts.items()},
+            "stage": stages[quantity],
+        }
+        for quantity in _questions(answers.values())
+    ]
+    return pd.DataFrame(shown, columns=["quantity", *answers, "stage"])
+
+
+def _questions(answers: Iterable[list[_Answer]]) -> list[str]:
+    """Every question once, in an order that keeps each task's own."""
+    order = list[str]()
+    for of_task in answers:
+        place = 0
+        for quantity, *_ in of_task:
+            if quantity in order:
+                place = order.index(quantity)
+            else:
+                order.insert(place, quantity)
+            place += 1
+    return order
+
+
+def _on_accuracy(records: StudyRecords, task: str, split: str, rows: pd.DataFrame) -> list[_Answer]:
+    """What is right, and what each step of the paper's path does to it."""
+    first, main, last = rows.iloc[0], main_student(records.chains), last_of_path(rows)
+    seeds = f"{first['seeds']:.0f} seed{'s' if first['seeds'] > 1 else ''}"
+    found = [_Answer("Dev rows", f"{first['rows']:,.0f}, {seeds}")]
+    for key in dict.fromkeys((TEACHER, distillation_key("none"), distillation_key(main or "none"), last)):
+        if key in rows.index:
+            row = rows.loc[key]
+            accuracy = _with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
+            found.append(_Answer(f"{row['model']}, %", accuracy, key))
+    if last is not None and not pd.isna(rows.loc[last, "kept"]):
+        found.append(_Answer("That in % of the teacher's", f"{rows.loc[last, 'kept']:.1f}", last))
+    for step, before, after in path_steps(rows, main):
+        made = compare(records.of_task(task), split, before, after) if before else None
+        if made is not None:
+            points = _with_interval(made["difference"], made["low"], made["high"], "+")
+            found.append(_Answer(f"{step.capitalize()}, points", points, after))
+    return found
+
+
+def _on_cost(rows: pd.DataFrame, longest: str | None) -> list[_Answer]:
+    """File, multiply-accumulates and latency of the path's last model."""
+    last = last_of_path(rows)
+    if TEACHER not in rows.index or last is None:
+        return []
+    teacher, small, found = rows.loc[TEACHER], rows.loc[last], list[_Answer]()
+    if not pd.isna(small["smaller"]):
+        files = f"{teacher['megabytes']:.1f}, {small['megabytes']:.1f}"
+        found += [
+            _Answer("MB of teacher and whole path", files, last),
+            _Answer("Times smaller", f"{small['smaller']:.2f}", last),
+        ]
+    macs, latency, speed_up = (f"{name}_{longest}" for name in ("macs", "latency", "speed_up"))
+    if macs in rows and small[macs] > 0:
+        found.append(_Answer(f"Times fewer MACs at {longest}", f"{teacher[macs] / small[macs]:.2f}", last))
+    if speed_up in rows and not pd.isna(small[speed_up]):
+        ratio = _ratio(small[speed_up], small[f"{speed_up}_low"], small[f"{speed_up}_high"])
+        found.append(_Answer(f"Times faster at {longest}", ratio, last))
+        before = unquantized_key(rows, small) if small["quantized"] else None
+        if before is not None:
+            alone = rows.loc[before, latency] / small[latency]
+            found.append(_Answer("Times faster by quantization alone", f"{alone:.2f}", last))
+    return found
+
+
+def _on_interaction(interaction: Estimate | None) -> list[_Answer]:
+    return [] if interaction is None else [_Answer("Interaction of pruning and quantization", _ratio(*interaction))]
+
+
+def _on_budgets(chosen: pd.DataFrame) -> list[_Answer]:
+    """The smallest and the fastest model that keep `KEPT_SHARE` % of the teacher's accuracy."""
+    found = []
+    for row in chosen[chosen["at_least"] == KEPT_SHARE].to_dict("records"):
+        latency = next(row[name] for name in row if name.startswith("latency_") and not name.endswith("_noisy"))
+        times = "" if pd.isna(latency) else f", {latency:.1f} ms"
+        text = f"{row['megabytes']:.1f} MB{times}, {row['accuracy']:.1f} %"
+        found.append(_Answer(f"{row['goal'].capitalize()} model that keeps {KEPT_SHARE} %", text))
+    return found
+
+
+def _with_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    shown = [f"{number:{sign}.1f}" for number in (value, low, high) if not pd.isna(number)]
+    shown = [text.lstrip("+-") if not text.strip("+-0.") else text for text in shown]
+    return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
+
+
+def _ratio(value: float, low: float | None, high: float | None) -> str:
+    ends = "" if low is None or high is None or pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]"
+    return f"{value:.2f}{ends}"
