@@ -94,7 +94,15 @@ PARTS: Sequence[Part] = (
         recipe=[*_RECIPES, *_ORDERS],
         **_TIMED,
     ),
-    _part("sst2", (1, 2), compared_objectives=["all"], recipe=["honest", "edge", _WHOLE_TEACHER], **_FURTHER_SEED),
+    _part(
+        "sst2",
+        (1, 2),
+        compared_objectives=["all"],
+        compared_cuts=["vocabulary"],
+        compared_schemes=["all"],
+        recipe=_RECIPES,
+        **_FURTHER_SEED,
+    ),
     *(
         _part(
             task,
@@ -108,6 +116,7 @@ PARTS: Sequence[Part] = (
         )
         for task in ("mnli", "qqp")
     ),
+    _part("qqp", (1, 2), compared_objectives=["none"], recipe=["edge", _WHOLE_TEACHER], **_FURTHER_SEED),
     _part("sst2", (0,), 13_470, "laptop-13470-rows", compared_objectives=["none"], scan_rows=32, random_draws=1),
 )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from example_study import (
+    COST,
     DISTILLED,
     NONE,
     PRUNED,
@@ -194,6 +195,16 @@ def test_effects_have_intervals_of_rows_and_of_rounds(study):
     quantized = rows.loc["quantized"]
     assert quantized["latency_ratio_low"] == pytest.approx(quantized["latency_ratio"])
     assert quantized["latency_ratio_high"] == pytest.approx(np.sqrt(6 / 30))
+
+
+def test_seeds_that_were_not_timed_take_no_interval_from_the_one_that_was(study, tmp_path):
+    columns = ["latency_ratio", "latency_ratio_low", "latency_ratio_high"]
+    alone = tables.factorial_effects(study).set_index("effect")[columns]
+    more = shutil.copytree(study, tmp_path / "more")
+    write_chain(more, "sst2", 1, leave_out=(COST,))
+    together = tables.factorial_effects(more).set_index("effect")[columns]
+    assert alone.notna().all(axis=None)
+    pd.testing.assert_frame_equal(together, alone)
 
 
 def test_methods_are_drawn_with_intervals_and_cost_and_refused_ones_say_so(study):

@@ -157,9 +157,12 @@ def _accuracy_effect(records: StudyRecords, task: str, split: str, terms: tuple[
 
 
 def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[Estimate | None]:
-    """Effect of every term on latency as a ratio with its interval; None where the raw times of a chain are missing."""
+    """Effect of every term on latency as a ratio with its interval, over the chains that were timed; None where the raw
+    times of one of them are missing."""
     by_seed = []
     for chain, places, keys in _complete_chains(records, task):
+        if chain.measurement is None:
+            continue
         times, timed_as = _raw_times(chain, keys, input_name)
         if times is None:
             return [None] * len(TERMS)
