@@ -339,8 +339,8 @@ class Settings:
     # ---- measurement ------------------------------------------------------------------------------------
     latency_protocol: str = _setting(
         "quick",
-        "quick: 30 runs a variant, marked as quick; full: at least 100 runs and 10 s; none: neither time nor memory is "
-        "measured, as for further seeds, whose models have the first one's shapes",
+        "quick: 30 runs a variant, marked as quick; full: at least 100 runs and 10 s; none: models' time and memory "
+        "are not measured, as for further seeds, whose models have the first one's shapes",
         stages=("measurement",),
         choices=("none", "quick", "full"),
     )

@@ -123,8 +123,10 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
             return content
     except classify.ClassifyError:
         pass
+    # A bundle always says how long it takes; "none" leaves out the chain's own measuring.
+    protocol = PROTOCOLS.get(run.settings.latency_protocol, PROTOCOLS["quick"])
     try:
-        return make_bundle(stage_source(run, run.read(key)), folder, max_drop, PROTOCOLS[run.settings.latency_protocol])
+        return make_bundle(stage_source(run, run.read(key)), folder, max_drop, protocol)
     except MethodRefused as error:
         return {"refused": str(error)}
 
