@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 
 import matplotlib
 import numpy as np
@@ -33,6 +34,7 @@ from edgemin_utils.figures.style import (
     STUDENT_COLOURS,
     model_style,
     new_figure,
+    numbered_clip_paths,
     three_digits,
     wrapped_name,
 )
@@ -457,6 +459,21 @@ def test_a_method_is_compared_within_its_task_only(drawn):
     texts = [text.get_text() for text, _ in texts_of(figure)]
     assert "mnli matched" in texts and "mnli mismatched" in texts and texts.count("refused") == 1
     assert not any("mean" in text for text in texts)
+
+
+def test_clip_paths_are_named_by_their_number_whatever_matplotlib_called_them():
+    drawn = b'<g clip-path="url(#%s)"/><g clip-path="url(#%s)"/><clipPath id="%s"/><clipPath id="%s"/><path id="m01"/>'
+    one, other = (b"p0123456789", b"pabcdef0123"), (b"pffffffffff", b"p0000000000")
+    named = [numbered_clip_paths(drawn % (*names, *names)) for names in (one, other)]
+    expected = (b"clip-path-0", b"clip-path-1")
+    assert named == [drawn % (*expected, *expected)] * 2
+
+
+def test_every_clip_path_of_a_saved_figure_is_there(drawn, tmp_path):
+    figures.save_figure(drawn["comparison"], tmp_path, "comparison")
+    text = (tmp_path / "comparison.svg").read_text()
+    used = re.findall(r"url\(#([^)]+)\)", text)
+    assert used and set(used) <= set(re.findall(r'<clipPath id="(clip-path-\d+)"', text))
 
 
 def test_names_are_broken_between_words_only(drawn):
