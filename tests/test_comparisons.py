@@ -23,6 +23,7 @@ from scipy import stats
 
 from edgemin_utils import figures, tables
 from edgemin_utils.statistics import holm_correction
+from edgemin_utils.tables.method_findings import _without_loss
 from edgemin_utils.tables.variants import orders_of_steps
 
 CUT = "gradient-heads-0.25"
@@ -195,6 +196,26 @@ def test_effects_have_intervals_of_rows_and_of_rounds(study):
     quantized = rows.loc["quantized"]
     assert quantized["latency_ratio_low"] == pytest.approx(quantized["latency_ratio"])
     assert quantized["latency_ratio_high"] == pytest.approx(np.sqrt(6 / 30))
+
+
+def test_a_loss_that_only_the_correction_hides_is_not_called_harmless():
+    rows = pd.DataFrame(
+        {
+            "method": ["deep", "shallow"],
+            "difference": [-2.2, -0.5],
+            "difference_low": [-3.8, -1.4],
+            "difference_high": [-0.6, 0.4],
+            "p_holm": [0.2, 1.0],
+            "accuracy": [82.7, 84.4],
+            "accuracy_low": [82.1, 83.5],
+            "accuracy_high": [83.3, 85.3],
+            "seeds": 3,
+            "folder": "folder",
+            "saved": [10.0, 2.0],
+        }
+    )
+    assert _without_loss("cuts", rows, "saved", lambda most: "wins").startswith("cuts, shallow wins without a loss")
+    assert "every one costs accuracy" in _without_loss("cuts", rows[:1], "saved", lambda most: "wins")
 
 
 def test_seeds_that_were_not_timed_take_no_interval_from_the_one_that_was(study, tmp_path):
