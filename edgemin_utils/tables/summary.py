@@ -5,7 +5,7 @@ Columns hold numbers, not text: accuracies and F1 in %, sizes and memory in MB (
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,13 +170,15 @@ def compare(chains: Iterable[Chain], split: str, first: str, second: str) -> dic
         difference, low, high (percentage points, second minus first), p_value, test, seeds. One seed: paired bootstrap
         interval and exact McNemar test. Several: Student's t over the seeds' differences.
     """
-    found = []
+    pairs = []
     for chain in chains:
         if first in chain.models and second in chain.models:
             one, other = (predictions_of(chain.models[key], split) for key in (first, second))
             if one is not None and other is not None and len(one) == len(other):
-                found.append(compare_predictions(one["prediction"], other["prediction"], one["label"]))
-    return _difference_of_seeds(found) if found else None
+                pairs.append((one["prediction"].to_numpy(), other["prediction"].to_numpy(), one["label"].to_numpy()))
+    if len(pairs) > 1:
+        return _difference_of_seeds(pairs)
+    return _difference_of_rows(*pairs[0]) if pairs else None
 
 
 def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
@@ -187,18 +189,24 @@ def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
     return pd.read_csv(path, usecols=["row", "label", "prediction"]).sort_values("row", kind="stable")
 
 
-def _difference_of_seeds(found: Sequence[Mapping]) -> dict:
-    if len(found) == 1:
-        only = found[0]
-        return {
-            "difference": 100 * only["difference"],
-            "low": 100 * only["low"],
-            "high": 100 * only["high"],
-            "p_value": only["p_value"],
-            "test": "McNemar",
-            "seeds": 1,
-        }
-    differences = np.array([100 * item["difference"] for item in found])
+def _difference_of_rows(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict:
+    """`compare` of one seed's predictions."""
+    found = compare_predictions(first, second, labels)
+    return {
+        "difference": 100 * found["difference"],
+        "low": 100 * found["low"],
+        "high": 100 * found["high"],
+        "p_value": found["p_value"],
+        "test": "McNemar",
+        "seeds": 1,
+    }
+
+
+def _difference_of_seeds(pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
+    """`compare` of several seeds' (first, second, labels)."""
+    differences = np.array(
+        [100 * float((second == labels).mean() - (first == labels).mean()) for first, second, labels in pairs]
+    )
     mean = mean_with_interval(differences)
     same = np.ptp(differences) == 0
     p_value = float("nan") if same else float(stats.ttest_1samp(differences, 0).pvalue)
@@ -208,7 +216,7 @@ def _difference_of_seeds(found: Sequence[Mapping]) -> dict:
         "high": mean.high,
         "p_value": p_value,
         "test": "t over seeds",
-        "seeds": len(found),
+        "seeds": len(pairs),
     }
 
 
