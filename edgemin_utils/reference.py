@@ -11,8 +11,9 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -98,27 +99,31 @@ def _own_folders(study: Path, destination: Path) -> dict[str, str]:
     return found
 
 
-def chain_command(folder: Path) -> str:
-    """The command that makes one chain, from what it was last run with; folders of one's own as DATA_DIR and so on."""
-    asked = json.loads((folder / CHAIN_FILE).read_text(encoding="utf-8"))
-    words = [
-        "edgemin",
-        "run",
-        "--profile",
-        asked["profile"],
-        "--tasks",
-        folder.parent.name,
-        "--seeds",
-        folder.name.removeprefix("seed-"),
+def chain_commands(folders: Sequence[Path]) -> list[str]:
+    """The commands that make chains, one for all seeds of a task that were last run with the same settings; folders
+    of one's own stand there as DATA_DIR and so on."""
+    seeds = dict[tuple[str, ...], list[str]]()
+    for folder in folders:
+        asked = json.loads((folder / CHAIN_FILE).read_text(encoding="utf-8"))
+        alike = asked["profile"], folder.parent.name, *_setting_words(asked["overrides"])
+        seeds.setdefault(alike, []).append(folder.name.removeprefix("seed-"))
+    return [
+        shlex.join(["edgemin", "run", "--profile", profile, "--tasks", task, "--seeds", *numbers, *words])
+        for (profile, task, *words), numbers in seeds.items()
     ]
-    for name, value in asked["overrides"].items():
+
+
+def _setting_words(overrides: Mapping[str, Any]) -> list[str]:
+    """What differs from a profile, as words of the command line."""
+    words = []
+    for name, value in overrides.items():
         if name in OWN_FOLDERS:
             own = name == "data_dir" or Path(str(value)).is_absolute()
             words += [f"--{name.replace('_', '-')}", OWN_FOLDERS[name] if own else str(value)]
         elif name != "data_source":  # a given folder says it
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += ["--set", f"{name}={text}"]
-    return shlex.join(words)
+    return words
 
 
 def _copy_record(record: Record, folder: Path) -> None:
@@ -133,7 +138,7 @@ def _copy_record(record: Record, folder: Path) -> None:
 def _describe(study: Path, records: list[Record], kept: str) -> str:
     """README.md of a published study; `kept` says what was copied."""
     chains = sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))
-    commands = [chain_command(path.parent) for path in chains]
+    commands = chain_commands([path.parent for path in chains])
     rows = pd.DataFrame(
         [
             {

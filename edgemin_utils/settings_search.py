@@ -2,7 +2,7 @@
 train rows that nothing was trained on. Dev rows play no part in it.
 
 `python -m edgemin_utils.settings_search --data-dir DIR --teacher DIR` trains what is not on disk yet (about an hour on
-one core) and writes `outputs/reference/search/sst2.csv`.
+one core) and writes the table `sst2` to `outputs/reference/search`.
 """
 
 import sys
@@ -23,6 +23,7 @@ from edgemin_utils.records import Run
 from edgemin_utils.reference_study import PROFILE, input_options
 from edgemin_utils.stages import run_stage
 from edgemin_utils.statistics import accuracy_interval, compare_predictions
+from edgemin_utils.tables import Table, table_notes, write_table
 from edgemin_utils.training import predict
 
 TASK = "sst2"
@@ -141,6 +142,24 @@ def search_table(found: Sequence[tuple[Trial, Path]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def write_search(found: Sequence[tuple[Trial, Path]], folder: Path, destination: Path) -> list[Path]:
+    """Writes `search_table` with its notes as csv, md and tex; returns the paths.
+
+    Args:
+        found: what `search` yields.
+        folder: the search's, with the records of its chain.
+        destination: where the table goes.
+    """
+    notes = (
+        "Accuracy: on train rows that nothing was trained on, in brackets Wilson's 95 % interval.",
+        "Difference: percentage points to the same model under unchanged settings (cuts of the teacher: to the teacher "
+        "uncut), with its paired 95 % interval; p from the exact McNemar test, not corrected for several tests. One "
+        "run each: other seeds move a model by more than the interval says.",
+        *table_notes(folder),
+    )
+    return write_table(Table(TASK, "Settings compared on hold-out rows", search_table(found), notes), destination)
+
+
 def _way_to(run: Run, key: str) -> list[str]:
     """Keys of the stages that a model needs, itself last, in the order in which they run."""
     needed, open_keys = set(), [key]
@@ -166,7 +185,7 @@ def _text(value: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the search, prints its table and writes it beside the reference results."""
+    """Runs the search, writes its table beside the reference results and prints it."""
     options = input_options("settings_search", __doc__.splitlines()[0]).parse_args(arguments)
     console, outputs = Console(), project_folder() / "outputs"
     folder = (Path(options.output_dir).expanduser().absolute() if options.output_dir else outputs) / FOLDER
@@ -180,12 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeMINError as error:
         console.print(f"edgemin: {error}", highlight=False, markup=False)
         return 1
-    table = search_table(found)
-    destination = outputs / "reference" / FOLDER / f"{TASK}.csv"
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(destination, index=False)
-    console.print(table.to_string(index=False), highlight=False, markup=False)
-    console.print(f"search: {destination}", highlight=False)
+    written = write_search(found, folder, outputs / "reference" / FOLDER)
+    console.print(search_table(found).to_string(index=False), highlight=False, markup=False)
+    console.print(f"search: {written[0].parent}", highlight=False)
     return 0
 
 

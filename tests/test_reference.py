@@ -10,7 +10,7 @@ from edgemin_utils import reference
 from edgemin_utils.errors import StageError
 from edgemin_utils.records import find_records, open_chain, write_json
 from edgemin_utils.reference import (
-    chain_command,
+    chain_commands,
     fill_marked_place,
     publish_study,
     require_marked_place,
@@ -83,27 +83,24 @@ def test_a_study_without_records_is_refused(tmp_path):
         publish_study(tmp_path, tmp_path / "reference")
 
 
-def test_a_chains_command_names_no_folder_of_ones_own(tmp_path):
-    folder = tmp_path / "laptop" / "qqp" / "seed-2"
-    folder.mkdir(parents=True)
-    write_json(
-        folder / "chain.json",
-        {
-            "profile": "laptop",
-            "overrides": {
-                "data_source": "folder",
-                "data_dir": str(tmp_path),
-                "teacher": str(tmp_path),
-                "student": "prajjwal1/bert-tiny",
-                "train_rows": 9,
-                "compared_objectives": ["none"],
-            },
-        },
-    )
-    assert chain_command(folder) == (
-        "edgemin run --profile laptop --tasks qqp --seeds 2 --data-dir DATA_DIR --teacher TEACHER_DIR "
-        "--student prajjwal1/bert-tiny --set train_rows=9 --set compared_objectives=none"
-    )
+def test_commands_name_no_folder_of_ones_own_and_join_seeds_of_the_same_settings(tmp_path):
+    overrides = {
+        "data_source": "folder",
+        "data_dir": str(tmp_path),
+        "teacher": str(tmp_path),
+        "student": "prajjwal1/bert-tiny",
+        "train_rows": 9,
+        "compared_objectives": ["none"],
+    }
+    folders = [tmp_path / "laptop" / "qqp" / f"seed-{seed}" for seed in range(3)]
+    for folder, rows in zip(folders, (9, 8, 9), strict=True):
+        folder.mkdir(parents=True)
+        write_json(folder / "chain.json", {"profile": "laptop", "overrides": {**overrides, "train_rows": rows}})
+    assert chain_commands(folders) == [
+        f"edgemin run --profile laptop --tasks qqp --seeds {seeds} --data-dir DATA_DIR --teacher TEACHER_DIR "
+        f"--student prajjwal1/bert-tiny --set train_rows={rows} --set compared_objectives=none"
+        for seeds, rows in (("0 2", 9), ("1", 8))
+    ]
 
 
 def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):

@@ -9,7 +9,7 @@ from tiny_chain import tiny_run
 from edgemin_utils import settings_search
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.settings_search import TRIALS, Trial, search, search_table, trial_run
+from edgemin_utils.settings_search import TRIALS, Trial, search, search_table, trial_run, write_search
 
 STUDENT = "distillation/minilmv2"
 CUT = "vocabulary-seen-2-without-recovery"
@@ -45,8 +45,13 @@ def test_models_are_judged_on_the_holdout_and_not_trained_twice(tiny, tmp_path, 
         assert answers["label"].tolist() == list(labels) and len(labels) == 24
         assert accuracy == pytest.approx(100 * accuracy_score(answers["label"], answers["prediction"]))
     monkeypatch.setattr(settings_search, "run_stage", lambda run, key: pytest.fail(f"{key} was run again"))
-    again = search_table(list(search(CHOSEN, tmp_path, "rows", "weights")))
-    pd.testing.assert_frame_equal(again, table)
+    again = list(search(CHOSEN, tmp_path, "rows", "weights"))
+    pd.testing.assert_frame_equal(search_table(again), table)
+    written = write_search(again, tmp_path, tmp_path / "published")
+    assert [path.name for path in written] == ["sst2.csv", "sst2.md", "sst2.tex"]
+    assert pd.read_csv(written[0])["accuracy"].tolist() == pytest.approx(list(table["accuracy"]))
+    said = written[1].read_text()
+    assert "prediction_learning_rate=0.002" in said and "Processor: " in said
 
 
 def test_the_table_sets_trials_against_the_unchanged_model(tmp_path):
