@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemin_utils.config import Settings
-from edgemin_utils.errors import DataError
+from edgemin_utils.errors import DataError, MethodRefused
 from edgemin_utils.sources import SourceRows, read_source, read_texts, source_identity
 from edgemin_utils.tasks import Task, resolve_task
 
@@ -75,8 +75,8 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
 
     Raises:
         SettingError: no such task.
-        DataError: the rows cannot be read, what is left of train cannot train a classifier, or there is no transfer
-            text where some is asked for.
+        DataError: the rows cannot be read, or what is left of train cannot train a classifier.
+        MethodRefused: no row is left over for the transfer texts that are asked for.
     """
     task = resolve_task(settings, task_name)
     source = read_source(settings, task)
@@ -86,7 +86,7 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
         notes += _repeated_texts(task, train, dev)
     used, left_over = _draw_used(settings, train, seed)
     _check_used(task, used, len(train), notes)
-    wanted = _spare_holdout_rows(settings, used, left_over)
+    wanted = _spare_holdout_rows(settings, len(used), len(left_over))
     train, holdout = (used, left_over.iloc[:wanted]) if wanted else split_by_label(used, settings.holdout_fraction)
     if settings.holdout_fraction and not wanted:
         for label, count in used["label"].value_counts().sort_index().items():
@@ -119,8 +119,17 @@ def unused_texts(settings: Settings, task_name: str, seed: int) -> list[str]:
     task = resolve_task(settings, task_name)
     train, _ = _train_and_dev(task, read_source(settings, task), [])
     used, left_over = _draw_used(settings, train, seed)
-    unused = left_over.iloc[_spare_holdout_rows(settings, used, left_over) :]
+    unused = left_over.iloc[_spare_holdout_rows(settings, len(used), len(left_over)) :]
     return [text for column in task.text_columns for text in unused[column]]
+
+
+def rows_trained_on(settings: Settings, available: int) -> int:
+    """Rows that a teacher or student is trained on, of a train split with so many; up to rounding within a label where
+    the hold-out has to come out of the rows in use."""
+    used = _rows_used(settings, available)
+    if _spare_holdout_rows(settings, used, available - used):
+        return used
+    return used - round(settings.holdout_fraction * used)
 
 
 def data_fingerprint(settings: Settings, task_name: str) -> str:
@@ -197,10 +206,10 @@ def _draw_used(settings: Settings, train: "pandas.DataFrame", seed: int) -> "tup
     return shuffled.iloc[:count], shuffled.iloc[count:]
 
 
-def _spare_holdout_rows(settings: Settings, used: "pandas.DataFrame", left_over: "pandas.DataFrame") -> int:
+def _spare_holdout_rows(settings: Settings, used: int, left_over: int) -> int:
     """Rows that the hold-out takes from those left over: all of it, or none where they do not suffice."""
-    wanted = round(settings.holdout_fraction * len(used))
-    return wanted if wanted <= len(left_over) else 0
+    wanted = round(settings.holdout_fraction * used)
+    return wanted if wanted <= left_over else 0
 
 
 def _transfer_texts(
@@ -211,7 +220,7 @@ def _transfer_texts(
     import pandas
 
     if settings.transfer_rows and unused.empty:
-        raise DataError(
+        raise MethodRefused(
             f"transfer_rows is {settings.transfer_rows}, but every train row of {task.title} is in use; "
             "lower train_fraction or train_rows, or give texts with transfer_file"
         )

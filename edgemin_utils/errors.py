@@ -18,7 +18,7 @@ class ModelError(EdgeMINError, ValueError):
 
 
 class MethodRefused(ModelError):
-    """A method does not fit these models or this machine, such as an objective that needs equal head counts.
+    """A method does not fit these models, rows or this machine, such as an objective that needs equal head counts.
 
     Where a study only compares methods, the refusal is what it records, and the rest of the table stands.
     """

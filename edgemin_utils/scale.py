@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from edgemin_utils.chain import TEACHER, plan_chain
 from edgemin_utils.config import Settings, load_settings, project_folder
+from edgemin_utils.data import rows_trained_on
 from edgemin_utils.encoders import scratch_model
 from edgemin_utils.errors import StageError
 from edgemin_utils.measurement.environment import describe_environment
@@ -283,7 +284,7 @@ def scale_table(measured: Mapping[str, Any], models: Mapping[str, PreTrainedMode
     speed = cpu_speed(measured)
     for task, tokens in measured["row_lengths"].items():
         train, dev = GLUE_ROWS[task]
-        rows = int(train * settings.train_fraction * (1 - settings.holdout_fraction))
+        rows = rows_trained_on(settings, train)
         forward = {name: 2 * closed_formula_macs(model, 1, round(tokens["padded"])) for name, model in models.items()}
         loads = training_loads(settings, rows, tokens["real"], TEACHER_HIDDEN_SIZE)
         hours = {

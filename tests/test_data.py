@@ -12,8 +12,15 @@ import pandas
 import pytest
 
 from edgemin_utils.config import load_settings
-from edgemin_utils.data import data_fingerprint, load_task_data, split_by_label, task_statistics, unused_texts
-from edgemin_utils.errors import DataError, SettingError
+from edgemin_utils.data import (
+    data_fingerprint,
+    load_task_data,
+    rows_trained_on,
+    split_by_label,
+    task_statistics,
+    unused_texts,
+)
+from edgemin_utils.errors import DataError, MethodRefused, SettingError
 
 
 @pytest.fixture
@@ -62,6 +69,13 @@ def test_train_and_holdout_partition_the_train_split(glue):
     # 10 % of 150 positive and of 50 negative rows.
     assert sorted(data.holdout["label"]) == [0] * 5 + [1] * 15
     assert list(data.train["row"]) != sorted(data.train["row"])
+
+
+@pytest.mark.parametrize("fraction, holdout, rows", [(1.0, 0.1, 180), (0.5, 0.1, 100), (0.9, 0.5, 90), (0.5, 0, 100)])
+def test_rows_trained_on_are_known_without_reading_them(glue, fraction, holdout, rows):
+    overrides = {"train_fraction": fraction, "holdout_fraction": holdout}
+    assert len(load(glue, **overrides).train) == rows
+    assert rows_trained_on(load_settings("demo", overrides), 200) == rows
 
 
 def test_the_seed_decides_train_and_not_dev(glue):
@@ -330,5 +344,5 @@ def test_transfer_texts_come_from_a_file_of_ones_own(tmp_path):
 
 
 def test_transfer_rows_need_rows_that_are_not_in_use():
-    with pytest.raises(DataError, match="every train row of SST-2 is in use"):
+    with pytest.raises(MethodRefused, match="every train row of SST-2 is in use"):
         load_task_data(load_settings("demo", {"transfer_rows": 5}), "sst2", 0, transfer=True)

@@ -116,6 +116,9 @@ def test_revision_of_a_clean_and_a_changed_checkout(tmp_path):
     git(tmp_path, "commit", "--quiet", "-m", "first")
     revision = git(tmp_path, "rev-parse", "HEAD")
     assert environment.git_revision(tmp_path) == revision and len(revision) == 40
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "results.csv").write_text("1")  # what a program writes does not change it
+    assert environment.git_revision(tmp_path) == revision
     assert environment.git_revision(tmp_path / "package") is None  # inside a checkout of something else
     (tmp_path / "file.txt").write_text("two")
     assert environment.git_revision(tmp_path) == revision + "+dirty"

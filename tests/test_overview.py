@@ -29,7 +29,7 @@ def test_a_column_answers_every_question_for_one_task(glance):
     assert said["Distillation, points"].startswith("+20.0 [+") and said["Quantization, points"] == "0.0 [0.0, 0.0]"
     assert said["Pruning with recovery, points"].startswith("-5.0 [-")
     # A million weights in FP32 against 400,000 in INT8; 12, 6, 5, 3 and 2 ms.
-    assert said["MB of teacher and whole path"] == "4.0, 0.4" and said["Times smaller"] == "10.00"
+    assert said["MB of teacher and last model"] == "4.0, 0.4" and said["Times smaller"] == "10.00"
     assert said["Times fewer MACs at 1x128"] == "2.50"
     assert said["Times faster at 1x128"].startswith("6.00") and said["Times faster by quantization alone"] == "2.50"
     assert said["Interaction of pruning and quantization"].startswith(f"{(2 * 6) / (5 * 3):.2f}")

@@ -106,11 +106,6 @@ def test_a_column_of_numbers_is_known_by_its_text(texts, side):
     assert f"text-align: {side}" in stage_tables.show(pd.DataFrame({"A": texts})).to_html()
 
 
-def test_percent_has_its_interval_in_brackets():
-    assert stage_tables.percent(0.8613, 0.837, 0.8834) == "86.1 [83.7, 88.3]"
-    assert stage_tables.percent(1.0) == "100.0"
-
-
 # ---- settings and data -----------------------------------------------------------------------------------------
 
 

@@ -114,8 +114,8 @@ def git_revision(folder: Path | None = None) -> str | None:
     """The commit of the checkout whose top folder is `folder` (default: the one that holds this package).
 
     Returns:
-        40 hexadecimal digits, with "+dirty" where tracked or new files differ; None where `folder` is not the
-        top of a checkout, has no commit yet, or git is not installed.
+        40 hexadecimal digits, with "+dirty" where tracked or new files outside `outputs` differ; None where `folder`
+        is not the top of a checkout, has no commit yet, or git is not installed.
     """
     top = Path(folder) if folder is not None else Path(__file__).resolve().parents[2]
     if _git(top, "rev-parse", "--show-prefix") != "":  # inside a checkout of something else
@@ -123,7 +123,7 @@ def git_revision(folder: Path | None = None) -> str | None:
     revision = _git(top, "rev-parse", "--verify", "--quiet", "HEAD")
     if revision is None:
         return None
-    return revision + ("+dirty" if _git(top, "status", "--porcelain") else "")
+    return revision + ("+dirty" if _git(top, "status", "--porcelain", "--", ".", ":(exclude)outputs") else "")
 
 
 def operating_system() -> str:

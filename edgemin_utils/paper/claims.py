@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgemin_utils.measurement.environment import int8_sentence
+from edgemin_utils.number_text import percent
 from edgemin_utils.paper import timing as measured
 from edgemin_utils.paper.counts import Count
 
@@ -17,6 +18,14 @@ REPRODUCED, PAPER_ONLY, NOT_REPRODUCED, UNTESTED = (
     "reproduced only under the paper's counting",
     "not reproduced",
     "untested here",
+)
+RULES = (
+    "Verdicts by rule: C1 to C5, C8, C9 and C11 by whether the paper's digits come out of its own and of the honest "
+    "count. C6, C13 and C14 are reproduced where the least that is claimed (37 %, 3x, 70 % and a peak below 200 MB) is "
+    "reached at every length; C10 where the interval leaves 1 out at every length, at the paper's sizes and on this "
+    "processor: models of other shapes, as in the overview of a study, can differ. C7 is a number of the paper's own "
+    "models, which alone can test it. C12 is a share and so says something of any teacher: reproduced where its "
+    "interval lies at 95 % or above on every task."
 )
 RUN_FIRST = "not measured yet: `make paper-numbers` measures it"
 
@@ -81,7 +90,8 @@ def notes(
     """What a reader of the table must know."""
     lines = [
         "The paper's architectures are built from their sizes with random weights; no count and no time here "
-        "depends on the weights' values. MB are 10^6 bytes, MiB 2^20."
+        "depends on the weights' values. MB are 10^6 bytes, MiB 2^20.",
+        RULES,
     ]
     if timing and environment:
         protocol = timing["protocol"]
@@ -303,6 +313,4 @@ def retention_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
 def _percent(row: Mapping[str, Any], name: str) -> str:
     if row.get(name) is None:
         return "not there"
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * row[name]:.1f} %{interval}"
+    return percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), unit=" %")

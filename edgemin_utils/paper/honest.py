@@ -17,6 +17,7 @@ from edgemin_utils.chain import RECIPES
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.measurement.operations import closed_formula_macs
 from edgemin_utils.measurement.parameters import megabytes, stored_weights
+from edgemin_utils.number_text import percent
 from edgemin_utils.paper.architectures import HONEST_RECIPE, PaperModels
 from edgemin_utils.quantization import save_quantized
 from edgemin_utils.quantization.onnx_model import ONNX_FILE
@@ -200,11 +201,12 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> MadeTrue:
     models = "" if all(row["papers_models"] for row in rows) else "on other models than the paper's: "
     ours = "; ".join(
         f"{row['task']} {_share(row, 'accuracy')}, {_share(row, 'kept')} of the teacher's ({row['profile']} profile, "
-        f"{row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+        f"{_seeds(row)})"
         for row in rows
     )
     paper = "; ".join(
-        f"{row['task']} {_share(row, 'paper_accuracy')}, {_share(row, 'paper_kept')} of the teacher's"
+        f"{row['task']} {_share(row, 'paper_accuracy')}, {_share(row, 'paper_kept')} of the teacher's (the same "
+        f"{_seeds(row)})"
         for row in rows
         if row.get("paper_accuracy") is not None
     )
@@ -216,6 +218,10 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> MadeTrue:
         _verdict(all(row["kept_low"] is not None and row["kept_low"] >= KEPT_ACCURACY for row in rows)),
         function,
     )
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    return f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
 
 
 def honest_note(counts: Mapping[str, Any]) -> str:
@@ -242,9 +248,7 @@ def _of(rows: Sequence[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]
 
 
 def _share(row: Mapping[str, Any], name: str) -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * row[name]:.1f} %{interval}"
+    return percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), unit=" %")
 
 
 def _verdict(reached: bool) -> str:

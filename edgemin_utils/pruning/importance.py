@@ -1,7 +1,8 @@
 r"""Importance of heads, neurons and layers: the criteria.
 
-Most of them ask the data. With :math:`a_h` what unit h adds to the states (see `units`) and :math:`g_h` the gradient
-of one row's loss by it, the first three are the mean over rows of a score of a and g. A new one is a function
+Most of them ask the data. With :math:`a_h` the activations of unit h that a mask multiplies (a head's output before the
+output projection, a neuron's activation, a layer's output minus its input; see `units`) and :math:`g_h` the gradient of
+one row's loss by them, the first three are the mean over rows of a score of a and g. A new one is a function
 `<name>_importance` here and its name in `config.PRUNING_CRITERIA`.
 """
 
@@ -74,7 +75,7 @@ def gradient_l2_importance(
     units: str = "heads",
     seed: int = 0,
 ) -> Importance:
-    r"""Expected length of the loss's gradient by what a unit adds,
+    r"""Expected length of the loss's gradient by a unit's activations,
     :math:`I_h = E_x \|\partial L(x) / \partial a_h\|_2`.
 
     The form that the EdgeMIN literature review gives; the norm runs over all tokens and dimensions of a unit. It asks

@@ -177,19 +177,27 @@ def main_table(study: Path | StudyRecords) -> Table:
 def overview_table(study: Path | StudyRecords) -> Table:
     """`overview` with its title and notes."""
     records = as_records(study)
-    said = (
+    frame = overview(records)
+    said = [
         "Brackets hold 95 % intervals, over the dev rows for one seed, over the seeds for several. A step's points are "
         "those of the model after it less those of the model before it; an interval that holds 0 shows no difference.",
-        "Whole path: the paper's, up to its last model. Times are latencies of one row with one thread; interaction: "
-        "latency with both steps over what their gains multiplied would give, 1 for none, over 1 if they hinder each "
-        f"other. Smallest and fastest: of all models that keep {KEPT_SHARE} % of the teacher's accuracy, by point "
-        "estimate.",
-        "Stage: the folder in each chain, TASK/seed-N, that the row's model lies in.",
-    )
+        "The path is the paper's (heads are ranked by their gradient, as its literature review advises, where the "
+        "paper names magnitude); its last model is the last that is there.",
+    ]
+    about = {
+        "Times faster at": "Times are latencies of one row with one thread.",
+        "Interaction": "Interaction: latency with both steps over what their gains multiplied would give, 1 for none, "
+        "over 1 if they hinder each other.",
+        "Smallest model": f"Smallest and fastest: of all models that keep {KEPT_SHARE} % of the teacher's accuracy, by "
+        "point estimate.",
+    }
+    shown = [note for row, note in about.items() if frame["quantity"].str.startswith(row).any()]
+    said += [" ".join(shown)] if shown else []
+    said.append("Stage: the folder in each chain, TASK/seed-N, that the row's model lies in.")
     return Table(
         "overview",
         f"At a glance{data_kind(records)}",
-        overview(records),
+        frame,
         (*said, latency_note(records), *noise_note(records), *table_notes(records)),
     )
 
@@ -375,14 +383,21 @@ def latency_note(records: StudyRecords) -> str:
     measured = [chain.measurement.results for chain in records.chains if chain.measurement]
     if not measured:
         return "Latency and memory are not measured."
-    protocols = sorted({str(item.get("protocol")) for item in measured})
+    tasks = dict[str, dict[str, None]]()
+    for chain in records.chains:
+        if chain.measurement:
+            tasks.setdefault(str(chain.measurement.results.get("protocol")), {})[chain.task] = None
+    protocols = [
+        f"{name} protocol ({', '.join(of)})" if len(tasks) > 1 else f"{name} protocol"
+        for name, of in sorted(tasks.items())
+    ]
     runs = [row["runs"] for item in measured for row in item.get("latency") or [] if row.get("runs")]
     count = f", {min(runs):,} runs or more a row" if runs else ""
     parts = [
-        f"Latency: median, batch 1, {' and '.join(protocols)} protocol{count}; models are timed in turn, those of "
+        f"Latency: median, batch 1, {' and '.join(protocols)}{count}; models are timed in turn, those of "
         "equal shapes and scheme once for all of them."
     ]
-    if "quick" in protocols:
+    if "quick" in tasks:
         parts.append("Quick protocol: a quick look, not a full measurement.")
     if any(row.get("bound_ms") for item in measured for row in item.get("latency") or []):
         parts.append("Over the bound: times the least that this machine's measured peak speed and bandwidth allow.")

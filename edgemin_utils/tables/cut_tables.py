@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from edgemin_utils.number_text import percent, signed
 from edgemin_utils.records import Record
-from edgemin_utils.tables.stage_tables import MB, percent
+from edgemin_utils.tables.stage_tables import MB
 
 
 def cut_of(record: Record) -> str:
@@ -43,7 +44,7 @@ def chain_cuts_table(dense: Record, cuts: Sequence[Record]) -> pd.DataFrame:
                     "After recovery % [95 % interval]": percent(
                         metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]
                     ),
-                    "Change (points)": f"{100 * (metrics['accuracy'] - before):+.1f}",
+                    "Change (points)": signed(100 * (metrics["accuracy"] - before)),
                 }
             )
     return pd.DataFrame(rows)
@@ -204,8 +205,8 @@ def criterion_sentences(cuts: Sequence[Record]) -> list[str]:
                     for entry in ("metrics_after_cut", "metrics")
                 )
                 sentences.append(
-                    f"**{split}**: `{ranked['name']}` lies {cut:+.1f} points from the mean of {len(random)} random "
-                    f"cut{'s' if len(random) > 1 else ''} of the same size right after the cut and {recovered:+.1f} "
+                    f"**{split}**: `{ranked['name']}` lies {signed(cut)} points from the mean of {len(random)} random "
+                    f"cut{'s' if len(random) > 1 else ''} of the same size right after the cut and {signed(recovered)} "
                     f"after recovery ({metrics['rows']:,} rows)."
                 )
     return sentences

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from edgemin_utils.chain import TEACHER
+from edgemin_utils.number_text import p_value_text, signed
 from edgemin_utils.tables.factorial import latency_interactions
-from edgemin_utils.tables.layout import p_value_text
 from edgemin_utils.tables.main_path import last_of_path, path_steps, unquantized_key
 from edgemin_utils.tables.method_findings import SIGNIFICANCE, method_findings
 from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
@@ -67,12 +67,12 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, label: str, rows:
 
 
 def _step_sentence(label: str, step: str, found: dict, folder: str) -> str:
-    interval = "" if found["low"] is None else f", 95 % interval {found['low']:+.1f} to {found['high']:+.1f}"
+    interval = "" if found["low"] is None else f", 95 % interval {signed(found['low'])} to {signed(found['high'])}"
     p_value = "" if math.isnan(found["p_value"]) else f", p {p_value_text(found['p_value']).replace('<', '< ')}"
     seeds = f"{found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
     return (
         f"{label}: {step} {effect_words(step, found['difference'], found['p_value'])}: "
-        f"{found['difference']:+.1f} points{interval}{p_value} ({found['test']}, {seeds}, `{folder}`)."
+        f"{signed(found['difference'])} points{interval}{p_value} ({found['test']}, {seeds}, `{folder}`)."
     )
 
 

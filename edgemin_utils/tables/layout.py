@@ -11,6 +11,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from tabulate import SEPARATING_LINE, tabulate
 
+from edgemin_utils.number_text import number_text, p_value_text
 from edgemin_utils.tables.contents import MAIN_TABLE, Table, every_table
 from edgemin_utils.tables.variants import StudyRecords, task_label
 
@@ -266,11 +267,6 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
-def p_value_text(value: float) -> str:
-    """A p-value with three decimals, small ones as "<0.001"."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _column(name: str) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
@@ -309,10 +305,7 @@ def _cell(row: dict, name: str, column: Column) -> str:
 
 
 def _number(value: float, column: Column, suffix: bool = True) -> str:
-    sign = "+" if column.signed else ""
-    text = f"{round(value * column.scale, 9):{sign},.{column.digits}f}"
-    if not text.strip("+-0.,"):  # "-0.0" reads as a loss where there is none
-        text = text.lstrip("+-")
+    text = number_text(value * column.scale, column.digits, "+" if column.signed else "")
     return text + (column.suffix if suffix else "")
 
 

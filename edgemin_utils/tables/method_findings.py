@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from edgemin_utils.number_text import p_value_text, with_interval
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_against_paper, schemes_table
-from edgemin_utils.tables.layout import p_value_text
 from edgemin_utils.tables.summary import as_records
 from edgemin_utils.tables.variants import StudyRecords, task_label
 
@@ -109,15 +109,13 @@ def _best(rows: pd.DataFrame) -> pd.Series:
 
 
 def _difference(row: pd.Series) -> str:
-    low, high = row["difference_low"], row["difference_high"]
-    interval = "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
+    points = with_interval(row["difference"], row["difference_low"], row["difference_high"], sign="+", unit=" points")
     p_value = "" if pd.isna(row["p_holm"]) else f", p (Holm) {p_value_text(row['p_holm']).replace('<', '< ')}"
-    return f"{row['difference']:+.1f} points{interval}{p_value}"
+    return points + p_value
 
 
 def _accuracy(row: pd.Series) -> str:
-    interval = "" if pd.isna(row["accuracy_low"]) else f" [{row['accuracy_low']:.1f}, {row['accuracy_high']:.1f}]"
-    return f"{row['accuracy']:.1f} %{interval}"
+    return with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"], unit=" %")
 
 
 def _where(row: pd.Series) -> str:

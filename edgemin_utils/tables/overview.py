@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from edgemin_utils.chain import TEACHER, distillation_key
+from edgemin_utils.number_text import with_interval
 from edgemin_utils.statistics import Estimate
 from edgemin_utils.tables.factorial import latency_interactions
 from edgemin_utils.tables.main_path import last_of_path, path_steps, unquantized_key
@@ -83,14 +84,14 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, rows: pd.DataFram
     for key in dict.fromkeys((TEACHER, distillation_key("none"), distillation_key(main or "none"), last)):
         if key in rows.index:
             row = rows.loc[key]
-            accuracy = _with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
+            accuracy = with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
             found.append(_Answer(f"{row['model']}, %", accuracy, key))
     if last is not None and not pd.isna(rows.loc[last, "kept"]):
         found.append(_Answer("That in % of the teacher's", f"{rows.loc[last, 'kept']:.1f}", last))
     for step, before, after in path_steps(rows, main):
         made = compare(records.of_task(task), split, before, after) if before else None
         if made is not None:
-            points = _with_interval(made["difference"], made["low"], made["high"], "+")
+            points = with_interval(made["difference"], made["low"], made["high"], sign="+")
             found.append(_Answer(f"{step.capitalize()}, points", points, after))
     return found
 
@@ -104,14 +105,14 @@ def _on_cost(rows: pd.DataFrame, longest: str | None) -> list[_Answer]:
     if not pd.isna(small["smaller"]):
         files = f"{teacher['megabytes']:.1f}, {small['megabytes']:.1f}"
         found += [
-            _Answer("MB of teacher and whole path", files, last),
+            _Answer("MB of teacher and last model", files, last),
             _Answer("Times smaller", f"{small['smaller']:.2f}", last),
         ]
     macs, latency, speed_up = (f"{name}_{longest}" for name in ("macs", "latency", "speed_up"))
     if macs in rows and small[macs] > 0:
         found.append(_Answer(f"Times fewer MACs at {longest}", f"{teacher[macs] / small[macs]:.2f}", last))
     if speed_up in rows and not pd.isna(small[speed_up]):
-        ratio = _ratio(small[speed_up], small[f"{speed_up}_low"], small[f"{speed_up}_high"])
+        ratio = with_interval(small[speed_up], small[f"{speed_up}_low"], small[f"{speed_up}_high"], digits=2)
         found.append(_Answer(f"Times faster at {longest}", ratio, last))
         before = unquantized_key(rows, small) if small["quantized"] else None
         if before is not None:
@@ -121,7 +122,9 @@ def _on_cost(rows: pd.DataFrame, longest: str | None) -> list[_Answer]:
 
 
 def _on_interaction(interaction: Estimate | None) -> list[_Answer]:
-    return [] if interaction is None else [_Answer("Interaction of pruning and quantization", _ratio(*interaction))]
+    if interaction is None:
+        return []
+    return [_Answer("Interaction of pruning and quantization", with_interval(*interaction, digits=2))]
 
 
 def _on_budgets(chosen: pd.DataFrame) -> list[_Answer]:
@@ -133,14 +136,3 @@ def _on_budgets(chosen: pd.DataFrame) -> list[_Answer]:
         text = f"{row['megabytes']:.1f} MB{times}, {row['accuracy']:.1f} %"
         found.append(_Answer(f"{row['goal'].capitalize()} model that keeps {KEPT_SHARE} %", text))
     return found
-
-
-def _with_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    shown = [f"{number:{sign}.1f}" for number in (value, low, high) if not pd.isna(number)]
-    shown = [text.lstrip("+-") if not text.strip("+-0.") else text for text in shown]
-    return shown[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
-
-
-def _ratio(value: float, low: float | None, high: float | None) -> str:
-    ends = "" if low is None or high is None or pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{ends}"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from edgemin_utils.number_text import percent, signed
 from edgemin_utils.records import Record
 from edgemin_utils.statistics import accuracy_interval
-from edgemin_utils.tables.stage_tables import MB, percent
+from edgemin_utils.tables.stage_tables import MB
 
 
 def chain_schemes_table(source: Record, quantized: Mapping[str, Record]) -> pd.DataFrame:
@@ -183,7 +184,7 @@ def sensitivity_sentences(sensitivity: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{number_format.upper()}: `{worst['layer']}` moves the answers most when it alone is quantized "
             f"({worst['divergence']:.2g} nats; median of the {len(part)} layers {part['divergence'].median():.2g}). It "
-            f"changes {100 * (1 - worst['agreement']):.1f} % of the answers and accuracy by {changed:+.1f} points."
+            f"changes {100 * (1 - worst['agreement']):.1f} % of the answers and accuracy by {signed(changed)} points."
         )
     first, second = (
         set(part.nlargest(3, "divergence")["layer"]) for _, part in list(frame.groupby("format", sort=False))[:2]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from edgemin_utils.number_text import p_value_text, percent, signed
 from edgemin_utils.tables.findings import effect_words
-from edgemin_utils.tables.layout import p_value_text
-from edgemin_utils.tables.stage_tables import MB, MIB, percent
+from edgemin_utils.tables.stage_tables import MB, MIB
 
 
 def bullets(sentences: Sequence[str]) -> str:
@@ -78,7 +78,7 @@ def comparison_sentences(step: str, tests: pd.DataFrame) -> list[str]:
     """
     return [
         f"**{row['split']}**: {step} {effect_words(step, row['difference'], row['p_value'])}: "
-        f"{row['difference']:+.1f} points (95 % interval {row['low']:+.1f} to {row['high']:+.1f}, "
+        f"{signed(row['difference'])} points (95 % interval {signed(row['low'])} to {signed(row['high'])}, "
         f"p {p_value_text(row['p_value']).replace('<', '< ')}, McNemar, {row['rows']:,} rows, one seed)."
         for row in tests.to_dict("records")
     ]
@@ -245,8 +245,8 @@ def recovery_sentences(pruned: Mapping[str, Any]) -> list[str]:
             for each in (pruned["metrics_before"][split], pruned["metrics_after_cut"][split], metrics)
         )
         sentences.append(
-            f"**{split}**: {before:.1f} % before the cut, {cut:.1f} % right after it ({cut - before:+.1f} "
-            f"points), {after:.1f} % after recovery ({after - cut:+.1f}; {after - before:+.1f} in all)."
+            f"**{split}**: {before:.1f} % before the cut, {cut:.1f} % right after it ({signed(cut - before)} "
+            f"points), {after:.1f} % after recovery ({signed(after - cut)}; {signed(after - before)} in all)."
         )
     return sentences
 

@@ -13,10 +13,10 @@ from pandas.io.formats.style import Styler
 
 from edgemin_utils.config import EVERY_TRAINED_STAGE, Settings, load_settings, setting_fields
 from edgemin_utils.errors import DataError
+from edgemin_utils.number_text import p_value_text, percent, with_interval
 from edgemin_utils.objectives import OBJECTIVES, read_student
 from edgemin_utils.records import Record, Run
 from edgemin_utils.statistics import compare_predictions
-from edgemin_utils.tables.layout import p_value_text
 
 MB = 1e6
 MIB = 2**20
@@ -36,12 +36,6 @@ def show(frame: pd.DataFrame, digits: int = 2) -> Styler:
     name = hashlib.sha256(cells.to_csv().encode()).hexdigest()[:10]
     sides = {header: [{"selector": "", "props": f"text-align: {_side(cells[header])}"}] for header in cells}
     return cells.style.hide(axis="index").format(escape="html").set_uuid(name).set_table_styles(sides)
-
-
-def percent(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A fraction in percent with its interval behind it: "86.1 [83.7, 88.3]"."""
-    text = f"{100 * value:.1f}"
-    return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -215,12 +209,13 @@ def paired_tests_table(tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, frame in tests.items():
         for row in frame.to_dict("records"):
-            interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
             rows.append(
                 {
                     "Comparison": name,
                     "Split": row["split"],
-                    "Difference (points) [95 % interval]": f"{row['difference']:+.1f} {interval}",
+                    "Difference (points) [95 % interval]": with_interval(
+                        row["difference"], row["low"], row["high"], sign="+"
+                    ),
                     "Only first right": row["only_first"],
                     "Only second right": row["only_second"],
                     "p (McNemar)": p_value_text(row["p_value"]),
@@ -322,8 +317,8 @@ def chain_objectives_table(students: Mapping[str, Record], tests: Mapping[str, p
                 metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"]
             )
         for test in tests[name].to_dict("records") if name in tests else ():
-            row[f"{test['split']}: points over none"] = (
-                f"{test['difference']:+.1f} [{test['low']:+.1f}, {test['high']:+.1f}]"
+            row[f"{test['split']}: points over none"] = with_interval(
+                test["difference"], test["low"], test["high"], sign="+"
             )
         rows.append(row)
     frame = pd.DataFrame(rows)
