@@ -13,11 +13,15 @@ from edgemin_utils.errors import StorageError
 
 @contextlib.contextmanager
 def partial_folder(final: Path) -> Iterator[Path]:
-    """A fresh folder beside `final`, removed if anything goes wrong; leftovers of dead processes are removed."""
+    """A fresh folder beside `final`, removed if anything goes wrong. Leftovers of dead processes are removed; where one
+    died between taking the old folder away and putting the new one in its place, the old one is put back."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".{final.name}.partial-*"):
+    for leftover in [path for kind in ("partial", "old") for path in final.parent.glob(f".{final.name}.{kind}-*")]:
         if not _process_runs(int(leftover.name.rsplit("-", 1)[1])):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if ".old-" in leftover.name and not final.exists():
+                leftover.rename(final)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
     partial = final.parent / f".{final.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -437,9 +437,11 @@ class _Plan:
         return number_format, {**changes, "quantize_aware_format": number_format}, stage
 
     def _fine_tune(self, source: Stage, what: str) -> tuple[str, Mapping[str, Any], Stage]:
+        if what:
+            raise SettingError(f"fine-tune:{what}: this step is told nothing; write fine-tune alone")
         learns = source.taught and self.settings.recovery_distillation
         ignores = () if learns else _SOFT_TARGETS[:2]
-        return what or "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+        return "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 
 
 def _read_student(name: str) -> StudentName:

@@ -191,6 +191,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     if options.json and not Path(options.json).absolute().parent.is_dir():
         raise StorageError(f"{options.json} cannot be written: its folder is not there")
+    if options.json and Path(options.json).is_dir():
+        raise StorageError(f"{options.json} cannot be written: it is a folder; name a file")
     texts, source = read_texts(options.texts, options.task, options.data_dir, options.rows)
     models = open_models([options.model, *options.against])
     sheet = measure_models(
@@ -252,6 +254,11 @@ def _predict(options: argparse.Namespace) -> int:
     except ClassifyError as error:
         raise ModelError(str(error)) from error
     columns = bundle.text_columns
+    for text in options.texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # the shell's bytes, which Python keeps as surrogates
+            raise SettingError(f"{text.encode(errors='surrogateescape')!r} is not UTF-8; give texts in UTF-8") from None
     if len(options.texts) % len(columns):
         raise SettingError(
             f"a row of this bundle has {len(columns)} texts ({', '.join(columns)}), and "

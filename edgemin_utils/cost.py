@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from edgemin_utils.chain import COST, TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.encoders import is_exported
+from edgemin_utils.encoders import is_exported, longest_input
+from edgemin_utils.errors import SettingError
 from edgemin_utils.evaluation import load_stage_model, predictor, tokenized_task
 from edgemin_utils.measurement.environment import describe_environment, int8_sentence
 from edgemin_utils.measurement.latency import (
@@ -98,7 +99,17 @@ def representatives(records: Mapping[str, Record]) -> dict[str, str]:
 
 def _inputs(run: Run, loaded: Mapping[str, tuple[Any, PreTrainedModel]]) -> dict[str, dict[str, list[Batch]]]:
     """Name -> model's key -> batches of one row: fixed inputs from the model's own vocabulary, and dev rows at their
-    own lengths through its own tokenizer. Every model gets the same rows in the same order."""
+    own lengths through its own tokenizer. Every model gets the same rows in the same order.
+
+    Raises:
+        SettingError: a fixed input is longer than a model has positions for.
+    """
+    longest, asked = min(longest_input(model) for _, model in loaded.values()), max(run.settings.latency_lengths)
+    if asked > longest:
+        raise SettingError(
+            f"latency_lengths asks for inputs of {asked} tokens, and the models of {run.task} take {longest} at most; "
+            f"give --set latency_lengths={longest}"
+        )
     inputs: dict[str, dict[str, list[Batch]]] = {
         f"1x{length}": {key: [fixed_inputs(1, length, model.config.vocab_size)] for key, (_, model) in loaded.items()}
         for length in run.settings.latency_lengths

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemin_utils.config import Settings
 from edgemin_utils.errors import DataError, MethodRefused
+from edgemin_utils.setting_values import whole_share
 from edgemin_utils.sources import SourceRows, read_source, read_texts, source_identity
 from edgemin_utils.tasks import Task, resolve_task
 
@@ -240,8 +240,7 @@ def _transfer_texts(
 
 
 def _rows_used(settings: Settings, available: int) -> int:
-    # The small term undoes binary rounding: 0.29 x 100 is 28.999... and means 29.
-    count = math.floor(settings.train_fraction * available + 1e-9)
+    count = whole_share(settings.train_fraction, available)
     return count if settings.train_rows is None else min(count, settings.train_rows)
 
 

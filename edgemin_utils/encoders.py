@@ -214,10 +214,18 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def longest_input(model: PreTrainedModel) -> int:
-    """Most tokens the model has positions for. RoBERTa's first positions are taken up by padding."""
-    config = model.config
-    reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return config.max_position_embeddings - reserved
+    """Most tokens the model has positions for."""
+    return usable_positions(model.config.to_dict())
+
+
+def usable_positions(config: Mapping[str, Any]) -> int:
+    """Positions for tokens in a model of that config.json. RoBERTa's first ones are taken up by padding.
+
+    Raises:
+        KeyError: the config names no positions.
+    """
+    reserved = config["pad_token_id"] + 1 if config.get("model_type") == "roberta" else 0
+    return config["max_position_embeddings"] - reserved
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class StudyProgress:
     """The live display of a study; use it as a context manager and call `poll` now and then.
 
     On a terminal the lines are drawn over each other; elsewhere (a log, a pipe) each event is one plain line.
-    `begin`, `notebook`, `end` and `say` may be called from any thread.
+    `begin`, `end` and `say` may be called from any thread.
     """
 
     def __init__(self, lines: Iterable[Line], console: Console | None = None):

@@ -25,6 +25,7 @@ from typing import Any
 from edgemin_utils.atomic_folders import partial_folder, replace_folder, storage_errors
 from edgemin_utils.chain import Stage, plan_chain
 from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
+from edgemin_utils.content_hash import file_hash
 from edgemin_utils.errors import MethodRefused, StageError
 from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
 
@@ -133,7 +134,7 @@ class Run:
     def _identity(self, key: str) -> dict[str, Any]:
         stage = self.stage(key)
         settings = stage.settings(self.settings)
-        for name in ("teacher", "student", "vocabulary_text"):
+        for name in ("teacher", "student", "assistant", "vocabulary_text"):
             if settings.get(name):
                 settings[name] = content_identity(settings[name])
         if settings.get("transfer_file"):
@@ -189,6 +190,8 @@ class Run:
         from edgemin_utils.measurement.environment import describe_environment
 
         stage = self.stage(key)
+        if is_main_process():
+            self._say_settings()
         if from_main_process(self.state(key).status == "done"):
             return self._as_planned(stage, read_record(self.stage_folder(key)))
         for needed in stage.upstream:
@@ -200,10 +203,6 @@ class Run:
             wait_for_every_process()
             return read_record(final)
         with storage_errors(final), partial_folder(final) as partial:
-            write_json(
-                self.folder / CHAIN_FILE,
-                {"profile": self.settings.profile, "overrides": changed_from_profile(self.settings)},
-            )
             started = time.perf_counter()
             results = self._compute(stage, compute, partial)
             content = {
@@ -231,6 +230,21 @@ class Run:
             replace_folder(partial, final)
         wait_for_every_process()
         return read_record(final)
+
+    def _say_settings(self) -> None:
+        """Writes the chain's settings beside its stages. Where it was run with others before, the models that only
+        those had stay on disk, and from now on are there for comparison: a study's own are those of its last run."""
+        path = self.folder / CHAIN_FILE
+        asked = plain({"profile": self.settings.profile, "overrides": changed_from_profile(self.settings)})
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads(path.read_text(encoding="utf-8")) == asked:
+                return
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for record in find_chain_records(self.folder):
+                if record.key not in self.plan and not record.content.get("compared"):
+                    write_json(record.folder / RECORD_FILE, {**record.content, "compared": True})
+            write_json(path, asked)
 
     def _as_planned(self, stage: Stage, record: Record) -> Record:
         """The record, which says whether the stage is there for comparison: that may change without its content."""
@@ -310,7 +324,7 @@ def read_record(folder: Path) -> Record:
     rerun = "run the same command again to make it anew"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StageError(f"{folder} holds no {RECORD_FILE}; {rerun}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise StageError(f"{path} is half written or damaged; {rerun}") from None
@@ -325,12 +339,23 @@ def read_record(folder: Path) -> Record:
 
 def find_records(study: Path) -> list[Record]:
     """Every readable record under a study's folder, ordered by task, seed and key; unreadable ones are left out."""
+    found = [
+        record
+        for folder in sorted(Path(study).glob("*/seed-*"))
+        if not any(part.startswith(".") for part in folder.relative_to(study).parts)
+        for record in find_chain_records(folder)
+    ]
+    return sorted(found, key=lambda record: (record.task, record.seed, record.key))
+
+
+def find_chain_records(folder: Path) -> list[Record]:
+    """Every readable record in a chain's folder, in no particular order."""
     found = []
-    for path in sorted(Path(study).glob(f"*/seed-*/*/*/{RECORD_FILE}")):
-        if not any(part.startswith(".") for part in path.relative_to(study).parts):
+    for path in sorted(Path(folder).glob(f"*/*/{RECORD_FILE}")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             with contextlib.suppress(StageError):
                 found.append(read_record(path.parent))
-    return sorted(found, key=lambda record: (record.task, record.seed, record.key))
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -361,7 +386,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=32)
 def content_identity(name: str) -> str:
     """What stands for a model or text file in a fingerprint: the content of a folder or file, else the name itself."""
     path = Path(name).expanduser()
@@ -384,8 +408,7 @@ def _content_digest(paths: Iterable[Path], names: bool = False) -> str:
     for path in paths:
         if names:
             digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(path)))
     return digest.hexdigest()[:16]
 
 

@@ -18,8 +18,10 @@ from typing import Any
 import pandas as pd
 
 from edgemin_utils import tables
+from edgemin_utils.atomic_folders import partial_folder, replace_folder, storage_errors
 from edgemin_utils.config import project_folder
-from edgemin_utils.errors import StageError
+from edgemin_utils.errors import EdgeMINError, StageError
+from edgemin_utils.paths import MODEL_SETTINGS, PATH_SETTINGS
 from edgemin_utils.progress import duration
 from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records, open_chain
 from edgemin_utils.report import REPORT_FILE, executed_analysis, html_report, report_folder, write_report
@@ -29,7 +31,11 @@ from edgemin_utils.tables.contents import MAIN_TABLE
 KEPT_FILES = (RECORD_FILE, "latency.npz")
 PREDICTION_COLUMNS = ["row", "label", "prediction"]
 KEPT_REPORT = ("tables", "figures")
-OWN_FOLDERS = {"data_dir": "DATA_DIR", "teacher": "TEACHER_DIR", "student": "STUDENT_DIR"}
+# What stands in published commands and notebooks for a path of one's own, and which settings have an option each.
+OWN_PATHS = {name: name.upper() for name in PATH_SETTINGS} | {name: f"{name.upper()}_DIR" for name in MODEL_SETTINGS}
+_OPTIONS = ("data_dir", "task_file", "dev_file", "teacher", "student")
+# A given path says where rows come from.
+_SAID_BY = {"folder": "data_dir", "file": "task_file"}
 
 
 def publish_study(study: Path, destination: Path) -> Path:
@@ -39,15 +45,36 @@ def publish_study(study: Path, destination: Path) -> Path:
     folders of one's own are not named in them. The destination's README.md says which commands made the study, on which
     machine, and how long each stage took.
 
+    The destination changes once everything is written.
+
     Raises:
-        StageError: the study holds no record.
+        StageError: the study holds no record, or one of the two folders lies in the other.
     """
     study, destination = Path(study), Path(destination)
+    refuse_overlap(study, destination)
     records = find_records(study)
     if not records:
         raise StageError(f"{study} holds no records; run the study first")
     write_report(study)
-    shutil.rmtree(destination, ignore_errors=True)
+    with storage_errors(destination), partial_folder(destination) as partial:
+        copy = partial / destination.name  # the report is titled by its study's folder
+        _copy_study(study, records, copy)
+        replace_folder(copy, destination)
+    return destination
+
+
+def refuse_overlap(source: Path, destination: Path) -> None:
+    """Raises StageError where one folder is the other or lies in it: publishing replaces the destination."""
+    first, second = Path(source).resolve(), Path(destination).resolve()
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        raise StageError(
+            f"{source} cannot be published to {destination}: what is there is replaced, and one lies in the other; "
+            "name the folder of the run with --output-dir"
+        )
+
+
+def _copy_study(study: Path, records: Sequence[Record], destination: Path) -> None:
+    """What is published of a study, in an empty folder."""
     for record in records:
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
@@ -65,7 +92,6 @@ def publish_study(study: Path, destination: Path) -> Path:
     if (destination / "report" / REPORT_FILE).is_file():
         kept += ", the report as one page, executed notebooks of one chain"
     (destination / "README.md").write_text(_describe(study, records, kept), encoding="utf-8")
-    return destination
 
 
 def _notebooks_of_one_chain(study: Path) -> list[Path]:
@@ -93,7 +119,7 @@ def _own_folders(study: Path, destination: Path) -> dict[str, str]:
         overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
         found |= {
             str(overrides[name]): words
-            for name, words in OWN_FOLDERS.items()
+            for name, words in OWN_PATHS.items()
             if Path(str(overrides.get(name, ""))).is_absolute()
         }
     return found
@@ -117,11 +143,12 @@ def _setting_words(overrides: Mapping[str, Any]) -> list[str]:
     """What differs from a profile, as words of the command line."""
     words = []
     for name, value in overrides.items():
-        if name in OWN_FOLDERS:
-            own = name == "data_dir" or Path(str(value)).is_absolute()
-            words += [f"--{name.replace('_', '-')}", OWN_FOLDERS[name] if own else str(value)]
-        elif name != "data_source":  # a given folder says it
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if name in OWN_PATHS and Path(text).is_absolute():
+            text = OWN_PATHS[name]
+        if name in _OPTIONS:
+            words += [f"--{name.replace('_', '-')}", text]
+        elif name != "data_source" or _SAID_BY.get(text) not in overrides:
             words += ["--set", f"{name}={text}"]
     return words
 
@@ -135,7 +162,7 @@ def _copy_record(record: Record, folder: Path) -> None:
         pd.read_csv(path, usecols=PREDICTION_COLUMNS).to_csv(folder / path.name, index=False)
 
 
-def _describe(study: Path, records: list[Record], kept: str) -> str:
+def _describe(study: Path, records: Sequence[Record], kept: str) -> str:
     """README.md of a published study; `kept` says what was copied."""
     chains = sorted(Path(study).glob(f"*/seed-*/{CHAIN_FILE}"))
     commands = chain_commands([path.parent for path in chains])
@@ -175,7 +202,14 @@ def _describe(study: Path, records: list[Record], kept: str) -> str:
 def _not_run(chains: Sequence[Path]) -> list[str]:
     """What the commands of chains (by their `chain.json`) make that is not on disk, as one sentence; none if all is."""
     parts = []
-    for run in filter(None, (open_chain(path.parent) for path in chains)):
+    for path in chains:
+        try:
+            run = open_chain(path.parent)
+        except EdgeMINError:  # such as a file of one's own that is gone; the error names it, so it is not told here
+            parts.append(f"{path.parent.parent.name}, {path.parent.name}: not known, its settings cannot be used here")
+            continue
+        if run is None:
+            continue
         lacking = [key for key in run.plan if not (run.stage_folder(key) / RECORD_FILE).is_file()]
         if lacking:
             counted = Counter(run.stage(key).kind for key in lacking)
@@ -185,13 +219,13 @@ def _not_run(chains: Sequence[Path]) -> list[str]:
 
 
 def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
-    """What TEACHER_DIR and STUDENT_DIR were: the folders' own names, which say which checkpoint it is."""
+    """What TEACHER_DIR and the like were: the folders' own names, which say which checkpoint it is."""
     names = dict[str, None]()
     for path in chains:
         overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
-        for name in ("teacher", "student"):
+        for name in MODEL_SETTINGS:
             if Path(str(overrides.get(name, ""))).is_absolute():
-                names[f"{OWN_FOLDERS[name]} was a folder with the checkpoint `{Path(overrides[name]).name}`."] = None
+                names[f"{OWN_PATHS[name]} was a folder with the checkpoint `{Path(overrides[name]).name}`."] = None
     return [" ".join(names)] if names else []
 
 
@@ -264,7 +298,9 @@ def fill_marked_place(text: str, name: str, content: str) -> str:
 
 
 def require_marked_place(readme: Path, name: str) -> None:
-    """Raises StageError if a file has no place of that name, see `fill_marked_place`."""
+    """Raises StageError if there is no such file, or it has no place of that name, see `fill_marked_place`."""
+    if not readme.is_file():
+        raise StageError(f"there is no {readme} to write numbers into; results are published from a checkout")
     _marked_place(readme.read_text(encoding="utf-8"), name)
 
 

@@ -19,7 +19,7 @@ from edgemin_utils.chain import RECIPES
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import EdgeMINError
 from edgemin_utils.records import find_records
-from edgemin_utils.reference import publish_study, write_readme
+from edgemin_utils.reference import publish_study, refuse_overlap, write_readme
 from edgemin_utils.study import run_study
 from edgemin_utils.tasks import TASKS
 
@@ -211,6 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, outputs = Console(), project_folder() / "outputs"
     folder = Path(options.output_dir).expanduser().absolute() if options.output_dir else outputs
     try:
+        for study in {part.study for part in PARTS}:
+            refuse_overlap(folder / study, outputs / "reference" / study)
         for study in run_reference(
             options.data_dir, options.teacher, folder, options.tasks, options.seeds, options.jobs, console
         ):

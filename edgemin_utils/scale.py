@@ -31,7 +31,7 @@ from edgemin_utils.chain import TEACHER, plan_chain
 from edgemin_utils.config import Settings, load_settings, project_folder
 from edgemin_utils.data import rows_trained_on
 from edgemin_utils.encoders import scratch_model
-from edgemin_utils.errors import StageError
+from edgemin_utils.errors import EdgeMINError, StageError
 from edgemin_utils.measurement.environment import describe_environment
 from edgemin_utils.measurement.operations import closed_formula_macs, float_twin
 from edgemin_utils.measurement.roofline import measure_peaks
@@ -403,18 +403,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--keep-measurement", action="store_true", help="write the page from the last measurement (default: measure)"
     )
     options = parser.parse_args(arguments)
+    try:
+        print(_scale(options.publish, options.keep_measurement))
+    except EdgeMINError as error:
+        print(f"scale: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _scale(publish: bool, keep_measurement: bool) -> str:
+    """Measures, unless the last measurement is to be kept, and gives the page; writes it to the README if asked."""
     project = project_folder()
-    folder = project / "outputs" / ("reference/scale" if options.publish else "scale")
+    folder = project / "outputs" / ("reference/scale" if publish else "scale")
     folder.mkdir(parents=True, exist_ok=True)
-    if not options.keep_measurement:
+    if not keep_measurement:
         lengths = row_lengths(project / "outputs" / "reference" / "laptop", load_settings("paper").batch_size)
         write_json(folder / MEASURED_FILE, {**measure_here(paper_models()), "row_lengths": lengths})
     section = scale_section(read_measured(folder))
-    if options.publish:
+    if publish:
         readme = project / "README.md"
         readme.write_text(fill_marked_place(readme.read_text(encoding="utf-8"), PLACE, section), encoding="utf-8")
-    print(section)
-    return 0
+    return section
 
 
 def read_measured(folder: Path) -> dict[str, Any]:

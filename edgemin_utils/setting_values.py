@@ -1,5 +1,6 @@
 """Values of settings: read as the type that a setting asks for, and held to the range in which they can work."""
 
+import math
 import os
 import types
 import typing
@@ -35,7 +36,10 @@ def read_value(name: str, value: Any, annotation: Any) -> Any:
         if annotation is float:
             if isinstance(value, bool):
                 raise ValueError
-            return float(value)
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
         if not isinstance(value, str | os.PathLike):
             raise ValueError
         return str(value)
@@ -52,6 +56,12 @@ def _read_bool(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("false", "no", "0"):
         return False
     raise ValueError(value)
+
+
+def whole_share(share: float, count: int) -> int:
+    """floor(share x count), the whole things in a share of `count`. The small term undoes binary rounding: 0.29 x 100
+    is 28.999... and means 29."""
+    return math.floor(share * count + 1e-9)
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
@@ -83,9 +93,13 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         "relation_heads",
         "vocabulary_size",
         "teacher_layers",
+        "teacher_hidden_size",
         "teacher_heads",
+        "teacher_intermediate_size",
         "student_layers",
+        "student_hidden_size",
         "student_heads",
+        "student_intermediate_size",
         "assistant_layers",
         "importance_rows",
         "pruning_draw",
@@ -116,9 +130,24 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         "prediction_learning_rate",
         "recovery_learning_rate",
         "weight_decay",
+        "max_grad_norm",
+        "teacher_cache_gigabytes",
+        "corpus_seed",
     ):
         if values[name] < 0:
             raise SettingError(f"{name} is {values[name]}; it cannot be negative")
+    for model in ("teacher", "student"):
+        hidden_size, heads = (values[f"{model}_{name}"] for name in ("hidden_size", "heads"))
+        if hidden_size % heads:
+            raise SettingError(
+                f"{model}_hidden_size is {hidden_size} and {model}_heads is {heads}; every head takes an equal part of "
+                "the hidden size"
+            )
+    if values["max_length"] < 4:  # [CLS], a token of each text of a pair, [SEP]
+        raise SettingError(f"max_length is {values['max_length']}; it must be at least 4")
+    for name, least in (("latency_lengths", 2), ("latency_threads", 0)):
+        if not values[name] or min(values[name]) < least:
+            raise SettingError(f"{name} is {values[name]}; give one number or more, each at least {least}")
     for name in ("train_rows", "dev_rows", "vocabulary_limit"):
         if values[name] is not None and values[name] < 1:
             raise SettingError(f"{name} is {values[name]}; it must be at least 1, or none for no limit")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemin_utils.config import Settings, nearest, path_setting
+from edgemin_utils.content_hash import file_hash
 from edgemin_utils.errors import DataError
 from edgemin_utils.row_files import READERS, RowFile, check_file, label_text, read_rows
 from edgemin_utils.tasks import Task
@@ -400,21 +401,13 @@ def _content_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, or of those of a saved data set's row files."""
     if path.is_file():
         try:
-            stat = path.stat()
-            return _file_hash(path.absolute(), stat.st_size, stat.st_mtime_ns)
+            return file_hash(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     parts = [_content_hash(part) for part in sorted(path.glob("*.arrow"))]  # each holds its column types too
     if not parts:
         raise DataError(f"{path} is not a data set saved with save_to_disk, or is incomplete (no .arrow file)")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=256)
-def _file_hash(path: Path, size: int, modified: int) -> str:
-    # Size and time of change are part of the key, so that an edited file is hashed again.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

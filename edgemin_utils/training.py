@@ -137,7 +137,8 @@ def train_phases(
     log = log or TrainingLog()
     for number, phase in enumerate(phases, start=len(log.phases)):
         if phase.epochs > 0 and len(rows):
-            _train_phase(model, rows, phase, tokenizer, settings, seed + 1000 * number, holdout, log)
+            own_seed = (seed + 1000 * number) % 2**32  # NumPy takes no larger one
+            _train_phase(model, rows, phase, tokenizer, settings, own_seed, holdout, log)
     return log
 
 

@@ -29,7 +29,8 @@ from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers, set_labels
 from edgemin_utils.errors import MethodRefused, ModelError, StageError, StorageError
 from edgemin_utils.evaluation import write_predictions
-from edgemin_utils.measurement.latency import Protocol
+from edgemin_utils.measurement.latency import PROTOCOLS, Protocol
+from edgemin_utils.measurement.models import open_model
 from edgemin_utils.quantization import quantize, save_quantized
 from edgemin_utils.records import open_run
 from edgemin_utils.tables.scheme_tables import bundle_sentences
@@ -323,6 +324,20 @@ def test_a_stage_knows_its_rows_and_a_quantized_one_names_the_way_out(chain):
     predictions.write_text(kept)
 
 
+def test_a_bundle_is_measured_like_any_model(made, source):
+    folder, content = made
+    model = open_model(str(folder))
+    assert model.longest == content["max_length"]
+    text = "the film was good and the story was bad " * 9
+    wanted = source.tokenizer(text, truncation="longest_first", max_length=MAX_LENGTH)["input_ids"]
+    assert model.tokenizer(text, truncation=True, max_length=model.longest)["input_ids"] == wanted
+
+
+def test_a_bundle_of_short_inputs_can_be_made(folder, tmp_path):
+    chosen = dataclasses.replace(opened(folder, "sentence"), max_length=12)
+    assert make_bundle(chosen, tmp_path / "short", max_drop=100, protocol=SHORT)["max_length"] == 12
+
+
 def test_the_chains_bundle_is_made_once(chain):
     content = bundle_chain(chain, max_drop=100)
     place = chain.folder / "bundle"
@@ -330,6 +345,12 @@ def test_the_chains_bundle_is_made_once(chain):
     assert content["provenance"]["source"].endswith(main_path(chain.settings)[-2])
     assert bundle_chain(chain, max_drop=100) == content == json.loads((place / "bundle.json").read_text())
     assert (place / "bundle.json").stat() == written
+    longer = dataclasses.replace(chain, settings=dataclasses.replace(chain.settings, latency_protocol="full"))
+    with pytest.MonkeyPatch.context() as patched:  # a look is no measurement: it is measured anew, and then kept
+        patched.setitem(PROTOCOLS, "full", dataclasses.replace(SHORT, name="full"))
+        full = bundle_chain(longer, max_drop=100)
+    assert {row["protocol"] for row in full["measured"]["latency"]} == {"full"}
+    assert bundle_chain(chain, max_drop=100) == full
     (place / "model.onnx").write_bytes(b"damaged")
     untimed = dataclasses.replace(chain, settings=dataclasses.replace(chain.settings, latency_protocol="none"))
     assert bundle_chain(untimed, max_drop=100)["files"]["model.onnx"] == content["files"]["model.onnx"]
@@ -608,3 +629,5 @@ def test_predict_takes_the_texts_of_a_pair_in_turns(pair, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == answers(Bundle(pair[0]), b"good\tbad\nfilm\tstory\n")[0]
     assert cli.main(["predict", str(pair[0]), "good"]) == 2
     assert "has 2 texts (sentence, other), and 1 were given" in capsys.readouterr().err
+    assert cli.main(["predict", str(pair[0]), "good", "\udcff"]) == 2  # the byte FF, as a shell hands it over
+    assert "b'\\xff' is not UTF-8" in capsys.readouterr().err

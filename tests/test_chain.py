@@ -192,6 +192,7 @@ def test_a_step_of_an_unknown_scheme_or_format_names_the_nearest(order, message)
         ("teacher:fine-tuned+prune", "unknown recipe or step 'teacher:fine-tuned'; did you mean 'teacher'"),
         ("teacher+distill+quantize", "nothing has been cut that could learn from it"),
         ("teacher,quantize:dynamic-int8,prune", "cannot follow quantization"),
+        ("distill,fine-tune:much,quantize", "fine-tune:much: this step is told nothing"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(recipe, message):

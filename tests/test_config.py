@@ -70,6 +70,15 @@ def test_text_from_the_command_line_is_read_as_the_settings_type():
         ({"temperature": 0}, "over 0"),
         ({"soft_target_weight": 1.5}, "from 0 to 1"),
         ({"recovery_epochs": -1}, "cannot be negative"),
+        ({"corpus_seed": -1}, "cannot be negative"),
+        ({"temperature": "nan"}, "takes float, not 'nan'"),
+        ({"teacher_epochs": "inf"}, "takes float, not 'inf'"),
+        ({"student_hidden_size": -4}, "at least 1"),
+        ({"teacher_hidden_size": 63}, "teacher_hidden_size is 63 and teacher_heads is 4"),
+        ({"max_length": 1}, "at least 4"),
+        ({"latency_lengths": "0,32"}, "each at least 2"),
+        ({"latency_lengths": ""}, "give one number or more"),
+        ({"latency_threads": "-1"}, "each at least 0"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_reason(overrides, message):

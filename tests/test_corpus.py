@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from bag_of_words import bag_of_words_accuracy
 
-from edgemin_utils.baseline import bag_of_words_accuracy
 from edgemin_utils.corpus import (
     DEFAULT_DEV_ROWS,
     DEFAULT_TRAIN_ROWS,

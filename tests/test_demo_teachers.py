@@ -3,8 +3,8 @@
 import os
 
 import pytest
+from bag_of_words import bag_of_words_accuracy
 
-from edgemin_utils.baseline import bag_of_words_accuracy
 from edgemin_utils.corpus import embedded_corpus
 from edgemin_utils.records import open_run
 from edgemin_utils.stages import fine_tune_teacher

@@ -237,6 +237,10 @@ def test_magnitude_by_hand():
     assert magnitude_importance(model, units="layers")[0] == pytest.approx([(576 * 5 + 48 * 9) ** 0.5])
 
 
+def test_a_share_is_not_lost_to_binary_rounding():
+    assert 0.29 * 200 < 58 and plan_removal([np.arange(200.0)], 0.29) == [list(range(58))]
+
+
 def test_random_importance_depends_on_the_seed_alone():
     model = small_model()
     first, second, other = (random_importance(model, seed=seed) for seed in (1, 1, 2))

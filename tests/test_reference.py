@@ -80,7 +80,7 @@ def test_publishing_again_leaves_nothing_old(study, tmp_path):
 
 def test_a_study_without_records_is_refused(tmp_path):
     with pytest.raises(StageError, match="holds no records"):
-        publish_study(tmp_path, tmp_path / "reference")
+        publish_study(tmp_path / "study", tmp_path / "reference")
 
 
 def test_commands_name_no_folder_of_ones_own_and_join_seeds_of_the_same_settings(tmp_path):
@@ -101,6 +101,30 @@ def test_commands_name_no_folder_of_ones_own_and_join_seeds_of_the_same_settings
         f"--student prajjwal1/bert-tiny --set train_rows={rows} --set compared_objectives=none"
         for seeds, rows in (("0 2", 9), ("1", 8))
     ]
+
+
+def test_a_commands_paths_are_words_and_its_source_of_rows_is_said(tmp_path):
+    folders = []
+    for task, overrides in (
+        ("sst2", {"data_source": "hub", "max_length": 64}),
+        ("own", {"data_source": "file", "task_file": "/own/rows.csv", "assistant": "/own/model", "transfer_rows": 3}),
+    ):
+        folders.append(tmp_path / "study" / task / "seed-0")
+        folders[-1].mkdir(parents=True)
+        write_json(folders[-1] / "chain.json", {"profile": "demo", "overrides": overrides})
+    assert chain_commands(folders) == [
+        "edgemin run --profile demo --tasks sst2 --seeds 0 --set data_source=hub --set max_length=64",
+        "edgemin run --profile demo --tasks own --seeds 0 --task-file TASK_FILE --set assistant=ASSISTANT_DIR --set "
+        "transfer_rows=3",
+    ]
+
+
+@pytest.mark.parametrize("place", ["", "inside", ".."])
+def test_a_study_is_not_published_over_itself(study, place):
+    before = sorted(study.rglob("*"))
+    with pytest.raises(StageError, match="cannot be published to .*--output-dir"):
+        publish_study(study, study / place)
+    assert sorted(study.rglob("*")) == before
 
 
 def test_readme_gets_numbers_only_between_its_marks(study, tmp_path):

@@ -234,6 +234,14 @@ def test_a_chain_that_cannot_be_measured_does_not_stop_the_others(study):
     assert "stage teacher/fine-tuned is missing" in frame.loc["mnli", "state"]
 
 
+def test_a_chain_whose_own_file_is_gone_does_not_stop_the_others(study):
+    asked = {"task_file": "/gone/reviews.csv", "data_source": "file", "text_columns": ["text"]}
+    (study / "reviews" / "seed-0").mkdir(parents=True)
+    write_json(study / "reviews" / "seed-0" / "chain.json", {"profile": "demo", "overrides": asked})
+    frame = analysis.measure_chains(open_run("sst2", output_dir=study), lambda run: None).set_index("task")
+    assert frame.loc["sst2", "state"] == "measured" and "/gone/reviews.csv" in frame.loc["reviews", "state"]
+
+
 def test_a_chain_whose_settings_leave_measuring_out_is_not_measured(study):
     write_json(study / "mnli" / "seed-0" / "chain.json", {"profile": "demo", "overrides": {"latency_protocol": "none"}})
     measured = []

@@ -293,6 +293,7 @@ def test_markdown_rows_have_as_many_cells_as_the_header(study, tmp_path):
 
 def test_latex_is_a_whole_table(study, tmp_path):
     tables.write_tables(study, tmp_path)
+    assert len(list(tmp_path.glob("*.tex"))) > 4
     for path in tmp_path.glob("*.tex"):
         text = path.read_text()
         code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
@@ -383,9 +384,17 @@ def test_distillation_that_harms_is_said_to(tmp_path):
     assert "did not help, accuracy fell: -35.0 points" in text
 
 
+def test_a_teacher_without_a_right_answer_leaves_blanks(tmp_path):
+    write_chain(tmp_path, wrong=WRONG | {TEACHER: 40})
+    frame = tables.summarize(tmp_path)
+    assert frame.loc[frame["key"] == TEACHER, "accuracy"].item() == 0 and frame["kept"].isna().all()
+    tables.write_tables(tmp_path, tmp_path / "tables")
+
+
 def test_effect_words():
     assert effect_words("distillation", 1.0, 0.2) == "did not help measurably"
-    assert effect_words("distillation", 1.0, float("nan")) == "did not help measurably"
+    assert effect_words("distillation", 0.0, float("nan")) == "did not help measurably"
+    assert "moved accuracy by as much in every seed" in effect_words("quantization", -1.0, float("nan"))
     assert effect_words("pruning", -1.0, 0.01) == "cost accuracy"
     assert effect_words("quantization", 1.0, 0.01) == "raised accuracy"
 

@@ -112,6 +112,8 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
         the content of its bundle.json; {"refused": why} where it would lose more than `max_drop` points.
     """
     key, folder = main_path(run.settings)[-2], run.folder / BUNDLE_FOLDER
+    # A bundle always says how long it takes; "none" leaves out the chain's own measuring.
+    protocol = PROTOCOLS.get(run.settings.latency_protocol, PROTOCOLS["quick"])
     wanted = {"fingerprint": run.fingerprint(key), "method_version": METHOD_VERSION, "edgemin": __version__}
     try:
         content = Bundle(folder).content
@@ -119,12 +121,11 @@ def bundle_chain(run: Run, max_drop: float = DEFAULT_MAX_DROP) -> dict[str, Any]
             all(content["provenance"].get(name) == value for name, value in wanted.items())
             and content["measured"]["max_drop"] == max_drop
             and not _has_four_bits(content)
+            and {row["protocol"] for row in content["measured"]["latency"]} in ({protocol.name}, {"full"})
         ):
             return content
     except classify.ClassifyError:
         pass
-    # A bundle always says how long it takes; "none" leaves out the chain's own measuring.
-    protocol = PROTOCOLS.get(run.settings.latency_protocol, PROTOCOLS["quick"])
     try:
         return make_bundle(stage_source(run, run.read(key)), folder, max_drop, protocol)
     except MethodRefused as error:

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from edgemin_utils.encoders import describe_model, input_names, longest_input
+from edgemin_utils.bundle.classify import BUNDLE_FILE, TOKENIZER_FILE
+from edgemin_utils.encoders import describe_model, input_names, longest_input, usable_positions
 from edgemin_utils.errors import EdgeMINError, ModelError
 from edgemin_utils.evaluation import predictor
 from edgemin_utils.library_messages import quiet_transformers
@@ -163,20 +164,26 @@ class _Compiled:
 
 
 class OnnxModel(MeasuredModel):
-    """A classifier that is an .onnx file; a tokenizer and a config may lie beside it."""
+    """A classifier that is an .onnx file; a tokenizer and a config may lie beside it, or it may be that of a bundle."""
 
     def __init__(self, path: Path, folder: Path, name: str):
         self.path, self.name = path, name
         self.graph = onnx_graphs.read_graph(path)
         self.session = OnnxSession(path)
         self.weights = onnx_graphs.graph_weights(self.graph)
-        config = _read_config(folder)
+        config, bundle = _read_json(folder / "config.json"), _read_json(folder / BUNDLE_FILE)
         found = onnx_graphs.vocabulary_size(self.graph) or config.get("vocab_size")
         if found is None:
             raise ModelError(f"{path} does not show how many tokens it knows, and no config.json beside it says so")
-        self.vocabulary_size, self.longest = int(found), config.get("max_position_embeddings")
+        self.vocabulary_size = int(found)
+        positions = usable_positions(config) if config.get("max_position_embeddings") else None
+        self.longest: int | None = bundle.get("max_length", positions)
         self.int8 = any(weight.precision == "int8" and weight.elements for weight in self.weights)
-        self.tokenizer = _tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        if bundle:
+            self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / TOKENIZER_FILE))
+        elif (folder / "tokenizer_config.json").is_file():
+            self.tokenizer = _tokenizer(str(folder))
 
     def describe(self) -> dict[str, Any]:
         return {"back_end": ONNX, "inputs": list(self.session.input_names)}
@@ -233,8 +240,8 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

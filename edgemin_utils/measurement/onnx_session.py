@@ -28,11 +28,7 @@ class OnnxSession:
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = make_session(path, options)
+        self.session = make_session(path, session_options(threads))
         self.types = {item.name: INTEGER_TYPES.get(item.type) for item in self.session.get_inputs()}
         self.input_names = tuple(self.types)
         if "input_ids" not in self.types or None in self.types.values():
@@ -51,6 +47,15 @@ class OnnxSession:
             else:
                 feed[name] = np.full(shape, int(name == "attention_mask"), dtype=kind)
         return self.session.run(None, feed)[0]
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """So many threads, which sleep between calls: spinning ones would take time from what is measured next."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
 
 
 def make_session(path: str | os.PathLike, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -16,6 +16,7 @@ from edgemin_utils.cuts import read_cut
 from edgemin_utils.encoders import encoder_layers, scratch_model
 from edgemin_utils.pruning import ModelCut, find_criterion, remove_units
 from edgemin_utils.quantization import quantize
+from edgemin_utils.setting_values import whole_share
 
 LABELS = ("negative", "positive")
 VOCABULARY, POSITIONS = 30522, 512
@@ -72,7 +73,7 @@ def build_models(seed: int = 0) -> PaperModels:
 
 def heads_of_ratio(model: nn.Module, ratio: float = HEAD_RATIO) -> list[int]:
     """How many heads the paper takes from each layer: int(ratio x heads)."""
-    return [int(ratio * layer.num_heads) for layer in encoder_layers(model)]
+    return [whole_share(ratio, layer.num_heads) for layer in encoder_layers(model)]
 
 
 def nearest_fifth(model: nn.Module, ratio: float = HEAD_RATIO) -> list[int]:

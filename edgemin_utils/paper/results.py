@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from edgemin_utils import figures
+from edgemin_utils.atomic_folders import partial_folder, replace_folder
 from edgemin_utils.config import project_folder
 from edgemin_utils.errors import StageError
 from edgemin_utils.figures.paper import listed_parameters, operation_ratios, paper_latency, product_widths, time_parts
@@ -23,7 +24,7 @@ from edgemin_utils.paper.architectures import HONEST_RECIPE, PaperModels
 from edgemin_utils.paper.interaction import FORMS, PRECISIONS, rest_of
 from edgemin_utils.paper.timing import STUDENT
 from edgemin_utils.records import write_json
-from edgemin_utils.reference import fill_marked_place
+from edgemin_utils.reference import fill_marked_place, refuse_overlap
 from edgemin_utils.tables import StudyRecords, Table, as_markdown, write_table
 
 RECORD_FILE = "record.json"
@@ -400,14 +401,16 @@ def publish(folder: Path, destination: Path, readme: Path) -> None:
     """Copies a finished folder to the reference results and writes the claims into the README's marked place.
 
     Raises:
-        StageError: the folder holds no measured record, or the README has no such place.
+        StageError: the folder holds no measured record, one of the folders lies in the other, or the README has no such
+            place.
     """
+    refuse_overlap(folder, destination)
     record = read_record(folder)
     if not record["timing"] or record["timing"]["protocol"]["name"] == "quick":
         raise StageError(f"{folder} holds no full measurement; run `make paper-numbers` without --quick first")
     text = fill_marked_place(readme.read_text(encoding="utf-8"), README_PLACE, readme_section(record))
-    shutil.rmtree(destination, ignore_errors=True)
-    shutil.copytree(folder, destination)
+    with partial_folder(destination) as partial:
+        replace_folder(Path(shutil.copytree(folder, partial / destination.name)), destination)
     readme.write_text(text, encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from edgemin_utils.config import PRUNED_LAYERS, nearest
 from edgemin_utils.errors import MethodRefused, SettingError
 from edgemin_utils.pruning.importance import Importance, normalized_by_layer
+from edgemin_utils.setting_values import whole_share
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def plan_removal(
     planned: list[list[int]] = [[] for _ in importance]
     if scope == "layer":
         for units, values, before in zip(planned, importance, progress.counts, strict=True):
-            due = progress.due(int(ratio * before)) - (before - len(values))
+            due = progress.due(whole_share(ratio, before)) - (before - len(values))
             units += np.argsort(values, kind="stable")[: max(0, due)].tolist()
     elif scope == "global":
         before = sum(progress.counts)
-        due = progress.due(int(ratio * before)) - (before - sum(present))
+        due = progress.due(whole_share(ratio, before)) - (before - sum(present))
         for layer, unit in removal_order(importance)[: max(0, due)]:
             planned[layer].append(unit)
     else:
@@ -142,7 +143,7 @@ def _named(which: str, count: int) -> list[int]:
 def _between_spaced(count: int, share: float) -> list[int]:
     """The int(share * count) layers between those that stay evenly spaced, from the last to the first. For a half they
     are every other one, the way that DistilBERT is made from BERT (Sanh et al. 2019); of 3 layers the middle one."""
-    left = count - int(share * count)
+    left = count - whole_share(share, count)
     stay = {(place + 1) * count // left - 1 for place in range(left)}
     return [number for number in reversed(range(count)) if number not in stay]
 

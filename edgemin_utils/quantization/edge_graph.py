@@ -75,7 +75,7 @@ def edge_graph(
         fold_token_types(graph)
     keep_positions(graph, min(longest, longest_input(model)), model)
     compute_first_token_alone(graph)
-    check_against(model, functools.partial(_float_logits, graph))
+    check_against(model, functools.partial(_float_logits, graph), longest)
     graph = _quantized(graph, model, matrix_bits, embedding_bits, rows)
     drop_unused(graph)
     _check_small(graph)

@@ -96,14 +96,15 @@ def fuse(graph: "onnx.ModelProto", model: nn.Module, attention: bool = True) -> 
     return fused
 
 
-def check_against(model: PreTrainedModel, logits_of: Any) -> None:
+def check_against(model: PreTrainedModel, logits_of: Any, longest: int = 16) -> None:
     """Raises MethodRefused if the graph does not compute what the model computes.
 
     Args:
         logits_of: from inputs to logits (batch, labels), as the graph computes them.
+        longest: most tokens that the graph takes; at least 2.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = min(16, longest_input(model))
+    tokens = min(16, longest, longest_input(model))
     ids = torch.randint(0, model.config.vocab_size, (3, tokens), generator=generator)
     mask = (torch.arange(tokens) < torch.tensor([[tokens], [tokens - tokens // 3], [2]])).long()
     ids = torch.where(mask.bool(), ids, model.config.pad_token_id or 0)

@@ -82,16 +82,13 @@ class OnnxClassifier(nn.Module):
 
 
 def open_session(graph: bytes | Path, threads: int) -> "onnxruntime.InferenceSession":
-    """A session on the CPU with that many threads. Idle threads sleep: spinning ones would take time from the model
-    that is measured next."""
+    """A session on the CPU with that many threads."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    from edgemin_utils.measurement.onnx_session import session_options
+
     return onnxruntime.InferenceSession(
-        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+        graph if isinstance(graph, bytes) else str(graph), session_options(threads), providers=["CPUExecutionProvider"]
     )
 
 

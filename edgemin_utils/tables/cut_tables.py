@@ -8,6 +8,7 @@ import pandas as pd
 
 from edgemin_utils.number_text import percent, signed
 from edgemin_utils.records import Record
+from edgemin_utils.setting_values import whole_share
 from edgemin_utils.tables.stage_tables import MB
 
 
@@ -100,9 +101,9 @@ def planned_cut_table(heads: Sequence[int], ratio: float, scope: str) -> pd.Data
         scope: "layer" or "global", as `pruning.plan_removal`.
     """
     groups = [(f"layer {number}", count) for number, count in enumerate(heads)] if scope == "layer" else []
-    rows = [_planned_row(name, count, ratio, int(ratio * count)) for name, count in groups]
+    rows = [_planned_row(name, count, ratio, whole_share(ratio, count)) for name, count in groups]
     total = sum(heads)
-    gone = sum(row["Removed"] for row in rows) if scope == "layer" else int(ratio * total)
+    gone = sum(row["Removed"] for row in rows) if scope == "layer" else whole_share(ratio, total)
     return pd.DataFrame([*rows, _planned_row("all layers", total, ratio, gone)])
 
 

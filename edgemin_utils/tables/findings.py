@@ -36,7 +36,10 @@ def findings(study: Path | StudyRecords) -> list[str]:
 
 
 def effect_words(step: str, difference: float, p_value: float) -> str:
-    """Whether a step helped, harmed, or whether the rows cannot tell."""
+    """Whether a step helped, harmed, or whether the rows cannot tell; a p-value of NaN stands for none, as where every
+    seed moves by as much."""
+    if math.isnan(p_value) and difference:
+        return "moved accuracy by as much in every seed, which a test over seeds cannot judge"
     clear = not math.isnan(p_value) and p_value < SIGNIFICANCE
     if step == "distillation":
         if clear:

@@ -242,7 +242,8 @@ def _accuracy_rows(chain: Chain) -> list[dict]:
                 "compared_with": source if source in chain.models else None,
             }
             if teacher is not None and split in teacher.results["metrics"]:
-                row["kept"] = 100 * metrics["accuracy"] / teacher.results["metrics"][split]["accuracy"]
+                whole = teacher.results["metrics"][split]["accuracy"]
+                row["kept"] = 100 * metrics["accuracy"] / whole if whole else np.nan
             rows.append(row)
     return rows
 

@@ -149,7 +149,7 @@ def _missing(chain: Chain) -> list[str]:
     else:
         untimed = set(chain.models) - {row["key"] for row in chain.measured_rows("latency")}
         if untimed:
-            notes.append(f"{where}: not timed since it was made: {', '.join(sorted(untimed))}")
+            notes.append(f"{where}: not timed in the last measurement: {', '.join(sorted(untimed))}")
     return notes
 
 
@@ -159,18 +159,22 @@ def source_key(record: Record) -> str | None:
 
 
 def main_student(chains: Iterable[Chain]) -> str | None:
-    """The student that the study is about: the one whose heads were scanned, else the first distilled one."""
+    """The student that the study is about: the one whose heads were scanned, else the first distilled one; of those
+    that are not there for comparison, where there are any."""
     chains = list(chains)
-    scanned = sorted({scan.content["student"] for chain in chains for scan in (chain.scans or {}).values()})
-    distilled = sorted(
-        {
-            record.content["student"]
-            for chain in chains
-            for record in chain.models.values()
-            if record.content["distilled"] and record.content["student"] != COMPRESSED_TEACHER
-        }
-    )
-    return next(iter(scanned or distilled), None)
+    scanned = [scan.content for chain in chains for scan in (chain.scans or {}).values()]
+    distilled = [
+        record.content
+        for chain in chains
+        for record in chain.models.values()
+        if record.content["distilled"] and record.content["student"] != COMPRESSED_TEACHER
+    ]
+    ranked = [
+        sorted({content["student"] for content in found if content["compared"] is compared})
+        for compared in (False, True)
+        for found in (scanned, distilled)
+    ]
+    return next((students[0] for students in ranked if students), None)
 
 
 def describe_data(chains: Iterable[Chain]) -> Mapping | None:

@@ -2,8 +2,8 @@
 
 import pandas as pd
 import pytest
+from bag_of_words import bag_of_words_accuracy, features, grams
 
-from edgemin_utils.baseline import bag_of_words_accuracy, features, grams
 from edgemin_utils.errors import DataError
 
 
