@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -274,6 +275,12 @@ def test_method_findings_name_the_best_and_what_can_be_told_apart(study):
     assert schemes.endswith("None of them can be told apart from it on these rows.")
     # Orders need two beside the paper's to be compared.
     assert not any("orders of the steps" in text for text in said)
+
+
+def test_a_method_of_fewer_seeds_than_others_says_so(study, tmp_path):
+    folder = write_chain(Path(shutil.copytree(study, tmp_path / "study")), "sst2", 1)
+    cuts = next(text for text in tables.findings(folder) if text.startswith("sst2: of 2 cuts"))
+    assert cuts.endswith("Clearly worse: random-heads-0.5 (1 seed).")
 
 
 def test_method_findings_of_orders_hold_them_against_the_papers(study, tmp_path):

@@ -119,13 +119,22 @@ def _accuracy(row: pd.Series) -> str:
 
 
 def _where(row: pd.Series) -> str:
-    seeds = int(row["seeds"])
-    return f"{seeds} seed{'s' if seeds > 1 else ''}, `{row['folder']}`"
+    return f"{_seeds(row)}, `{row['folder']}`"
+
+
+def _with_seeds(row: pd.Series) -> str:
+    return f"{row['method']} ({_seeds(row)})"
+
+
+def _seeds(row: pd.Series) -> str:
+    return f"{row['seeds']:.0f} seed{'s' if row['seeds'] > 1 else ''}"
 
 
 def _told_apart(tested: pd.DataFrame) -> str:
-    """Which of the methods differ clearly, and in which direction."""
-    clear = tested[_clear(tested)]
+    """Which of the methods differ clearly, and in which direction; those of fewer seeds than others say so."""
+    fewer = tested["seeds"] < tested["seeds"].max()
+    clear = tested.assign(method=tested["method"].where(~fewer, [_with_seeds(row) for _, row in tested.iterrows()]))
+    clear = clear[_clear(tested)]
     named = [
         f"Clearly {word}: {'; '.join(rows['method'])}."
         for word, rows in (("better", clear[clear["difference"] > 0]), ("worse", clear[clear["difference"] < 0]))
