@@ -11,7 +11,7 @@ import pandas as pd
 
 from edgemin_utils.number_text import p_value_text, with_interval
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_against_paper, schemes_table
-from edgemin_utils.tables.summary import as_records
+from edgemin_utils.tables.summary import as_records, with_every_seed
 from edgemin_utils.tables.variants import StudyRecords, task_label
 
 SIGNIFICANCE = 0.05
@@ -23,7 +23,8 @@ def method_findings(study: Path | StudyRecords) -> list[str]:
 
     A method counts as better or worse than what it is held against where Holm's p-value of the paired difference is
     under 0.05. It counts as without a loss only where its own 95 % interval, not corrected for the number of methods,
-    does not lie under 0 either: the correction guards against claiming a loss, not against overlooking one.
+    does not lie under 0 either: the correction guards against claiming a loss, not against overlooking one. Methods
+    that were run with fewer seeds than others stand in the tables alone.
     """
     records = as_records(study)
     sentences = []
@@ -43,7 +44,7 @@ def _by_split(frame: pd.DataFrame, sentence: Callable[[str, pd.DataFrame], str])
     for task, of_task in frame.groupby("task", sort=False):
         splits = [split for split in dict.fromkeys(of_task["split"]) if split]
         for split in splits:
-            rows = of_task[(of_task["split"] == split) & of_task["accuracy"].notna()].reset_index(drop=True)
+            rows = with_every_seed(of_task[(of_task["split"] == split) & of_task["accuracy"].notna()])
             if rows["difference"].notna().sum() >= 2:
                 found.append(sentence(task_label(task, split) if len(splits) > 1 else str(task), rows))
     return found
@@ -89,6 +90,8 @@ def _on_orders(label: str, rows: pd.DataFrame) -> str:
     paper, tested = rows[rows["papers_own"]], rows[rows["difference"].notna()]
     best = _best(rows)
     said = f"{label}: of {len(rows)} orders of the steps, {best['method']} keeps most: {_accuracy(best)}"
+    if paper.empty:
+        return f"{said} ({_where(best)})."
     if best["papers_own"]:
         return f"{said}, the paper's own ({_where(best)}). {_told_apart(tested)}"
     return (
@@ -119,22 +122,12 @@ def _accuracy(row: pd.Series) -> str:
 
 
 def _where(row: pd.Series) -> str:
-    return f"{_seeds(row)}, `{row['folder']}`"
-
-
-def _with_seeds(row: pd.Series) -> str:
-    return f"{row['method']} ({_seeds(row)})"
-
-
-def _seeds(row: pd.Series) -> str:
-    return f"{row['seeds']:.0f} seed{'s' if row['seeds'] > 1 else ''}"
+    return f"{row['seeds']:.0f} seed{'s' if row['seeds'] > 1 else ''}, `{row['folder']}`"
 
 
 def _told_apart(tested: pd.DataFrame) -> str:
-    """Which of the methods differ clearly, and in which direction; those of fewer seeds than others say so."""
-    fewer = tested["seeds"] < tested["seeds"].max()
-    clear = tested.assign(method=tested["method"].where(~fewer, [_with_seeds(row) for _, row in tested.iterrows()]))
-    clear = clear[_clear(tested)]
+    """Which of the methods differ clearly, and in which direction."""
+    clear = tested[_clear(tested)]
     named = [
         f"Clearly {word}: {'; '.join(rows['method'])}."
         for word, rows in (("better", clear[clear["difference"] > 0]), ("worse", clear[clear["difference"] < 0]))

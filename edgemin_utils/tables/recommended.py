@@ -11,7 +11,7 @@ import pandas as pd
 
 from edgemin_utils.pareto import pareto_front
 from edgemin_utils.records import Record
-from edgemin_utils.tables.summary import as_records, column_of_input, longest_input, summarize
+from edgemin_utils.tables.summary import as_records, column_of_input, longest_input, summarize, with_every_seed
 from edgemin_utils.tables.variants import StudyRecords
 
 KINDS = {
@@ -119,12 +119,13 @@ def recommended_models(study: Path | StudyRecords) -> pd.DataFrame:
 def budget_models(study: Path | StudyRecords) -> pd.DataFrame:
     """Two rows per task and share of the teacher's accuracy: the smallest and the fastest model that keep at least as
     much, by point estimate, with the columns of `recommended_models`: of those within `NO_DIFFERENCE` of the smallest
-    or fastest, the one that keeps most. A task has none for a share that only its teacher keeps, and no fastest if
-    nothing was timed.
+    or fastest, the one that keeps most. Models that exist with fewer seeds than others are not candidates. A task has
+    none for a share that only its teacher keeps, and no fastest if nothing was timed.
     """
     every = candidates(study)
     chosen = []
-    for _, models in every.groupby("task", sort=False):
+    for _, of_task in every.groupby("task", sort=False):
+        models = with_every_seed(of_task)
         for share in KEPT_SHARES:
             enough = best_first(models[models["kept"] >= share])
             if set(enough["kind"]) <= {"teacher"}:

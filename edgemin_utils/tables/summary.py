@@ -40,6 +40,12 @@ def own_models(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~frame["compared"].astype(bool)].reset_index(drop=True)
 
 
+def with_every_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of one task whose models exist with as many seeds as any: a mean over seeds is not chosen from beside
+    a single one."""
+    return rows[rows["seeds"] == rows["seeds"].max()].reset_index(drop=True)
+
+
 def columns_of(frame: pd.DataFrame, quantity: str) -> list[str]:
     """Columns that hold `quantity` for fixed inputs such as 1x32, shortest first."""
     found = [name for name in frame if name.startswith(f"{quantity}_1x") and name.rsplit("x", 1)[1].isdigit()]
