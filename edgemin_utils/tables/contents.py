@@ -271,9 +271,9 @@ def budget_table(study: Path | StudyRecords) -> Table:
     records = as_records(study)
     frame = budget_models(records)
     chosen = (
-        "Of every model of the task that was made with each of its seeds and keeps at least that share of the teacher's "
-        "accuracy, by point estimate, the one with the smallest file and the one with the shortest latency; of those "
-        "within 1 %, that which keeps most.",
+        "Of every model of the task that was made with each of its seeds and keeps at least that share of the "
+        "teacher's accuracy, by point estimate, the one with the smallest file and the one with the shortest latency; "
+        "of those within 1 %, that which keeps most.",
         "The models were picked by the dev rows that they are judged on, so they look a little better than they are.",
     )
     return Table(
