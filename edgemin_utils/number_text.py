@@ -43,8 +43,8 @@ def with_interval(
 
 def percent(fraction: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
     """A fraction in percent with its interval behind it: "86.1 [83.7, 88.3]"."""
-    ends = [None if end is None else 100 * end for end in (low, high)]
-    return with_interval(100 * fraction, *ends, unit=unit)
+    low, high = (None if end is None else 100 * end for end in (low, high))
+    return with_interval(100 * fraction, low, high, unit=unit)
 
 
 def p_value_text(value: float) -> str:

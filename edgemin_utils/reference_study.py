@@ -211,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, outputs = Console(), project_folder() / "outputs"
     folder = Path(options.output_dir).expanduser().absolute() if options.output_dir else outputs
     try:
-        for study in {part.study for part in PARTS}:
-            refuse_overlap(folder / study, outputs / "reference" / study)
+        for name in {part.study for part in PARTS}:
+            refuse_overlap(folder / name, outputs / "reference" / name)
         for study in run_reference(
             options.data_dir, options.teacher, folder, options.tasks, options.seeds, options.jobs, console
         ):
