@@ -281,7 +281,8 @@ def test_methods_of_fewer_seeds_than_others_stand_in_the_tables_alone(study, tmp
     folder = write_chain(Path(shutil.copytree(study, tmp_path / "study")), "sst2", 1)
     assert not any("cuts held against" in text for text in tables.findings(folder))  # one of two has both seeds
     assert tables.cuts_table(folder).set_index("method")["seeds"].to_dict() == {CUT: 2, "random-heads-0.5": 1}
-    assert set(tables.budget_models(folder)["seeds"]) == {2}
+    # The only one that keeps enough is the order that prunes first, which the second seed does not have.
+    assert len(tables.budget_models(study)) and tables.budget_models(folder).empty
 
 
 def test_method_findings_of_orders_hold_them_against_the_papers(study, tmp_path):
