@@ -9,6 +9,8 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Rows and weights of `make reference`, and OUTPUT_DIR for what it trains (else outputs/).
+REFERENCE_INPUTS = --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(if $(OUTPUT_DIR),--output-dir "$(OUTPUT_DIR)")
 # Every module by its dotted name: pdoc alone would leave out those that a package's __all__ does not name.
 MODULES = $(shell find -L edgemin_utils -name '*.py' ! -name __main__.py | sed 's|/__init__||; s|\.py$$||; s|/|.|g' | sort)
 
@@ -52,11 +54,12 @@ scale: $(INSTALLED) ## what the paper profile needs on one GPU, measured here an
 reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...
 	@test -n "$(DATA_DIR)" -a -n "$(TEACHER_DIR)" || { \
 		echo "Name GLUE's folder and the teacher's: make reference DATA_DIR=... TEACHER_DIR=..." >&2; exit 1; }
-	$(BIN)/python -m edgemin_utils.reference_study --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(ARGS)
-	$(BIN)/python -m edgemin_utils.settings_search --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)"
+	$(BIN)/python -m edgemin_utils.reference_study $(REFERENCE_INPUTS) $(ARGS)
+	$(BIN)/python -m edgemin_utils.settings_search $(REFERENCE_INPUTS)
 	$(BIN)/python -m edgemin_utils.paper --repeat 2
 	$(BIN)/python -m edgemin_utils.paper --publish
 	$(BIN)/python -m edgemin_utils.scale --publish
+	$(BIN)/python -m edgemin_utils.figures.architecture
 
 lint: $(INSTALLED) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff check .
