@@ -48,7 +48,8 @@ _ROWS = {"sst2": 6735, "mnli": 6400, "qqp": 6400}
 # Set beside edge: what is usually done to a model that is to be small, and the same recipe with plain rounding.
 _WHOLE_TEACHER = "teacher+quantize:onnx-dynamic-int8-embeddings"
 _ROUNDED = "teacher+prune:vocabulary-all-rows-most-12000-without-recovery+quantize:onnx-int4-embeddings"
-_RECIPES = ["proposal", "honest", "edge", _ROUNDED, _WHOLE_TEACHER]
+_TEACHERS = ["edge", _ROUNDED, _WHOLE_TEACHER]
+_RECIPES = ["proposal", "honest", *_TEACHERS]
 # The same steps in two orders (relations need head counts that fit, so the cut is one of neurons), and a third.
 _ORDERS = [
     "distill+prune:gradient-neurons-0.5-multiple-32+quantize",
@@ -93,7 +94,7 @@ PARTS: Sequence[Part] = (
     _part(
         "sst2",
         (1, 2),
-        compared_objectives=["all"],
+        compared_objectives=["all", "none-pretrained"],
         compared_cuts=_SST2_CUTS,
         compared_schemes=["all"],
         recipe=_RECIPES,
@@ -112,7 +113,8 @@ PARTS: Sequence[Part] = (
         )
         for task in ("mnli", "qqp")
     ),
-    _part("qqp", (1, 2), compared_objectives=["none"], recipe=["edge", _WHOLE_TEACHER], **_FURTHER_SEED),
+    _part("mnli", (1, 2), compared_objectives=["none", "mlkd", "tinybert"], recipe=_TEACHERS, **_FURTHER_SEED),
+    _part("qqp", (1, 2), compared_objectives=["none"], recipe=_TEACHERS, **_FURTHER_SEED),
     _part("sst2", (0,), 13_470, "laptop-13470-rows", compared_objectives=["none"], **_UNTIMED),
 )
 

@@ -139,6 +139,9 @@ def test_a_chain_without_measurement_gives_blanks_and_a_note(tmp_path):
     write_chain(tmp_path, leave_out=(COST,))
     records = tables.read_study(tmp_path)
     assert "sst2, seed 0: latency and memory are not measured" in records.notes
+    write_chain(tmp_path, "sst2", 4, leave_out=(COST,))
+    again = tables.read_study(tmp_path)
+    assert "sst2, seeds 0, 4: latency and memory are not measured" in again.notes
     cost = tables.readable(tables.cost_table(tmp_path))
     assert set(cost["Memory (MB)"]) == {""}
     assert tables.latency_table(tmp_path).empty

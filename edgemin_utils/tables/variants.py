@@ -88,19 +88,21 @@ def read_study(study: Path) -> StudyRecords:
     by_chain: dict[tuple[str, int], dict[str, Record]] = {}
     for record in find_records(study):
         by_chain.setdefault((record.task, record.seed), {})[record.key] = record
-    chains, notes = [], []
+    chains, seeds_of = list[Chain](), dict[tuple[str, str], list[int]]()
     for (task, seed), records in sorted(by_chain.items(), key=lambda item: (task_rank(item[0][0]), item[0])):
         current, outdated = _split_outdated(records)
-        notes += [
-            f"{task}, seed {seed}: {key} is left out, it was made from an earlier model; run the study again"
-            for key in outdated
-        ]
         models = {key: record for key, record in current.items() if "metrics" in record.results}
         scans = {record.content["variant"]: record for record in current.values() if "curves" in record.results}
         refused = {key: record for key, record in current.items() if record.refused}
         chain = Chain(task, seed, models, current.get(COST), scans, refused)
-        notes += _missing(chain)
         chains.append(chain)
+        left_out = [f"{key} is left out, it was made from an earlier model; run the study again" for key in outdated]
+        for note in (*left_out, *_missing(chain)):
+            seeds_of.setdefault((task, note), []).append(seed)
+    notes = [
+        f"{task}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {note}"
+        for (task, note), seeds in seeds_of.items()
+    ]
     return StudyRecords(study, tuple(chains), tuple(notes))
 
 
@@ -141,15 +143,15 @@ def _split_outdated(records: Mapping[str, Record]) -> tuple[dict[str, Record], l
 
 def _missing(chain: Chain) -> list[str]:
     """One sentence for each thing that leaves blanks in the tables."""
-    where, notes = f"{chain.task}, seed {chain.seed}", []
+    notes = []
     if TEACHER not in chain.models:
-        notes.append(f"{where}: no teacher, so nothing is compared with it")
+        notes.append("no teacher, so nothing is compared with it")
     if chain.measurement is None:
-        notes.append(f"{where}: latency and memory are not measured")
+        notes.append("latency and memory are not measured")
     else:
         untimed = set(chain.models) - {row["key"] for row in chain.measured_rows("latency")}
         if untimed:
-            notes.append(f"{where}: not timed in the last measurement: {', '.join(sorted(untimed))}")
+            notes.append(f"not timed in the last measurement: {', '.join(sorted(untimed))}")
     return notes
 
 
