@@ -6,6 +6,7 @@ tables and figures again. The README's numbers are written from it into marked p
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -79,13 +80,16 @@ def _copy_study(study: Path, records: Sequence[Record], destination: Path) -> No
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
         shutil.copytree(report_folder(study) / name, destination / "report" / name)
-    for notebook in _notebooks_of_one_chain(study):
-        _copy_notebook(notebook, destination / notebook.relative_to(study), study, destination)
-    if executed_analysis(study).is_file():
+    chapters, last = _notebooks_of_one_chain(study), executed_analysis(study)
+    page = report_folder(study) / REPORT_FILE
+    for notebook in chapters:
+        copy, links = destination / notebook.relative_to(study), {last.name: os.path.relpath(page, notebook.parent)}
+        _copy_notebook(notebook, copy, study, destination, links if last.is_file() else {})
+    if last.is_file():
+        links = {chapter.name: os.path.relpath(chapter, page.parent) for chapter in chapters}
         with tempfile.TemporaryDirectory() as folder:
-            analysis = Path(folder) / executed_analysis(study).name
-            _copy_notebook(executed_analysis(study), analysis, study, destination)
-            html_report(destination, analysis)
+            _copy_notebook(last, Path(folder) / last.name, study, destination, links)
+            html_report(destination, Path(folder) / last.name)
     kept = "Records, predictions without logits, tables and figures"
     if any((record.folder / "latency.npz").is_file() for record in records):
         kept += ", raw latencies"
@@ -100,9 +104,12 @@ def _notebooks_of_one_chain(study: Path) -> list[Path]:
     return sorted(of_chains[0].glob("*.ipynb")) if of_chains else []
 
 
-def _copy_notebook(notebook: Path, copy: Path, study: Path, destination: Path) -> None:
-    """Copies an executed notebook, with words in place of folders of one's own."""
+def _copy_notebook(notebook: Path, copy: Path, study: Path, destination: Path, links: Mapping[str, str]) -> None:
+    """Copies an executed notebook, with words in place of folders of one's own; `links`: where a link to another
+    chapter, by its file's name, leads from here."""
     text = notebook.read_text(encoding="utf-8")
+    for name, target in links.items():
+        text = text.replace(f"]({name})", f"]({target})")
     for folder, words in sorted(_own_folders(study, destination).items(), key=lambda item: -len(item[0])):
         text = text.replace(json.dumps(folder)[1:-1], words)
     content = json.loads(text)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,21 @@ def test_executed_notebooks_of_one_chain_go_along_and_name_no_folder_of_ones_own
     before = (published / "report" / "report.html").read_bytes()
     write_report(published)
     assert (published / "report" / "report.html").read_bytes() == before
+
+
+def test_links_between_published_chapters_lead_to_where_they_lie(study, tmp_path):
+    chapters = study / "sst2" / "seed-0" / "notebooks"
+    for folder, name in ((study / "notebooks", "05_analysis"), (chapters, "01_teacher"), (chapters, "02_distillation")):
+        code = "# [1](01_teacher.ipynb) [2](02_distillation.ipynb) [5](05_analysis.ipynb)"
+        write_notebook(folder / f"{name}.ipynb", code)
+    published = publish_study(study, tmp_path / "reference" / "laptop")
+    chapter = (published / "sst2" / "seed-0" / "notebooks" / "01_teacher.ipynb").read_text()
+    report = (published / "report" / "report.html").read_text()
+    for place, links in (
+        (published / "sst2" / "seed-0" / "notebooks", re.findall(r"\[\d\]\((.*?)\)", chapter)),
+        (published / "report", [link for link in re.findall(r"\[\d\]\((.*?)\)", report) if "analysis" not in link]),
+    ):
+        assert len(links) > 1 and all((place / link).resolve().is_file() for link in links)
 
 
 def test_publishing_again_leaves_nothing_old(study, tmp_path):
