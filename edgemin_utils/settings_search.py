@@ -23,7 +23,7 @@ from edgemin_utils.records import Run
 from edgemin_utils.reference_study import PROFILE, input_options
 from edgemin_utils.stages import run_stage
 from edgemin_utils.statistics import accuracy_interval, compare_predictions
-from edgemin_utils.tables import Table, table_notes, write_table
+from edgemin_utils.tables import Table, as_text, table_notes, write_table
 from edgemin_utils.training import predict
 
 TASK = "sst2"
@@ -122,7 +122,7 @@ def search_table(found: Sequence[tuple[Trial, Path]]) -> pd.DataFrame:
         interval = accuracy_interval(int(right.sum()), len(right))
         row = {
             "model": trial.model,
-            "changed_settings": "; ".join(f"{name}={_text(value)}" for name, value in trial.changes.items()) or "none",
+            "changed_settings": _changed(trial),
             "holdout_rows": len(right),
             "accuracy": 100 * right.mean(),
             "accuracy_low": 100 * interval.low,
@@ -142,13 +142,12 @@ def search_table(found: Sequence[tuple[Trial, Path]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_search(found: Sequence[tuple[Trial, Path]], folder: Path, destination: Path) -> list[Path]:
-    """Writes `search_table` with its notes as csv, md and tex; returns the paths.
+def titled_table(found: Sequence[tuple[Trial, Path]], folder: Path) -> Table:
+    """`search_table` with its title and notes.
 
     Args:
         found: what `search` yields.
         folder: the search's, with the records of its chain.
-        destination: where the table goes.
     """
     notes = (
         "Accuracy: on train rows that nothing was trained on, in brackets Wilson's 95 % interval.",
@@ -157,7 +156,7 @@ def write_search(found: Sequence[tuple[Trial, Path]], folder: Path, destination:
         "run each: other seeds move a model by more than the interval says.",
         *table_notes(folder),
     )
-    return write_table(Table(TASK, "Settings compared on hold-out rows", search_table(found), notes), destination)
+    return Table(TASK, "Settings compared on hold-out rows", search_table(found), notes)
 
 
 def _way_to(run: Run, key: str) -> list[str]:
@@ -176,6 +175,12 @@ def _answers(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
     rows = tokenized_task(run, tokenizer, [model])
     logits = predict(model, rows.holdout, tokenizer, run.settings.evaluation_batch_size)
     return np.asarray(rows.holdout["labels"]), logits.argmax(axis=1)
+
+
+def _changed(trial: Trial) -> str:
+    """A trial's changes in words, without a recipe, which the model's name spells out."""
+    changes = [f"{name}={_text(value)}" for name, value in trial.changes.items() if name != "recipe"]
+    return "; ".join(changes) or "none"
 
 
 def _text(value: Any) -> str:
@@ -199,9 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeMINError as error:
         console.print(f"edgemin: {error}", highlight=False, markup=False)
         return 1
-    written = write_search(found, folder, outputs / "reference" / FOLDER)
-    console.print(search_table(found).to_string(index=False), highlight=False, markup=False)
-    console.print(f"search: {written[0].parent}", highlight=False)
+    table = titled_table(found, folder)
+    written = write_table(table, outputs / "reference" / FOLDER)
+    print(as_text(table.frame))
+    print(f"search: {written[0].parent}")
     return 0
 
 

@@ -9,7 +9,8 @@ from tiny_chain import tiny_run
 from edgemin_utils import settings_search
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.data import load_task_data
-from edgemin_utils.settings_search import TRIALS, Trial, search, search_table, trial_run, write_search
+from edgemin_utils.settings_search import TRIALS, Trial, search, search_table, titled_table, trial_run
+from edgemin_utils.tables import write_table
 
 STUDENT = "distillation/minilmv2"
 CUT = "vocabulary-seen-2-without-recovery"
@@ -47,7 +48,7 @@ def test_models_are_judged_on_the_holdout_and_not_trained_twice(tiny, tmp_path, 
     monkeypatch.setattr(settings_search, "run_stage", lambda run, key: pytest.fail(f"{key} was run again"))
     again = list(search(CHOSEN, tmp_path, "rows", "weights"))
     pd.testing.assert_frame_equal(search_table(again), table)
-    written = write_search(again, tmp_path, tmp_path / "published")
+    written = write_table(titled_table(again, tmp_path), tmp_path / "published")
     assert [path.name for path in written] == ["sst2.csv", "sst2.md", "sst2.tex"]
     assert pd.read_csv(written[0])["accuracy"].tolist() == pytest.approx(list(table["accuracy"]))
     said = written[1].read_text()
