@@ -143,28 +143,33 @@ def run_reference(
     Raises:
         EdgeMINError: a chain failed; the same call takes it up again. Also what `run_study` raises.
     """
-    studies = dict[Path, None]()
-    for part in PARTS:
-        chosen = [seed for seed in part.seeds if not seeds or seed in seeds]
-        if not chosen or (tasks and part.task not in tasks):
-            continue
-        study = output_dir / part.study
+    chosen = [
+        (part, numbers)
+        for part in PARTS
+        if not tasks or part.task in tasks
+        if (numbers := [seed for seed in part.seeds if not seeds or seed in seeds])
+    ]
+    # A study's parts are analysed together, once all are there; the details drawn are those of its first chain.
+    first = dict[str, tuple[Part, list[int]]]()
+    for part, numbers in chosen:
+        first.setdefault(part.study, (part, numbers))
+    for (part, numbers), analysis in [*((each, False) for each in chosen), *((each, True) for each in first.values())]:
         result = run_study(
             PROFILE,
             [part.task],
-            chosen,
+            numbers,
             {**part.settings, "data_dir": data_dir, "teacher": teacher},
-            study,
+            output_dir / part.study,
             jobs,
             console,
+            analysis=analysis,
         )
         if not result.complete:
             raise EdgeMINError(
                 f"the reference study stopped at {part.task}: what failed is shown above; the same "
                 "command takes it up again"
             )
-        studies[study] = None
-    return list(studies)
+    return [output_dir / name for name in first]
 
 
 def publish_bundles(study: Path, destination: Path) -> list[Path]:

@@ -224,6 +224,7 @@ def run_study(
     jobs: int = 1,
     console: Console | None = None,
     cluster: str = "",
+    analysis: bool = True,
 ) -> StudyResult:
     """Executes the notebooks of a study, chain by chain, then the analysis; what is current on disk is skipped.
 
@@ -236,6 +237,7 @@ def run_study(
         console: where progress is shown; the terminal by default.
         cluster: address of a Dask scheduler whose workers run the chains, one a thread, or "local" for `jobs` workers
             on this machine; empty runs them in threads of this process. The analysis always runs here.
+        analysis: whether it runs behind the chains; a study whose chains are run in several calls needs it once.
 
     Raises:
         SettingError, DataError: something that was asked for cannot be; nothing has been started then.
@@ -257,26 +259,31 @@ def run_study(
         else contextlib.nullcontext(_runner_here(runs, folder, given, jobs)) as runner
     ):
         write_study_file(runs, given, jobs, cluster)
-        return _run_study(runs, folder, given, console, runner)
+        return _run_study(runs, folder, given, console, runner, analysis)
 
 
 def _run_study(
-    runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console, runner: "_Runner"
+    runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console, runner: "_Runner", analysis: bool
 ) -> StudyResult:
     lines = [Line(chain_name(run), _wanted_records(run, CHAIN_NOTEBOOKS)) for run in runs]
-    measured = {path: stage for run in runs for path, stage in _wanted_records(run, (ANALYSIS_NOTEBOOK,)).items()}
-    with StudyProgress([*lines, Line(ANALYSIS, measured)], console) as progress:
+    if analysis:
+        measured = {path: stage for run in runs for path, stage in _wanted_records(run, (ANALYSIS_NOTEBOOK,)).items()}
+        lines.append(Line(ANALYSIS, measured))
+    with StudyProgress(lines, console) as progress:
         chains = _in_background(lambda: runner.run(progress), progress, runner)
         results = [result for chain in chains for result in chain]
         broken = {result.chain for result in results if result.status in ("failed", "not run")}
         complete = [run for run in runs if chain_name(run) not in broken]
         if broken:
             progress.say(f"not complete: {'; '.join(sorted(broken))}. The same command takes them up again")
-        results.append(
-            _in_background(
-                lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop), progress, runner
+        if analysis:
+            results.append(
+                _in_background(
+                    lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop),
+                    progress,
+                    runner,
+                )
             )
-        )
     return StudyResult(runs[0].study, tuple(results))
 
 

@@ -62,19 +62,23 @@ def test_only_what_is_asked_for_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(
         reference_study,
         "run_study",
-        lambda profile, tasks, seeds, settings, study, jobs, console: (
-            asked.append((tasks, seeds, settings["data_dir"], study)) or Result(True)
+        lambda profile, tasks, seeds, settings, study, jobs, console, analysis: (
+            asked.append((tasks, seeds, settings["data_dir"], study, analysis)) or Result(True)
         ),
     )
     assert run_reference("rows", "weights", tmp_path, tasks=["sst2"], seeds=[1]) == [tmp_path / "laptop"]
-    assert asked == [(["sst2"], [1], "rows", tmp_path / "laptop")]
+    chain = (["sst2"], [1], "rows", tmp_path / "laptop")
+    assert asked == [(*chain, False), (*chain, True)]
+    asked.clear()
+    run_reference("rows", "weights", tmp_path, tasks=["mnli", "qqp"])
+    assert [analysis for *_, analysis in asked] == [False] * 4 + [True] and asked[-1][:2] == (["mnli"], [0])
     studies = run_reference("rows", "weights", tmp_path, tasks=["sst2"], seeds=[0])
     assert studies == [tmp_path / "laptop", tmp_path / "laptop-13470-rows"]
 
 
 def test_a_failed_part_stops_the_rest_and_is_named(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(reference_study, "run_study", lambda *given: asked.append(given) or Result(False))
+    monkeypatch.setattr(reference_study, "run_study", lambda *given, **more: asked.append(given) or Result(False))
     with pytest.raises(EdgeMINError, match=f"stopped at {PARTS[0].task}.*takes it up again"):
         run_reference("rows", "weights", tmp_path)
     assert len(asked) == 1
