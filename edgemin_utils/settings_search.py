@@ -7,7 +7,7 @@ one core) and writes the table `sst2` to `outputs/reference/search`.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgemin_utils.records import Run
 from edgemin_utils.reference_study import PROFILE, input_options
 from edgemin_utils.stages import run_stage
 from edgemin_utils.statistics import accuracy_interval, compare_predictions
-from edgemin_utils.tables import Table, as_text, table_notes, write_table
+from edgemin_utils.tables import Table, as_text, read_study, table_notes, write_table
 from edgemin_utils.training import predict
 
 TASK = "sst2"
@@ -149,12 +149,14 @@ def titled_table(found: Sequence[tuple[Trial, Path]], folder: Path) -> Table:
         found: what `search` yields.
         folder: the search's, with the records of its chain.
     """
+    # One trial's stages take another's place: what is left of an earlier one is no news.
+    records = replace(read_study(folder), notes=())
     notes = (
         "Accuracy: on train rows that nothing was trained on, in brackets Wilson's 95 % interval.",
         "Difference: percentage points to the same model under unchanged settings (cuts of the teacher: to the teacher "
         "uncut), with its paired 95 % interval; p from the exact McNemar test, not corrected for several tests. One "
         "run each: other seeds move a model by more than the interval says.",
-        *table_notes(folder),
+        *table_notes(records),
     )
     return Table(TASK, "Settings compared on hold-out rows", search_table(found), notes)
 

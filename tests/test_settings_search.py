@@ -52,7 +52,7 @@ def test_models_are_judged_on_the_holdout_and_not_trained_twice(tiny, tmp_path, 
     assert [path.name for path in written] == ["sst2.csv", "sst2.md", "sst2.tex"]
     assert pd.read_csv(written[0])["accuracy"].tolist() == pytest.approx(list(table["accuracy"]))
     said = written[1].read_text()
-    assert "prediction_learning_rate=0.002" in said and "Processor: " in said
+    assert "prediction_learning_rate=0.002" in said and "Processor: " in said and "left out" not in said
 
 
 def test_the_table_sets_trials_against_the_unchanged_model(tmp_path):
