@@ -219,12 +219,13 @@ def longest_input(model: PreTrainedModel) -> int:
 
 
 def usable_positions(config: Mapping[str, Any]) -> int:
-    """Positions for tokens in a model of that config.json. RoBERTa's first ones are taken up by padding.
+    """Positions for tokens in a model of that config.json. RoBERTa's first ones are taken up by padding, whose number
+    is 1 where the file leaves it out.
 
     Raises:
         KeyError: the config names no positions.
     """
-    reserved = config["pad_token_id"] + 1 if config.get("model_type") == "roberta" else 0
+    reserved = config.get("pad_token_id", 1) + 1 if config.get("model_type") == "roberta" else 0
     return config["max_position_embeddings"] - reserved
 
 

@@ -39,14 +39,12 @@ _OPTIONS = ("data_dir", "task_file", "dev_file", "teacher", "student")
 _SAID_BY = {"folder": "data_dir", "file": "task_file"}
 
 
-def publish_study(study: Path, destination: Path) -> Path:
+def publish_study(study: Path, destination: Path, pages: bool = True) -> Path:
     """Copies a study's records, predictions (no logits), tables and figures to `destination`, anew.
 
-    Where notebooks were executed, those of one chain go along, and the analysis as the HTML report that is made of it;
-    folders of one's own are not named in them. The destination's README.md says which commands made the study, on which
-    machine, and how long each stage took.
-
-    The destination changes once everything is written.
+    Where notebooks were executed, those of one chain go along with `pages`, and the analysis as the HTML report that is
+    made of it; folders of one's own are not named in them. The destination's README.md says which commands made the
+    study, on which machine, and how long each stage took. The destination changes once everything is written.
 
     Raises:
         StageError: the study holds no record, or one of the two folders lies in the other.
@@ -59,7 +57,7 @@ def publish_study(study: Path, destination: Path) -> Path:
     write_report(study)
     with storage_errors(destination), partial_folder(destination) as partial:
         copy = partial / destination.name  # the report is titled by its study's folder
-        _copy_study(study, records, copy)
+        _copy_study(study, records, copy, pages)
         replace_folder(copy, destination)
     return destination
 
@@ -74,12 +72,24 @@ def refuse_overlap(source: Path, destination: Path) -> None:
         )
 
 
-def _copy_study(study: Path, records: Sequence[Record], destination: Path) -> None:
+def _copy_study(study: Path, records: Sequence[Record], destination: Path, pages: bool) -> None:
     """What is published of a study, in an empty folder."""
     for record in records:
         _copy_record(record, destination / record.folder.relative_to(study))
     for name in KEPT_REPORT:
         shutil.copytree(report_folder(study) / name, destination / "report" / name)
+    if pages:
+        _copy_pages(study, destination)
+    kept = "Records, predictions without logits, tables and figures"
+    if any((record.folder / "latency.npz").is_file() for record in records):
+        kept += ", raw latencies"
+    if (destination / "report" / REPORT_FILE).is_file():
+        kept += ", the report as one page, executed notebooks of one chain"
+    (destination / "README.md").write_text(_describe(study, records, kept), encoding="utf-8")
+
+
+def _copy_pages(study: Path, destination: Path) -> None:
+    """The executed notebooks of one chain, and the report made of the analysis, where there are any."""
     chapters, last = _notebooks_of_one_chain(study), executed_analysis(study)
     page = report_folder(study) / REPORT_FILE
     for notebook in chapters:
@@ -90,12 +100,6 @@ def _copy_study(study: Path, records: Sequence[Record], destination: Path) -> No
         with tempfile.TemporaryDirectory() as folder:
             _copy_notebook(last, Path(folder) / last.name, study, destination, links)
             html_report(destination, Path(folder) / last.name)
-    kept = "Records, predictions without logits, tables and figures"
-    if any((record.folder / "latency.npz").is_file() for record in records):
-        kept += ", raw latencies"
-    if (destination / "report" / REPORT_FILE).is_file():
-        kept += ", the report as one page, executed notebooks of one chain"
-    (destination / "README.md").write_text(_describe(study, records, kept), encoding="utf-8")
 
 
 def _notebooks_of_one_chain(study: Path) -> list[Path]:

@@ -224,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.data_dir, options.teacher, folder, options.tasks, options.seeds, options.jobs, console
         ):
             publish_bundles(study, outputs / "reference" / "bundles")
-            destination = publish_study(study, outputs / "reference" / study.name)
+            # One study's executed notebooks and report show what a chain looks like; the repository stays small.
+            destination = publish_study(study, outputs / "reference" / study.name, pages=study.name == PROFILE)
             write_readme(project_folder() / "README.md", destination)
             console.print(f"reference results: {destination}", highlight=False)
     except EdgeMINError as error:

@@ -66,6 +66,8 @@ def test_executed_notebooks_of_one_chain_go_along_and_name_no_folder_of_ones_own
     for path in (*published.rglob("*.ipynb"), published / "report" / "report.html"):
         text = path.read_text()
         assert str(tmp_path) not in text and "outputs/laptop" in text and "DATA_DIR" in text
+    small = publish_study(study, tmp_path / "small" / "laptop", pages=False)
+    assert not list(small.rglob("*.ipynb")) and not list(small.rglob("*.html"))
     before = (published / "report" / "report.html").read_bytes()
     write_report(published)
     assert (published / "report" / "report.html").read_bytes() == before

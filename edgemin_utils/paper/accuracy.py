@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from edgemin_utils.chain import RECIPES, TEACHER
+from edgemin_utils.number_text import percent
 from edgemin_utils.records import Record
 from edgemin_utils.statistics import Estimate, accuracy_interval, mean_with_interval, retention
 from edgemin_utils.tables.variants import Chain, StudyRecords, is_synthetic, read_study
@@ -43,6 +44,13 @@ def study_accuracy(study: Path | StudyRecords, recipe: str = "paper") -> list[di
         for split in ended[0][0].models[TEACHER].results["metrics"]:
             rows.append(_row(records.study.name, task, split, ended, recipe))
     return rows
+
+
+def share_text(row: Mapping[str, Any], name: str) -> str:
+    """A share of one of the rows of `study_accuracy` in percent with its interval; "not there" for None."""
+    if row.get(name) is None:
+        return "not there"
+    return percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), unit=" %")
 
 
 def _row(study: str, task: str, split: str, ended: Sequence[tuple[Chain, Record]], recipe: str) -> dict[str, Any]:

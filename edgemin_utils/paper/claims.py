@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgemin_utils.measurement.environment import int8_sentence
-from edgemin_utils.number_text import percent
 from edgemin_utils.paper import timing as measured
+from edgemin_utils.paper.accuracy import share_text
+from edgemin_utils.paper.claimed import KEPT_ACCURACY, LOWER_LATENCY, LOWER_MEMORY, MOST_MEMORY, OVER_TEACHER
 from edgemin_utils.paper.counts import Count
 
 REPRODUCED, PAPER_ONLY, NOT_REPRODUCED, UNTESTED = (
@@ -21,11 +22,12 @@ REPRODUCED, PAPER_ONLY, NOT_REPRODUCED, UNTESTED = (
 )
 RULES = (
     "Verdicts by rule: C1 to C5, C8, C9 and C11 by whether the paper's digits come out of its own and of the honest "
-    "count. C6, C13 and C14 are reproduced where the least that is claimed (37 %, 3x, 70 % and a peak below 200 MB) is "
+    f"count. C6, C13 and C14 are reproduced where the least that is claimed ({100 * LOWER_LATENCY[0]:.0f} %, "
+    f"{OVER_TEACHER:.0f}x, {100 * LOWER_MEMORY:.0f} % and a peak below {MOST_MEMORY / 1e6:.0f} MB) is "
     "reached at every length; C10 where the interval leaves 1 out at every length, at the paper's sizes and on this "
     "processor: models of other shapes, as in the overview of a study, can differ. C7 is a number of the paper's own "
     "models, which alone can test it. C12 is a share and so says something of any teacher: reproduced where its "
-    "interval lies at 95 % or above on every task."
+    f"interval lies at {100 * KEPT_ACCURACY:.0f} % or above on every task."
 )
 RUN_FIRST = "not measured yet: `make paper-numbers` measures it"
 
@@ -178,7 +180,7 @@ def latency_claim(timing: Mapping[str, Any] | None) -> Claim:
         return Claim("C6", claim, counted, RUN_FIRST, UNTESTED, "timing.measure_paper")
     rows = _of(timing["over_student"], measured.FINAL)
     parts = [f"{row['input']}: {_less(row['ratio'])} % [{_less(row['low'])}, {_less(row['high'])}]" for row in rows]
-    verdict = REPRODUCED if all(1 - 1 / row["ratio"] >= 0.37 for row in rows) else NOT_REPRODUCED
+    verdict = REPRODUCED if all(1 - 1 / row["ratio"] >= LOWER_LATENCY[0] for row in rows) else NOT_REPRODUCED
     return Claim("C6", claim, counted, "; ".join(parts), verdict, "claims.latency_claim")
 
 
@@ -217,7 +219,7 @@ def speed_claim(timing: Mapping[str, Any] | None) -> Claim:
         f"{times[row['input']]:.1f} ms"
         for row in rows
     ]
-    verdict = REPRODUCED if all(row["ratio"] >= 3 for row in rows) else NOT_REPRODUCED
+    verdict = REPRODUCED if all(row["ratio"] >= OVER_TEACHER for row in rows) else NOT_REPRODUCED
     return Claim("C13", claim, counted, "; ".join(parts), verdict, "claims.speed_claim")
 
 
@@ -234,7 +236,7 @@ def memory_claim(timing: Mapping[str, Any] | None) -> Claim:
         f"{final['resident_bytes'] / 1e6:.0f} MB at the end, of which importing torch and "
         f"transformers takes {final['baseline_bytes'] / 1e6:.0f} MB"
     )
-    borne_out = lower >= 0.7 and final["peak_bytes"] < 200e6
+    borne_out = lower >= LOWER_MEMORY and final["peak_bytes"] < MOST_MEMORY
     return Claim("C14", claim, counted, ours, REPRODUCED if borne_out else NOT_REPRODUCED, "claims.memory_claim")
 
 
@@ -281,8 +283,8 @@ def sst2_accuracy_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
         return Claim("C7", claim, counted, "no study on SST-2 at hand", UNTESTED, function)
     row = next((row for row in rows if row["papers_models"]), rows[0])
     ours = (
-        f"{row['profile']} study: {_percent(row, 'accuracy')}; without distillation ({row['undistilled_form']}): "
-        f"{_percent(row, 'undistilled_accuracy')}"
+        f"{row['profile']} study: {share_text(row, 'accuracy')}; without distillation ({row['undistilled_form']}): "
+        f"{share_text(row, 'undistilled_accuracy')}"
     )
     if not row["papers_models"]:
         return Claim("C7", claim, counted, f"other models than the paper's: {ours}", UNTESTED, function)
@@ -301,16 +303,10 @@ def retention_claim(accuracy: Sequence[Mapping[str, Any]]) -> Claim:
     if not accuracy:
         return Claim("C12", claim, counted, "no study at hand", UNTESTED, function)
     parts = [
-        f"{row['task']}: {_percent(row, 'kept')}, without distillation ({row['undistilled_form']}) "
-        f"{_percent(row, 'undistilled_kept')}"
+        f"{row['task']}: {share_text(row, 'kept')}, without distillation ({row['undistilled_form']}) "
+        f"{share_text(row, 'undistilled_kept')}"
         for row in accuracy
     ]
     models = "" if all(row["papers_models"] for row in accuracy) else "on other models than the paper's: "
-    verdict = REPRODUCED if all(row["kept_low"] >= 0.95 for row in accuracy) else NOT_REPRODUCED
+    verdict = REPRODUCED if all(row["kept_low"] >= KEPT_ACCURACY for row in accuracy) else NOT_REPRODUCED
     return Claim("C12", claim, counted, models + "; ".join(parts), verdict, function)
-
-
-def _percent(row: Mapping[str, Any], name: str) -> str:
-    if row.get(name) is None:
-        return "not there"
-    return percent(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), unit=" %")
