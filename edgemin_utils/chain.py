@@ -441,7 +441,7 @@ class _Plan:
             raise SettingError(f"fine-tune:{what}: this step is told nothing; write fine-tune alone")
         learns = source.taught and self.settings.recovery_distillation
         ignores = () if learns else _SOFT_TARGETS[:2]
-        return "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
+        return "soft-targets" if learns else "labels", {}, Stage("", teacher=TEACHER if learns else "", ignores=ignores)
 
 
 def _read_student(name: str) -> StudentName:

@@ -247,11 +247,13 @@ class Run:
             write_json(path, asked)
 
     def _as_planned(self, stage: Stage, record: Record) -> Record:
-        """The record, which says whether the stage is there for comparison: that may change without its content."""
-        if record.content.get("compared") != stage.optional:
+        """The record, which also says whether the stage is there for comparison and how its steps are called: both may
+        change without its content."""
+        said = {"compared": stage.optional, "steps": list(stage.steps)}
+        if any(record.content.get(name) != value for name, value in said.items()):
             if record.refused and not stage.optional:
                 raise MethodRefused(record.refused)
-            write_json(record.folder / RECORD_FILE, {**record.content, "compared": stage.optional})
+            write_json(record.folder / RECORD_FILE, {**record.content, **said})
         return read_record(record.folder)
 
     def _compute(self, stage: Stage, compute: Callable[[Path], Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:

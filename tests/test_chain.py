@@ -66,7 +66,7 @@ def test_the_proposals_recipe_trains_with_fake_quantization_from_its_second_step
         "distill:minilmv2",
         "quantize-aware:int8",
         "prune:gradient-heads-0.2",
-        "fine-tune:labels",
+        "fine-tune:soft-targets",
         "quantize:dynamic-int8",
     )
 

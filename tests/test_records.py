@@ -13,7 +13,7 @@ from edgemin_utils.atomic_folders import partial_folder
 from edgemin_utils.chain import COST, TEACHER, main_path, plan_chain, pruning_key
 from edgemin_utils.config import load_settings
 from edgemin_utils.errors import SettingError, StageError, StorageError
-from edgemin_utils.records import find_records, open_chain, open_run, read_record, write_json
+from edgemin_utils.records import RECORD_FILE, find_records, open_chain, open_run, read_record, write_json
 
 STUDENT, BASELINE = "distillation/minilmv2", "distillation/none"
 
@@ -101,6 +101,16 @@ def test_models_that_only_earlier_settings_had_are_there_for_comparison(tmp_path
     for key in first.plan:  # nothing is computed again but what the first run's other cut reaches
         first.run_stage(key, lambda folder, key=key: {} if key == COST else pytest.fail(f"{key} was made again"))
     assert own(first) and open_chain(first.folder).plan.keys() == first.plan.keys()
+
+
+def test_a_record_calls_its_steps_as_the_chain_does_today(tmp_path):
+    run = run_at(tmp_path)
+    make_all(run)
+    key = run.plan[COST].upstream[-1]
+    path = run.stage_folder(key) / RECORD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": ["an earlier name"]}))
+    record = run.run_stage(key, lambda folder: pytest.fail(f"{key} was made again"))
+    assert record.content["steps"] == json.loads(path.read_text())["steps"] == list(run.stage(key).steps)
 
 
 def test_other_tasks_and_seeds_have_their_own_folders_and_fingerprints(tmp_path):
