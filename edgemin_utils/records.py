@@ -294,11 +294,11 @@ def open_chain(folder: Path) -> Run | None:
 
     Raises:
         SettingError: it was run with settings that this package does not know.
+        StageError: as `read_chain_file`.
     """
-    path = Path(folder) / CHAIN_FILE
-    if not path.is_file():
+    if not (Path(folder) / CHAIN_FILE).is_file():
         return None
-    asked = json.loads(path.read_text(encoding="utf-8"))
+    asked = read_chain_file(folder)
     return open_run(
         folder.parent.name,
         asked["profile"],
@@ -306,6 +306,23 @@ def open_chain(folder: Path) -> Run | None:
         folder.parent.parent,
         asked["overrides"],
     )
+
+
+def read_chain_file(folder: Path) -> dict[str, Any]:
+    """What the chain in `<study>/<task>/seed-<n>` was last run with: profile, and overrides by setting.
+
+    Raises:
+        StageError: the file is missing, half written or damaged.
+    """
+    path = Path(folder) / CHAIN_FILE
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+        return {"profile": str(asked["profile"]), "overrides": dict(asked["overrides"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StageError(
+            f"{path} is missing, half written or damaged; run the chain's command again, which writes it anew and "
+            "computes nothing that is there"
+        ) from None
 
 
 def _mount_drive(folder: Path) -> None:

@@ -24,7 +24,7 @@ from edgemin_utils.config import project_folder
 from edgemin_utils.errors import EdgeMINError, StageError
 from edgemin_utils.paths import MODEL_SETTINGS, PATH_SETTINGS
 from edgemin_utils.progress import duration
-from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records, open_chain
+from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, Record, find_records, open_chain, read_chain_file
 from edgemin_utils.report import REPORT_FILE, executed_analysis, html_report, report_folder, write_report
 from edgemin_utils.tables.contents import MAIN_TABLE
 
@@ -47,7 +47,7 @@ def publish_study(study: Path, destination: Path, pages: bool = True) -> Path:
     study, on which machine, and how long each stage took. The destination changes once everything is written.
 
     Raises:
-        StageError: the study holds no record, or one of the two folders lies in the other.
+        StageError: the study holds no record or a damaged chain.json, or one of the two folders lies in the other.
     """
     study, destination = Path(study), Path(destination)
     refuse_overlap(study, destination)
@@ -127,7 +127,7 @@ def _own_folders(study: Path, destination: Path) -> dict[str, str]:
     """Absolute folder -> what stands for it in what is published."""
     found = {str(Path(study).absolute()): f"outputs/{destination.name}", str(project_folder()): "."}
     for path in Path(study).glob(f"*/seed-*/{CHAIN_FILE}"):
-        overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
+        overrides = read_chain_file(path.parent)["overrides"]
         found |= {
             str(overrides[name]): words
             for name, words in OWN_PATHS.items()
@@ -141,7 +141,7 @@ def chain_commands(folders: Sequence[Path]) -> list[str]:
     of one's own stand there as DATA_DIR and so on."""
     seeds = dict[tuple[str, ...], list[str]]()
     for folder in folders:
-        asked = json.loads((folder / CHAIN_FILE).read_text(encoding="utf-8"))
+        asked = read_chain_file(folder)
         alike = asked["profile"], folder.parent.name, *_setting_words(asked["overrides"])
         seeds.setdefault(alike, []).append(folder.name.removeprefix("seed-"))
     return [
@@ -233,7 +233,7 @@ def _checkpoint_names(chains: Sequence[Path]) -> list[str]:
     """What TEACHER_DIR and the like were: the folders' own names, which say which checkpoint it is."""
     names = dict[str, None]()
     for path in chains:
-        overrides = json.loads(path.read_text(encoding="utf-8"))["overrides"]
+        overrides = read_chain_file(path.parent)["overrides"]
         for name in MODEL_SETTINGS:
             if Path(str(overrides.get(name, ""))).is_absolute():
                 names[f"{OWN_PATHS[name]} was a folder with the checkpoint `{Path(overrides[name]).name}`."] = None

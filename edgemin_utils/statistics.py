@@ -207,6 +207,18 @@ def retention(
     return Estimate(float(second.mean() / first.mean()), low, high)
 
 
+def retention_over_seeds(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> Estimate:
+    """`retention` of one seed's (teacher's right rows, model's right rows); of several seeds the mean of their shares,
+    with Student's t-interval over the seeds.
+
+    Raises:
+        DataError: no pair, or what `retention` raises.
+    """
+    if len(pairs) == 1:
+        return retention(*pairs[0])
+    return mean_with_interval([float(np.mean(model) / np.mean(teacher)) for teacher, model in pairs])
+
+
 def mean_with_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of independent values (one a seed, or one a row) with Student's t-interval; one value alone has none (low
     and high are None).

@@ -108,6 +108,18 @@ def test_truncated_weights_are_named(tmp_path, cut):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("cut, message", [(False, "cannot be loaded as a model"), (True, "does not describe a cut")])
+def test_a_half_written_config_is_named(tmp_path, cut, message):
+    model = small_model()
+    if cut:
+        encoder_layers(model)[0].keep_heads([1])
+    save_model(model, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ModelError, match=f"{tmp_path}.*{message}"):
+        load_model(tmp_path)
+
+
 def test_weights_that_do_not_fit_the_config_are_named(tmp_path):
     save_model(small_model(), tmp_path)
     path = tmp_path / "config.json"

@@ -24,6 +24,7 @@ from scipy import stats
 
 from edgemin_utils import figures, tables
 from edgemin_utils.statistics import holm_correction
+from edgemin_utils.tables.factorial import latency_gain
 from edgemin_utils.tables.method_findings import _without_loss
 from edgemin_utils.tables.variants import orders_of_steps
 
@@ -116,7 +117,7 @@ def test_orders_hold_the_papers_and_every_recipes_last_model(study):
 
 
 def findings_on_students(folder):
-    others = ("not timed", "orders of the steps")
+    others = ("not timed", " recipes, ", "told apart by p-values")
     return [sentence for sentence in tables.findings(folder) if not any(words in sentence for words in others)]
 
 
@@ -199,6 +200,35 @@ def test_effects_have_intervals_of_rows_and_of_rounds(study):
     assert quantized["latency_ratio_high"] == pytest.approx(np.sqrt(6 / 30))
 
 
+def test_effects_and_gains_of_two_seeds_are_means_with_students_interval(tmp_path):
+    write_chain(tmp_path, "sst2", 0)
+    write_chain(tmp_path, "sst2", 1, wrong=WRONG | {DISTILLED: 2})
+    path = tmp_path / "sst2" / "seed-1" / COST / "latency.npz"
+    with np.load(path) as raw:
+        times = {name: raw[name] / (4 if name.endswith(f"| {PRUNED_INT8}") else 1) for name in raw.files}
+    np.savez_compressed(path, **times)
+    half = 12.7062 / 2  # t of one degree of freedom; of two values the standard error is half their distance
+
+    # 6 wrong rows of 40 against 2: the four distilled models gain 10 points in all, so their mean 2.5 more.
+    first, second = ((sum(WRONG[key] for key in WRONG if "/none" in key) - others) * 2.5 / 4 for others in _distilled())
+    found = tables.factorial_effects(tmp_path).set_index("effect").loc["distilled"]
+    assert second - first == pytest.approx(2.5) and found["accuracy_effect"] == pytest.approx((first + second) / 2)
+    assert found["accuracy_effect_high"] - found["accuracy_effect"] == pytest.approx(2.5 * half, rel=1e-4)
+
+    # 5 to 2 ms, and 5 to 0.5 ms: the geometric mean of 2.5 and 10.
+    gain = latency_gain(tmp_path, "sst2", PRUNED, PRUNED_INT8, "1x128")
+    assert gain.value == pytest.approx(5) and np.log(gain.high / 5) == pytest.approx(np.log(4) * half, rel=1e-4)
+    assert latency_gain(tmp_path, "sst2", PRUNED, "quantization/none+unknown", "1x128") is None
+    alone = latency_gain(write_chain(tmp_path / "alone"), "sst2", PRUNED, PRUNED_INT8, "1x128")
+    assert alone == pytest.approx((2.5, 2.5, 2.5))  # the models drift alike
+
+
+def _distilled():
+    """Wrong rows of the four distilled models, with seed 0 and with seed 1."""
+    wrong = sum(WRONG[key] for key in WRONG if "minilmv2" in key)
+    return wrong, wrong - 4
+
+
 def test_a_loss_that_only_the_correction_hides_is_not_called_harmless():
     rows = pd.DataFrame(
         {
@@ -261,7 +291,7 @@ def test_method_findings_name_the_best_and_what_can_be_told_apart(study):
     said = tables.findings(study)
     # None has the first 14 of 40 rows wrong, MiniLMv2 the first 6: 8 rows, all one way, 2 * 0.5 ** 8 = 0.0078; soft
     # targets (10 wrong) 2 * 0.5 ** 4 = 0.125. Holm: 2 * 0.0078 = 0.016 and 0.125.
-    objectives = next(text for text in said if text.startswith("sst2: of 2 students"))
+    objectives = next(text for text in said if text.startswith("sst2: of 2 other students"))
     assert "MiniLMv2 gains most: +20.0 points" in objectives and "p (Holm) 0.016" in objectives
     assert (
         objectives.endswith("Clearly better: MiniLMv2.") and "1 seed, `sst2/seed-0/distillation/minilmv2`" in objectives
@@ -272,9 +302,9 @@ def test_method_findings_name_the_best_and_what_can_be_told_apart(study):
     # Schemes: both within a row or none of the FP32 model, equally large.
     schemes = next(text for text in said if text.startswith("sst2: of 2 quantization schemes"))
     assert "dynamic-int8 makes the smallest file (0.40 MB)" in schemes
-    assert schemes.endswith("None of them can be told apart from it on these rows.")
+    assert schemes.endswith("None of them can be told apart from it.")
     # Orders need two beside the paper's to be compared.
-    assert not any("orders of the steps" in text for text in said)
+    assert not any(" recipes, " in text for text in said)
 
 
 def test_methods_of_fewer_seeds_than_others_stand_in_the_tables_alone(study, tmp_path):
@@ -295,8 +325,8 @@ def test_method_findings_of_orders_hold_them_against_the_papers(study, tmp_path)
         20,
         source="x",
     )
-    orders = next(text for text in tables.findings(folder) if "orders of the steps" in text)
+    orders = next(text for text in tables.findings(folder) if " recipes, " in text)
     # 8 wrong in the paper's order, 5 and 20 in the others: p 0.25, and 2 * 0.5 ** 12 doubled.
-    assert orders.startswith("sst2: of 3 orders of the steps, prune, distill, quantize keeps most: 87.5 %")
-    assert "which is +7.5 points" in orders and "against the paper's order at 80.0 %" in orders
+    assert orders.startswith("sst2: of 3 recipes, prune, distill, quantize keeps most: 87.5 %")
+    assert "which is +7.5 points" in orders and "against the paper's at 80.0 %" in orders
     assert orders.endswith("Clearly worse: distill, quantize-aware, quantize.")

@@ -13,7 +13,7 @@ from edgemin_utils.atomic_folders import partial_folder
 from edgemin_utils.chain import COST, TEACHER, main_path, plan_chain, pruning_key
 from edgemin_utils.config import load_settings
 from edgemin_utils.errors import SettingError, StageError, StorageError
-from edgemin_utils.records import RECORD_FILE, find_records, open_chain, open_run, read_record, write_json
+from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, find_records, open_chain, open_run, read_record, write_json
 
 STUDENT, BASELINE = "distillation/minilmv2", "distillation/none"
 
@@ -314,6 +314,18 @@ def test_drive_is_mounted_on_colab_only_and_only_for_a_folder_on_it(tmp_path, mo
     assert mounted == []
     run_at("/content/drive/MyDrive/edgemin")
     assert mounted == ["/content/drive"]
+
+
+@pytest.mark.parametrize("text", ['{"profile": "de', "[]", '{"profile": "demo"}', ""])
+def test_a_damaged_chain_file_is_named_and_written_anew(tmp_path, text):
+    run = run_at(tmp_path)
+    make(run, TEACHER)
+    path = run.folder / CHAIN_FILE
+    path.write_text(text)
+    with pytest.raises(StageError, match=r"chain\.json is missing, half written or damaged; run the chain's command"):
+        open_chain(run.folder)
+    run.run_stage(TEACHER, lambda folder: pytest.fail("made again"))
+    assert open_chain(run.folder).settings == run.settings
 
 
 def test_a_chain_is_opened_again_under_its_own_settings(tmp_path):

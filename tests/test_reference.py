@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from conftest import write_notebook
 from example_study import COST, TEACHER, write_chain
 
 from edgemin_utils import reference
-from edgemin_utils.errors import StageError
+from edgemin_utils.errors import StageError, StorageError
 from edgemin_utils.records import find_records, open_chain, write_json
 from edgemin_utils.reference import (
     chain_commands,
@@ -94,6 +95,22 @@ def test_publishing_again_leaves_nothing_old(study, tmp_path):
     (destination / "old.txt").write_text("old")
     publish_study(study, destination)
     assert not (destination / "old.txt").exists()
+
+
+@pytest.mark.parametrize("written", ["records", "page"])
+def test_a_full_disk_while_publishing_is_one_sentence_and_keeps_what_was_published(
+    study, tmp_path, monkeypatch, written
+):
+    published = publish_study(study, tmp_path / "reference" / "laptop")
+    before = sorted(published.rglob("*"))
+
+    def full(*_given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reference, {"records": "_copy_record", "page": "_describe"}[written], full)
+    with pytest.raises(StorageError, match="is full"):
+        publish_study(study, published)
+    assert sorted(published.rglob("*")) == before and not list(tmp_path.glob("reference/.*"))
 
 
 def test_a_study_without_records_is_refused(tmp_path):

@@ -191,6 +191,20 @@ def test_mean_of_one_seed_has_no_interval():
         statistics.mean_with_interval([])
 
 
+def test_contrasts_agree_with_a_resampling_written_out():
+    generator = np.random.default_rng(8)
+    times = np.exp(generator.normal([[0.0], [0.3], [0.6], [1.0]], 0.2, (4, 81)))
+    whole, first, second, both = times
+    found = statistics.bootstrap_interval_of_interaction(whole, first, second, both, samples=6000)
+    ratio = statistics.contrasts_of_medians(times, [[0.5, -0.5, 0, 0]], samples=6000)[0]
+    drawn = [np.median(times[:, generator.integers(0, 81, 81)], axis=1) for _ in range(6000)]
+    interactions = [m[3] * m[0] / (m[1] * m[2]) for m in drawn]
+    assert found.value == pytest.approx(np.median(both) * np.median(whole) / np.median(first) / np.median(second))
+    assert (found.low, found.high) == pytest.approx(np.percentile(interactions, [2.5, 97.5]), rel=0.015)
+    roots = [math.sqrt(m[0] / m[1]) for m in drawn]
+    assert (ratio.low, ratio.high) == pytest.approx(np.percentile(roots, [2.5, 97.5]), rel=0.01)
+
+
 def test_functions_of_medians_agree_with_contrasts_where_both_can_say_it():
     times = np.random.default_rng(0).gamma(50, 1, (3, 40))
     weights = [[1, -1, 0], [0.5, 0.5, -1]]
@@ -207,3 +221,12 @@ def test_functions_of_medians_agree_with_contrasts_where_both_can_say_it():
     assert total.value == pytest.approx(np.median(times, axis=1).sum()) and total.low < total.value < total.high
     with pytest.raises(DataError, match="have no medians"):
         statistics.functions_of_medians(np.ones(3), lambda medians: [1.0])
+
+
+def test_what_several_seeds_keep_is_the_mean_of_their_shares():
+    right = [np.array([1, 1, 1, 1, 0], dtype=bool), np.array([1, 1, 1, 0, 0], dtype=bool)]
+    pairs = [(right[0], right[1]), (right[1], right[1])]  # 3 of 4, and 3 of 3
+    found = statistics.retention_over_seeds(pairs)
+    half = 12.706 * 0.25 / np.sqrt(2) / np.sqrt(2)  # t of 1 degree of freedom, deviation 0.25 / sqrt(2), 2 values
+    assert found == pytest.approx((0.875, 0.875 - half, 0.875 + half), rel=1e-3)
+    assert statistics.retention_over_seeds(pairs[:1]) == statistics.retention(*pairs[0])

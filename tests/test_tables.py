@@ -22,6 +22,7 @@ from edgemin_utils import tables
 from edgemin_utils.tables.factorial import factorial_effect
 from edgemin_utils.tables.findings import effect_words
 from edgemin_utils.tables.layout import latex_escape
+from edgemin_utils.tables.summary import _latency_of_seeds
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,18 @@ def test_several_seeds_have_mean_and_t_interval(summary):
     assert row["accuracy"] == pytest.approx(92.5)
     assert row["accuracy_high"] - row["accuracy"] == pytest.approx(2.5 * 12.7062, rel=1e-4)
     assert row["seeds"] == 2
+
+
+def test_speed_ups_of_several_seeds_are_a_geometric_mean_with_an_interval_of_their_logarithms():
+    timed = {"iqr_ms": 0.1, "p90_ms": 5.0, "bound_ms": 1.0, "of_bound": 4.0, "runs": 30, "noisy": False}
+    ends = {"speed_up_low": 0.0, "speed_up_high": 99.0}
+    group = pd.DataFrame(
+        [{"median_ms": ms, "speed_up": ratio, **timed, **ends} for ms, ratio in ((4.0, 4.0), (6.0, 9.0))]
+    )
+    row = _latency_of_seeds(group)
+    factor = np.exp(12.7062 * np.log(9 / 4) / 2)  # t of one degree of freedom times half the distance of the logarithms
+    assert (row["median_ms"], row["runs"], row["speed_up"]) == pytest.approx((5.0, 60, 6.0))
+    assert (row["speed_up_low"], row["speed_up_high"]) == pytest.approx((6 / factor, 6 * factor), rel=1e-3)
 
 
 def test_paired_difference_over_seeds(summary):

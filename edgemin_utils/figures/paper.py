@@ -67,13 +67,13 @@ def operation_ratios(ratios: Mapping[int, float], largest: float) -> StudyFigure
 
     Args:
         ratios: tokens -> ratio.
-        largest: what the ratio stays under at any length.
+        largest: what the encoders' ratio stays under at any length.
     """
     figure = new_figure(2.5)
     axes = figure.add_subplot()
     axes.plot(list(ratios), list(ratios.values()), marker="o", label="teacher / final model")
     axes.axhline(CLAIMED_RATIO, color=PALETTE["vermilion"], linestyle="--", label=f"claimed: {CLAIMED_RATIO}")
-    axes.axhline(largest, color=GREY, linestyle=":", label=f"not above {largest:.2f} at any length")
+    axes.axhline(largest, color=GREY, linestyle=":", label=f"encoders' limit: {largest:.2f}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(ratios), [str(length) for length in ratios])
     axes.minorticks_off()

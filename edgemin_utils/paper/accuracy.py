@@ -11,7 +11,7 @@ import pandas as pd
 from edgemin_utils.chain import RECIPES, TEACHER
 from edgemin_utils.number_text import percent
 from edgemin_utils.records import Record
-from edgemin_utils.statistics import Estimate, accuracy_interval, mean_with_interval, retention
+from edgemin_utils.statistics import Estimate, accuracy_interval, mean_with_interval, retention_over_seeds
 from edgemin_utils.tables.variants import Chain, StudyRecords, is_synthetic, read_study
 
 
@@ -86,10 +86,9 @@ def _estimates(prefix: str, teachers: Sequence[np.ndarray], models: Sequence[np.
         own = models[0]
         interval = accuracy_interval(int(own.sum()), len(own))
         accuracy = Estimate(float(own.mean()), interval.low, interval.high)
-        kept = retention(teachers[0], own)
     else:
         accuracy = mean_with_interval([own.mean() for own in models])
-        kept = mean_with_interval([own.mean() / teacher.mean() for own, teacher in zip(models, teachers, strict=True)])
+    kept = retention_over_seeds([*zip(teachers, models, strict=True)])
     return {
         f"{prefix}{name}{end}": value
         for name, item in (("accuracy", accuracy), ("kept", kept))

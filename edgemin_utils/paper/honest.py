@@ -230,7 +230,8 @@ def honest_note(counts: Mapping[str, Any]) -> str:
         f"recipe=honest is {', '.join(counts['recipe'])}. At the paper's sizes that leaves {counts['layers']} of "
         f"12 layers, {counts['neurons']} of 1,536 neurons a layer and {counts['vocabulary']:,} of 30,522 tokens. "
         f"The vocabulary is limited because the tokens that train rows need differ by task: {seen}; rarer words "
-        "fall into shorter pieces."
+        "fall into shorter pieces. Its times are of ONNX Runtime's INT8, the others' of PyTorch: the runtime has a "
+        "part in them."
     )
 
 

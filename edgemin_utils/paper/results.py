@@ -209,13 +209,16 @@ def repeatability_table(record: Mapping[str, Any]) -> Table:
 
 
 def repeatability_sentence(record: Mapping[str, Any]) -> str:
-    """Which ratio the runs disagree on most."""
+    """Which ratio the runs disagree on most, and how many of the later ones the first run's intervals do not hold."""
     rows = record["timing"]["repeated"]
     worst = max(rows, key=lambda row: row["disagreement"])
     name = " ".join(part for part in (worst["model"], worst["ratio"], f"at {worst['input']}") if part)
+    outside = sum(not row["low"] <= min(row["runs"][1:]) <= max(row["runs"][1:]) <= row["high"] for row in rows)
     return (
         f"Over {len(worst['runs'])} runs of the latency protocol, one after the other, the {len(rows)} ratios "
-        f"agree within {100 * worst['disagreement']:.1f} % (the worst: {name})."
+        f"agree within {100 * worst['disagreement']:.1f} % (the worst: {name}); in {outside} of them a later "
+        "run lies outside the first one's interval, which says how sure one run is of its own ratio, not what another "
+        "would give."
     )
 
 

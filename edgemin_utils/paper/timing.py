@@ -157,8 +157,9 @@ def repeated_ratios(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every ratio of several results of `measure_latencies`, side by side.
 
     Returns:
-        rows of ratio ("over the teacher", "over the student", "interaction"), model, input, runs (one value a run) and
-        disagreement (how far the largest lies above the smallest, as a share of the latter).
+        rows of ratio ("over the teacher", "over the student", "interaction"), model, input, runs (one value a run),
+        disagreement (how far the largest lies above the smallest, as a share of the latter), low and high (the first
+        run's interval).
     """
     rows = []
     for kind, title in (
@@ -175,6 +176,8 @@ def repeated_ratios(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "input": entries[0]["input"],
                     "runs": values,
                     "disagreement": max(values) / min(values) - 1,
+                    "low": entries[0]["low"],
+                    "high": entries[0]["high"],
                 }
             )
     return rows

@@ -9,7 +9,13 @@ import pandas as pd
 from edgemin_utils.tables.comparisons import cuts_table, objectives_table, orders_table, schemes_table
 from edgemin_utils.tables.factorial import factorial_effects, factorial_table
 from edgemin_utils.tables.overview import KEPT_SHARE, overview
-from edgemin_utils.tables.recommended import COMPARED_DIGITS, budget_models, recommended_models, split_notes
+from edgemin_utils.tables.recommended import (
+    COMPARED_DIGITS,
+    EQUALLY_GOOD,
+    budget_models,
+    recommended_models,
+    split_notes,
+)
 from edgemin_utils.tables.summary import (
     as_records,
     columns_of,
@@ -162,9 +168,11 @@ def main_table(study: Path | StudyRecords) -> Table:
     records = as_records(study)
     accuracy = (
         "Brackets hold 95 % intervals: Wilson's of the dev rows for one seed, Student's t over several seeds.",
-        "Difference: percentage points to the model it came from, with its paired 95 % interval; p from the "
-        "exact McNemar test (one seed) or Student's t over the seeds, not corrected for several tests.",
-        "Kept: accuracy in % of the teacher's. MCC: Matthews correlation coefficient.",
+        "Difference: percentage points to the model it was made from, and of students to the teacher, with its paired "
+        "95 % interval; p from the exact McNemar test (one seed) or Student's t over the seeds, not corrected for "
+        "several tests.",
+        "Kept: accuracy in % of the teacher's. F1: of the positive class, the classes' mean where there are more than "
+        "two. MCC: Matthews correlation coefficient.",
     )
     return Table(
         MAIN_TABLE,
@@ -179,26 +187,27 @@ def overview_table(study: Path | StudyRecords) -> Table:
     records = as_records(study)
     frame = overview(records)
     said = [
-        "Brackets hold 95 % intervals, over the dev rows for one seed, over the seeds for several. A step's points are "
-        "those of the model after it less those of the model before it; an interval that holds 0 shows no difference.",
+        "Brackets hold 95 % intervals: of accuracies over the dev rows for one seed, over the seeds for several, which "
+        "tells what another training would give on the same rows, not what other rows would; of times over the rounds "
+        "of one measurement. A step's points are those of the model after it less those of the model before it; an "
+        "interval that holds 0 leaves open whether there is a difference.",
         "The path is the paper's (heads are ranked by their gradient, as its literature review advises, where the "
         "paper names magnitude); its last model is the last that is there.",
     ]
     about = {
-        "Times faster at": "Times are latencies of one row with one thread.",
+        "MB of teacher": "MB are 10^6 bytes of the saved weights; the tokenizer is not counted.",
+        "Times faster at": "Times are latencies of one row with one thread; by pruning and by quantization: against "
+        "the same student without that step.",
         "Interaction": "Interaction: latency with both steps over what their gains multiplied would give, 1 for none, "
         "over 1 if they hinder each other.",
-        "Smallest model": f"Smallest and fastest: of all models that keep {KEPT_SHARE} % of the teacher's accuracy, by "
-        "point estimate.",
+        "Smallest model": f"Smallest and fastest: of the models that keep {KEPT_SHARE} % of the teacher's accuracy, by "
+        f"point estimate, and were made with every seed of the task; {EQUALLY_GOOD}.",
     }
     shown = [note for row, note in about.items() if frame["quantity"].str.startswith(row).any()]
     said += [" ".join(shown)] if shown else []
     said.append("Stage: the folder in each chain, TASK/seed-N, that the row's model lies in.")
     return Table(
-        "overview",
-        f"At a glance{data_kind(records)}",
-        frame,
-        (*said, latency_note(records), *noise_note(records), *table_notes(records)),
+        "overview", f"At a glance{data_kind(records)}", frame, (*said, latency_note(records), *table_notes(records))
     )
 
 
@@ -207,11 +216,11 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
     records = as_records(study)
     notes, data = table_notes(records), data_kind(records)
     size = (
-        "Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are "
-        "10^6 bytes of the saved model; MACs are multiply-accumulates by the closed formula; memory is the peak "
-        "of a fresh process, import baseline in the csv file.",
+        "Weights count every stored number, also those in INT8 buffers that the framework does not list; MB are 10^6 "
+        "bytes of the saved weights, without the tokenizer; MACs are multiply-accumulates by the closed formula; "
+        "memory is the peak of a fresh process, import baseline in the csv file.",
     )
-    timing = (latency_note(records), *noise_note(records))
+    timing, bound = (latency_note(records), *noise_note(records)), bound_note(records)
     return [
         overview_table(records),
         main_table(records),
@@ -219,13 +228,13 @@ def every_table(study: Path | StudyRecords) -> list[Table]:
             "cost",
             f"Size, operations, latency and memory per model{data}",
             cost_table(records),
-            (*size, *timing, *notes),
+            (*size, *timing, *bound, *notes),
         ),
         Table(
             "latency",
             f"Latency and speed-up over the teacher, all inputs and thread counts{data}",
             latency_table(records),
-            (*timing, *notes),
+            (*timing, *bound, *notes),
         ),
         recommended_table(records),
         budget_table(records),
@@ -273,7 +282,7 @@ def budget_table(study: Path | StudyRecords) -> Table:
     chosen = (
         "Of every model of the task that was made with each of its seeds and keeps at least that share of the "
         "teacher's accuracy, by point estimate, the one with the smallest file and the one with the shortest latency; "
-        "of those within 1 %, that which keeps most.",
+        f"{EQUALLY_GOOD}.",
         "The models were picked by the dev rows that they are judged on, so they look a little better than they are.",
     )
     return Table(
@@ -308,7 +317,12 @@ def comparison_tables(study: Path | StudyRecords) -> list[Table]:
             "cuts",
             f"Pruning: what is cut, by which criterion{data}",
             cuts_table(records),
-            (tested.format("the uncut student"), *timing, *notes),
+            (
+                tested.format("the uncut student"),
+                "A cut student trains on for its recovery, which the uncut one does not: the difference is of both.",
+                *timing,
+                *notes,
+            ),
         ),
         Table(
             "schemes",
@@ -400,9 +414,14 @@ def latency_note(records: StudyRecords) -> str:
     ]
     if "quick" in tasks:
         parts.append("Quick protocol: a quick look, not a full measurement.")
-    if any(row.get("bound_ms") for item in measured for row in item.get("latency") or []):
-        parts.append("Over the bound: times the least that this machine's measured peak speed and bandwidth allow.")
     return " ".join([*parts, *sorted({item["int8_note"] for item in measured if item.get("int8_note")})])
+
+
+def bound_note(records: StudyRecords) -> tuple[str, ...]:
+    """What the columns over the bound mean, where the study has any."""
+    if not any(row.get("bound_ms") for chain in records.chains for row in chain.measured_rows("latency")):
+        return ()
+    return ("Over the bound: times the least that this machine's measured peak speed and bandwidth allow.",)
 
 
 def noise_note(records: StudyRecords) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The eight students of distilled x pruned x quantized, and what each step does alone and together with the others."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,14 @@ def latency_interactions(study: Path | StudyRecords) -> dict[str, Estimate]:
     return found
 
 
+def latency_gain(study: Path | StudyRecords, task: str, before: str, after: str, input_name: str) -> Estimate | None:
+    """Times that model `after` (a key) is faster than `before` on an input such as "1x128" with one thread, with its
+    95 % interval (see `factorial_effects`), over the chains that timed both; None if none did."""
+    chains = [chain for chain in as_records(study).of_task(task) if {before, after} <= chain.models.keys()]
+    found = _latency_contrasts([(chain, (before, after), np.array([[1.0, -1.0]])) for chain in chains], input_name)
+    return found[0] if found else None
+
+
 def factorial_effect(eight: pd.DataFrame, terms: tuple[str, ...], outcome: str, ratio: bool = False) -> float:
     """Effect of one factor, or interaction of several, on column `outcome` of a full 2x2x2 design (NaN where a value
     is missing). With `ratio` the means are geometric and their quotient is returned.
@@ -159,19 +168,34 @@ def _accuracy_effect(records: StudyRecords, task: str, split: str, terms: tuple[
 def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[Estimate | None]:
     """Effect of every term on latency as a ratio with its interval, over the chains that were timed; None where the raw
     times of one of them are missing."""
+    weighted = [
+        (chain, keys, np.array([_weights(places, terms) for terms in TERMS]))
+        for chain, places, keys in _complete_chains(records, task)
+    ]
+    return _latency_contrasts(weighted, input_name) or [None] * len(TERMS)
+
+
+def _latency_contrasts(
+    weighted: Sequence[tuple[Chain, Sequence[str], np.ndarray]], input_name: str
+) -> list[Estimate] | None:
+    """Geometric contrasts of models' latencies with their intervals: bootstrap over the rounds of the one chain that
+    was timed, Student's t over the logs of several; None where none was, or the raw times of one are missing.
+
+    Args:
+        weighted: chains, each with the keys of models and the weights (contrasts, models).
+    """
     by_seed = []
-    for chain, places, keys in _complete_chains(records, task):
+    for chain, keys, weights in weighted:
         if chain.measurement is None:
             continue
         times, timed_as = _raw_times(chain, keys, input_name)
         if times is None:
-            return [None] * len(TERMS)
+            return None
         # Models of equal cost were timed once; their weights add up on the one that was.
         columns = np.array([[name == key for key in timed_as] for name in dict.fromkeys(timed_as)], dtype=float)
-        weights = np.array([columns @ _weights(places, terms) for terms in TERMS])
-        by_seed.append(contrasts_of_medians(times, weights))
+        by_seed.append(contrasts_of_medians(times, weights @ columns.T))
     if len(by_seed) < 2:
-        return [*by_seed[0]] if by_seed else [None] * len(TERMS)
+        return by_seed[0] if by_seed else None
     means = [
         mean_with_interval(np.log([estimate.value for estimate in estimates]))
         for estimates in zip(*by_seed, strict=True)
@@ -179,7 +203,7 @@ def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[
     return [mean.exponential() for mean in means]
 
 
-def _raw_times(chain: Chain, keys: list[str], input_name: str) -> tuple[np.ndarray | None, list[str]]:
+def _raw_times(chain: Chain, keys: Sequence[str], input_name: str) -> tuple[np.ndarray | None, list[str]]:
     """Nanoseconds (timed models, rounds) of one-thread forwards from the measurement's raw file, in the order in which
     they first stand in the list behind it, and the key that each of `keys` was timed as."""
     path = chain.measurement.folder / "latency.npz" if chain.measurement else None

@@ -1,5 +1,5 @@
 """What the tables that set methods side by side say, in sentences: which objective, cut, scheme and order does best,
-and what of it can be told apart on these rows.
+and what of it can be told apart.
 
 Each sentence names the folder of the model that it is about, relative to the study.
 """
@@ -16,10 +16,17 @@ from edgemin_utils.tables.variants import StudyRecords, task_label
 
 SIGNIFICANCE = 0.05
 """A p-value below it counts as a difference, here and in `findings`."""
+_FLOAT_SCHEME = "onnx-float32"
+_READING = (
+    "Better and worse are told apart by p-values under 0.05, Holm-corrected over the methods of a task; brackets are "
+    "not corrected. With few seeds and many methods only large effects pass. What gains or keeps most does so by point "
+    "estimate and is not tested against the next."
+)
 
 
 def method_findings(study: Path | StudyRecords) -> list[str]:
-    """One Markdown sentence a task, dev split and comparison; none for comparisons that the study does not hold.
+    """How to read them, and one Markdown sentence a task, dev split and comparison; none for comparisons that the study
+    does not hold.
 
     A method counts as better or worse than what it is held against where Holm's p-value of the paired difference is
     under 0.05. It counts as without a loss only where its own 95 % interval, not corrected for the number of methods,
@@ -35,7 +42,7 @@ def method_findings(study: Path | StudyRecords) -> list[str]:
         (orders_against_paper, _on_orders),
     ):
         sentences += _by_split(make(records), sentence)
-    return sentences
+    return [_READING, *sentences] if sentences else []
 
 
 def _by_split(frame: pd.DataFrame, sentence: Callable[[str, pd.DataFrame], str]) -> list[str]:
@@ -54,7 +61,7 @@ def _on_objectives(label: str, rows: pd.DataFrame) -> str:
     tested = rows[rows["difference"].notna()]
     best = _best(tested)
     return (
-        f"{label}: of {len(tested)} students held against the same one without distillation, {best['method']} gains "
+        f"{label}: of {len(tested)} other students held against the one without distillation, {best['method']} gains "
         f"most: {_difference(best)}, {_accuracy(best)} ({_where(best)}). {_told_apart(tested)}"
     )
 
@@ -67,9 +74,10 @@ def _on_cuts(label: str, rows: pd.DataFrame) -> str:
 
 
 def _on_schemes(label: str, rows: pd.DataFrame) -> str:
-    count = rows["difference"].notna().sum()
+    quantized = rows[rows["method"] != _FLOAT_SCHEME]  # which changes no number, only who computes with it
+    count = quantized["difference"].notna().sum()
     said = f"{label}: of {count} quantization schemes held against the FP32 model that they start from"
-    smaller = rows.assign(saved=-rows["megabytes"])
+    smaller = quantized.assign(saved=-quantized["megabytes"])
     return _without_loss(said, smaller, "saved", lambda small: f"makes the smallest file ({small['megabytes']:.2f} MB)")
 
 
@@ -81,7 +89,7 @@ def _without_loss(said: str, rows: pd.DataFrame, gain: str, words: Callable[[pd.
         return f"{said}, every one costs accuracy. {_told_apart(tested)}"
     best = harmless.loc[harmless[gain].idxmax()]
     return (
-        f"{said}, {best['method']} {words(best)} without a loss that these rows can show: {_difference(best)}, "
+        f"{said}, {best['method']} {words(best)} without a loss that shows: {_difference(best)}, "
         f"{_accuracy(best)} ({_where(best)}). {_told_apart(tested)}"
     )
 
@@ -89,13 +97,13 @@ def _without_loss(said: str, rows: pd.DataFrame, gain: str, words: Callable[[pd.
 def _on_orders(label: str, rows: pd.DataFrame) -> str:
     paper, tested = rows[rows["papers_own"]], rows[rows["difference"].notna()]
     best = _best(rows)
-    said = f"{label}: of {len(rows)} orders of the steps, {best['method']} keeps most: {_accuracy(best)}"
+    said = f"{label}: of {len(rows)} recipes, {best['method']} keeps most: {_accuracy(best)}"
     if paper.empty:
         return f"{said} ({_where(best)})."
     if best["papers_own"]:
         return f"{said}, the paper's own ({_where(best)}). {_told_apart(tested)}"
     return (
-        f"{said}, which is {_difference(best)} against the paper's order at {_accuracy(paper.iloc[0])} "
+        f"{said}, which is {_difference(best)} against the paper's at {_accuracy(paper.iloc[0])} "
         f"({_where(best)}). {_told_apart(tested)}"
     )
 
@@ -133,4 +141,4 @@ def _told_apart(tested: pd.DataFrame) -> str:
         for word, rows in (("better", clear[clear["difference"] > 0]), ("worse", clear[clear["difference"] < 0]))
         if len(rows)
     ]
-    return " ".join(named) or "None of them can be told apart from it on these rows."
+    return " ".join(named) or "None of them can be told apart from it."

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from edgemin_utils.chain import TEACHER, distillation_key
-from edgemin_utils.number_text import with_interval
+from edgemin_utils.number_text import percent, with_interval
 from edgemin_utils.statistics import Estimate
-from edgemin_utils.tables.factorial import latency_interactions
+from edgemin_utils.tables.factorial import latency_gain, latency_interactions
 from edgemin_utils.tables.main_path import last_of_path, path_steps, unquantized_key
 from edgemin_utils.tables.recommended import budget_models
-from edgemin_utils.tables.summary import as_records, compare, longest_input, summarize
+from edgemin_utils.tables.summary import as_records, compare, longest_input, share_kept, summarize
 from edgemin_utils.tables.variants import StudyRecords, main_student, task_label
 
 KEPT_SHARE = 97
@@ -46,6 +46,7 @@ def overview(study: Path | StudyRecords) -> pd.DataFrame:
             answers[f"task {label}"] = [
                 *_on_accuracy(records, task, split, rows),
                 *_on_cost(rows, longest_input(frame)),
+                *_on_gains(records, task, rows, longest_input(frame)),
                 *_on_interaction(interactions.get(task)),
                 *_on_budgets(chosen[(chosen["task"] == task) & (chosen["split"] == split)]),
             ]
@@ -86,8 +87,9 @@ def _on_accuracy(records: StudyRecords, task: str, split: str, rows: pd.DataFram
             row = rows.loc[key]
             accuracy = with_interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])
             found.append(_Answer(f"{row['model']}, %", accuracy, key))
-    if last is not None and not pd.isna(rows.loc[last, "kept"]):
-        found.append(_Answer("That in % of the teacher's", f"{rows.loc[last, 'kept']:.1f}", last))
+    kept = share_kept(records.of_task(task), split, last) if last is not None else None
+    if kept is not None:
+        found.append(_Answer("That in % of the teacher's", percent(*kept), last))
     for step, before, after in path_steps(rows, main):
         made = compare(records.of_task(task), split, before, after) if before else None
         if made is not None:
@@ -108,16 +110,32 @@ def _on_cost(rows: pd.DataFrame, longest: str | None) -> list[_Answer]:
             _Answer("MB of teacher and last model", files, last),
             _Answer("Times smaller", f"{small['smaller']:.2f}", last),
         ]
-    macs, latency, speed_up = (f"{name}_{longest}" for name in ("macs", "latency", "speed_up"))
+    macs, speed_up = (f"{name}_{longest}" for name in ("macs", "speed_up"))
     if macs in rows and small[macs] > 0:
         found.append(_Answer(f"Times fewer MACs at {longest}", f"{teacher[macs] / small[macs]:.2f}", last))
     if speed_up in rows and not pd.isna(small[speed_up]):
         ratio = with_interval(small[speed_up], small[f"{speed_up}_low"], small[f"{speed_up}_high"], digits=2)
         found.append(_Answer(f"Times faster at {longest}", ratio, last))
-        before = unquantized_key(rows, small) if small["quantized"] else None
-        if before is not None:
-            alone = rows.loc[before, latency] / small[latency]
-            found.append(_Answer("Times faster by quantization alone", f"{alone:.2f}", last))
+    return found
+
+
+def _on_gains(records: StudyRecords, task: str, rows: pd.DataFrame, longest: str | None) -> list[_Answer]:
+    """What pruning, before and after quantization, and quantization each do to the latency of the path's last model."""
+    last = last_of_path(rows)
+    if longest is None or last is None or not rows.loc[last, "quantized"]:
+        return []
+    pruned, whole = unquantized_key(rows, rows.loc[last]), distillation_key(rows.loc[last, "student"])
+    own = rows[(rows["student"] == rows.loc[last, "student"]) & ~rows["compared"].astype(bool)]
+    whole_quantized = next(iter(own.index[own["quantized"] & ~own["pruned"]]), None)
+    found = []
+    for quantity, before, after in (
+        ("Times faster by pruning", whole, pruned),
+        ("Times faster by pruning, once quantized", whole_quantized, last),
+        ("Times faster by quantization", pruned, last),
+    ):
+        gain = latency_gain(records, task, before, after, longest) if before and after and before != after else None
+        if gain is not None:
+            found.append(_Answer(quantity, with_interval(*gain, digits=2), after))
     return found
 
 

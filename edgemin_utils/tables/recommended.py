@@ -27,8 +27,14 @@ COMPARED_DIGITS = 4
 USUAL_INPUT = "1x128"
 KEPT_SHARES = (99, 97, 95)
 """Shares of the teacher's accuracy, in %, for which `budget_models` names the smallest and the fastest model."""
-NO_DIFFERENCE = 0.01
-"""Share by which two files or latencies may differ there without one counting as better."""
+NO_DIFFERENCE = {"megabytes": 0.01, "milliseconds": 0.05}
+"""Share by which two files or latencies may differ there without one counting as better: models of the same operations
+were timed a few percent apart."""
+EQUALLY_GOOD = (
+    f"of files within {100 * NO_DIFFERENCE['megabytes']:.0f} % of the smallest and latencies within "
+    f"{100 * NO_DIFFERENCE['milliseconds']:.0f} % of the shortest, that of the model which keeps most"
+)
+"""The rule in words."""
 
 
 def candidates(study: Path | StudyRecords, input_name: str | None = None) -> pd.DataFrame:
@@ -131,7 +137,7 @@ def budget_models(study: Path | StudyRecords) -> pd.DataFrame:
             if set(enough["kind"]) <= {"teacher"}:
                 continue
             for goal, column in (("smallest", "megabytes"), ("fastest", "milliseconds")):
-                least = enough[enough[column] <= (1 + NO_DIFFERENCE) * enough[column].min()]
+                least = enough[enough[column] <= (1 + NO_DIFFERENCE[column]) * enough[column].min()]
                 if len(least):
                     chosen.append({"at_least": share, "goal": goal} | least.iloc[0].to_dict())
     frame = pd.DataFrame(chosen, columns=["at_least", "goal", *every])

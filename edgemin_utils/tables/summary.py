@@ -14,7 +14,7 @@ from scipy import stats
 
 from edgemin_utils.chain import TEACHER
 from edgemin_utils.records import Record
-from edgemin_utils.statistics import compare_predictions, mean_with_interval
+from edgemin_utils.statistics import Estimate, compare_predictions, mean_with_interval, retention_over_seeds
 from edgemin_utils.tables.variants import (
     Chain,
     StudyRecords,
@@ -185,6 +185,19 @@ def compare(chains: Iterable[Chain], split: str, first: str, second: str) -> dic
     if len(pairs) > 1:
         return _difference_of_seeds(pairs)
     return _difference_of_rows(*pairs[0]) if pairs else None
+
+
+def share_kept(chains: Iterable[Chain], split: str, key: str) -> Estimate | None:
+    """Share of the teacher's accuracy that a model keeps on a split, over all chains that have both, with its interval
+    (see `statistics.retention_over_seeds`); None if none has, or the teacher gets no row right."""
+    pairs = []
+    for chain in chains:
+        if TEACHER in chain.models and key in chain.models:
+            answers = [predictions_of(chain.models[name], split) for name in (TEACHER, key)]
+            if all(answer is not None for answer in answers):
+                pairs.append([(answer["prediction"] == answer["label"]).to_numpy() for answer in answers])
+    usable = pairs and all(teacher.any() and len(teacher) == len(model) for teacher, model in pairs)
+    return retention_over_seeds(pairs) if usable else None
 
 
 def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
