@@ -28,6 +28,10 @@ class StageError(EdgeMINError, RuntimeError):
     """A stage was asked for before the one it needs, or its record cannot be read."""
 
 
+class MemoryShortage(EdgeMINError, MemoryError):
+    """A stage needs more memory than the machine or the GPU has free."""
+
+
 class PackagesError(EdgeMINError, RuntimeError):
     """The npm packages of the browser page cannot be had."""
 

@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from edgemin_utils.atomic_folders import partial_folder, replace_folder, storage
 from edgemin_utils.chain import Stage, plan_chain
 from edgemin_utils.config import Settings, changed_from_profile, load_settings, study_folder
 from edgemin_utils.content_hash import file_hash
-from edgemin_utils.errors import MethodRefused, StageError
+from edgemin_utils.errors import EdgeMINError, MemoryShortage, MethodRefused, StageError
 from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
 
 RECORD_VERSION = 2
@@ -186,6 +186,7 @@ class Run:
         Raises:
             StageError: a stage that this one needs is not there.
             StorageError: the disk is full or the folder cannot be written; what was finished before is kept.
+        MemoryShortage: the stage needs more memory than is free, on the machine or the GPU.
         """
         from edgemin_utils.measurement.environment import describe_environment
 
@@ -262,11 +263,29 @@ class Run:
             for key in (stage.source, stage.teacher):
                 if key and (reason := self.read(key).refused):
                     raise MethodRefused(f"{key} was refused: {reason}")
-            return compute(folder)
+            with _memory_errors(stage.key):
+                return compute(folder)
         except MethodRefused as error:
             if not stage.optional:
                 raise
             return {"refused": str(error)}
+
+
+@contextlib.contextmanager
+def _memory_errors(key: str) -> Iterator[None]:
+    """Turns what Python, NumPy and torch raise for want of memory, on a CPU or a GPU, into one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if isinstance(error, EdgeMINError) or not (short or "allocate memory" in str(error)):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MemoryShortage(
+            f"stage {key} needs more memory than is free ({said}). "
+            "Finished stages are kept; close other programs, run fewer --jobs, or give --set batch_size=16, "
+            "--set evaluation_batch_size=16 or --set teacher_cache_gigabytes=0, and run the same command again"
+        ) from error
 
 
 def open_run(

@@ -7,12 +7,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 from edgemin_utils import records
 from edgemin_utils.atomic_folders import partial_folder
 from edgemin_utils.chain import COST, TEACHER, main_path, plan_chain, pruning_key
 from edgemin_utils.config import load_settings
-from edgemin_utils.errors import SettingError, StageError, StorageError
+from edgemin_utils.errors import MemoryShortage, SettingError, StageError, StorageError
 from edgemin_utils.records import CHAIN_FILE, RECORD_FILE, find_records, open_chain, open_run, read_record, write_json
 
 STUDENT, BASELINE = "distillation/minilmv2", "distillation/none"
@@ -173,6 +174,32 @@ def test_a_failing_stage_leaves_nothing_and_keeps_the_former_one(tmp_path):
         changed.run_stage(TEACHER, fail)
     assert run.state(TEACHER).status == "done"
     assert os.listdir(run.stage_folder(TEACHER).parent) == ["fine-tuned"]
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), r"CUDA out .* 2 GiB\)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator"),
+    ],
+)
+def test_too_little_memory_is_one_sentence_and_finished_stages_are_kept(tmp_path, error, said):
+    run = run_at(tmp_path)
+    make(run, TEACHER)
+
+    def large(folder):
+        raise error
+
+    with pytest.raises(MemoryShortage, match=rf"stage {STUDENT} needs more memory .*{said}.*evaluation_batch_size=16"):
+        run.run_stage(STUDENT, large)
+    assert run.state(TEACHER).status == "done" and run.state(STUDENT).status == "missing"
+
+    def other(folder):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        run.run_stage(STUDENT, other)
 
 
 def test_full_disk_is_one_sentence_and_finished_stages_are_kept(tmp_path, monkeypatch):
