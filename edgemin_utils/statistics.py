@@ -216,7 +216,9 @@ def retention_over_seeds(pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> Estima
     """
     if len(pairs) == 1:
         return retention(*pairs[0])
-    return mean_with_interval([float(np.mean(model) / np.mean(teacher)) for teacher, model in pairs])
+    return mean_with_interval(
+        [float(np.asarray(model).mean() / np.asarray(teacher).mean()) for teacher, model in pairs]
+    )
 
 
 def mean_with_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from edgemin_utils.statistics import Estimate, contrasts_of_medians, mean_with_interval
-from edgemin_utils.tables.summary import as_records, columns_of, longest_input, predictions_of, summarize
+from edgemin_utils.tables.summary import as_records, columns_of, longest_input, predictions_of, right_rows, summarize
 from edgemin_utils.tables.variants import Chain, StudyRecords, kinds_since_student, main_student
 
 FACTORS = ("distilled", "pruned", "quantized")
@@ -158,7 +158,7 @@ def _accuracy_effect(records: StudyRecords, task: str, split: str, terms: tuple[
         answers = [answer for key in keys if (answer := predictions_of(chain.models[key], split)) is not None]
         if len(answers) < len(keys) or len({len(answer) for answer in answers}) > 1:
             return None
-        right = np.array([(answer["prediction"] == answer["label"]).to_numpy(dtype=float) for answer in answers])
+        right = np.array([right_rows(answer) for answer in answers], dtype=float)
         by_seed.append(100 * _weights(places, terms) @ right)
     if not by_seed:
         return None
@@ -172,7 +172,8 @@ def _latency_effects(records: StudyRecords, task: str, input_name: str) -> list[
         (chain, keys, np.array([_weights(places, terms) for terms in TERMS]))
         for chain, places, keys in _complete_chains(records, task)
     ]
-    return _latency_contrasts(weighted, input_name) or [None] * len(TERMS)
+    found = _latency_contrasts(weighted, input_name)
+    return [None] * len(TERMS) if found is None else [*found]
 
 
 def _latency_contrasts(

@@ -193,9 +193,9 @@ def share_kept(chains: Iterable[Chain], split: str, key: str) -> Estimate | None
     pairs = []
     for chain in chains:
         if TEACHER in chain.models and key in chain.models:
-            answers = [predictions_of(chain.models[name], split) for name in (TEACHER, key)]
-            if all(answer is not None for answer in answers):
-                pairs.append([(answer["prediction"] == answer["label"]).to_numpy() for answer in answers])
+            teacher, model = (predictions_of(chain.models[name], split) for name in (TEACHER, key))
+            if teacher is not None and model is not None:
+                pairs.append((right_rows(teacher), right_rows(model)))
     usable = pairs and all(teacher.any() and len(teacher) == len(model) for teacher, model in pairs)
     return retention_over_seeds(pairs) if usable else None
 
@@ -206,6 +206,11 @@ def predictions_of(record: Record, split: str) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     return pd.read_csv(path, usecols=["row", "label", "prediction"]).sort_values("row", kind="stable")
+
+
+def right_rows(answers: pd.DataFrame) -> np.ndarray:
+    """bool (rows,): whether each row was predicted right."""
+    return (answers["prediction"] == answers["label"]).to_numpy()
 
 
 def _difference_of_rows(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict:
