@@ -1,3 +1,6 @@
+import pytest
+
+from edgemin_utils.benchmark import training_speed
 from edgemin_utils.benchmark.training_speed import VARIANTS, compare_speeds
 
 TINY = {
@@ -28,3 +31,39 @@ def test_speeds_are_compared_on_the_same_rows_and_plain_is_the_unit():
         base = plain[plain["loop"] == row["loop"]].iloc[0]
         assert base["lowest"] / row["highest"] <= 1 / row["ratio"] * (1 + 1e-9)
     assert table["examples_per_second"].notna().all()
+
+
+def test_ratios_are_medians_of_the_ratios_within_a_repeat(monkeypatch):
+    """The machine slows down: medians of seconds, 2 against 0.5, would give the ratio 4 where it is 2."""
+    fine_tuning = {
+        "plain Trainer": (1.0, 2.0, 4.0),
+        "EdgeMIN, float32": (0.5, 0.5, 4.0),
+        "EdgeMIN, auto precision": (0.25, 1.0, 0.5),
+    }
+    rows_seen = set()
+
+    def variant(settings):
+        precision = settings.training_precision if settings.length_grouping else None
+        return {None: "plain Trainer", "float32": "EdgeMIN, float32", "auto": "EdgeMIN, auto precision"}[precision]
+
+    def fine_tuning_seconds(run, settings, rows, seed):
+        rows_seen.add(len(rows.train))
+        return fine_tuning[variant(settings)][seed]
+
+    def distillation_seconds(run, settings, rows, seed):
+        return 10 * fine_tuning[variant(settings)][seed], 2.0
+
+    monkeypatch.setattr(training_speed, "fine_tuning_seconds", fine_tuning_seconds)
+    monkeypatch.setattr(training_speed, "distillation_seconds", distillation_seconds)
+    table = compare_speeds("sst2", "demo", TINY, repeats=3).set_index(["loop", "variant"])
+    (rows,) = rows_seen
+    # Rows a second are those of 2, 0.5 and 0.5 seconds; two epochs of distillation in ten times as long are a fifth.
+    for loop, share in (("teacher fine-tuning", 1), ("distillation", 0.2)):
+        for name, median, lowest, highest, ratio in (
+            ("plain Trainer", 0.5, 0.25, 1, 1),
+            ("EdgeMIN, float32", 2, 0.25, 2, 2),  # of 2, 4 and 1
+            ("EdgeMIN, auto precision", 2, 1, 4, 4),  # of 4, 2 and 8
+        ):
+            row = table.loc[loop, name]
+            speeds = [row[column] / (rows * share) for column in ("examples_per_second", "lowest", "highest")]
+            assert speeds == pytest.approx([median, lowest, highest]) and row["ratio"] == pytest.approx(ratio)

@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax, rel_entr, softmax
 from small_models import FAMILY_NAMES, small_batch, small_model, tokenized_sentences
 from torch.nn import functional
 
 from edgemin_utils.config import load_settings
-from edgemin_utils.distillation import find_objective, losses
+from edgemin_utils.distillation import find_objective, losses, shd
 from edgemin_utils.distillation.objective import Lesson, RelationView, uniform_layers
 from edgemin_utils.distillation.pkd import PatientLast, PatientSkip
 from edgemin_utils.distillation.relations import relation_loss, relation_matrices
@@ -160,26 +162,167 @@ def test_patient_layers_are_the_papers():
     assert [other + 1 for _, other in PatientLast().layers(teacher, student)] == [7, 8, 9, 10, 11]
 
 
-def test_tinybert_matches_embeddings_hidden_states_and_attention():
-    """The first phase from transformers' own hidden states, and from scores whose softmax is its attention."""
-    teacher, student, batch = small_model(layers=4), small_model(layers=2, hidden_size=24, seed=1), small_batch()
-    phase = phases("tinybert", teacher, student)[0]
-    outputs = [
-        model(**model_inputs(model, batch), output_hidden_states=True).hidden_states for model in (teacher, student)
+# By NumPy from transformers' own hidden states (the embeddings first) and attention, row by row without padding.
+
+
+def shown(model, batch):
+    """Of a double model: logits (rows, labels), and of each row hidden states and attention, one array a layer."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(**model_inputs(model, batch), output_hidden_states=True, output_attentions=True)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    hidden = [[each[row, :length].numpy() for each in outputs.hidden_states] for row, length in enumerate(lengths)]
+    attention = [
+        [each[row, :, :length, :length].numpy() for each in outputs.attentions] for row, length in enumerate(lengths)
     ]
-    real = batch["attention_mask"].bool()
+    return outputs.logits.numpy(), hidden, attention
 
-    def error(name, theirs, own):
-        return functional.mse_loss(phase.projections[name](own[real]), theirs[real])
 
-    _, parts = phase.loss(student, batch)
-    torch.testing.assert_close(parts["embeddings"], error("embeddings", outputs[0][0], outputs[1][0]))
-    torch.testing.assert_close(
-        parts["hidden states"],
-        error("hidden", outputs[0][2], outputs[1][1]) + error("hidden", outputs[0][4], outputs[1][2]),
+def of_heads(layer, name, states):
+    """A projection of a row's states (tokens, hidden), by head: (heads, tokens, head size)."""
+    linear = getattr(layer, name)
+    projected = states @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    return projected.reshape(len(states), layer.num_heads, layer.head_size).transpose(1, 0, 2)
+
+
+def answers(teacher_logits, logits, labels, weight, temperature):
+    """`weight` times Hinton's soft targets and the rest times cross-entropy with the labels."""
+    soft = rel_entr(softmax(teacher_logits / temperature, -1), softmax(logits / temperature, -1)).sum(-1).mean()
+    hard = -log_softmax(logits, -1)[range(len(labels)), labels].mean()
+    return weight * temperature**2 * soft + (1 - weight) * hard
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def similarity(vectors):
+    """Distributions over the vectors (count, hidden), by scaled dot products."""
+    return softmax(vectors @ vectors.T / np.sqrt(vectors.shape[-1]), -1)
+
+
+def squared_error(teacher, student, matrix, pairs):
+    """Mean squared error of projected hidden states over all real tokens, summed over (student, teacher) places."""
+    rows = list(zip(teacher, student, strict=True))
+    return sum(
+        np.concatenate([(own[place] @ matrix - theirs[other]) ** 2 for theirs, own in rows]).mean()
+        for place, other in pairs
     )
-    assert float(parts["attention"].detach()) > 0
+
+
+def squeezed_by_least_squares(layer, attention, states):
+    """Four heads' attention (heads, tokens, tokens) of one row squeezed to two; `states` are the layer's input."""
+    values = of_heads(layer, "value", states)
+    weight = layer.attention_output.weight.detach().numpy().T.reshape(layer.num_heads, layer.head_size, -1)
+    outputs, squeezed = values @ weight, []
+    together = values.transpose(1, 0, 2).reshape(len(states), -1) @ layer.attention_output.weight.detach().numpy().T
+    np.testing.assert_allclose(outputs.sum(0), together, atol=1e-12)
+    for one, other in ((0, 1), (2, 3)):
+        both = outputs[one] + outputs[other]
+        target = attention[one] @ outputs[one] + attention[other] @ outputs[other] - attention[other] @ both
+        given = ((attention[one] - attention[other]) @ both).ravel()[:, None]
+        share = np.linalg.lstsq(given, target.ravel(), rcond=None)[0][0].clip(0, 1)
+        squeezed.append(share * attention[one] + (1 - share) * attention[other])
+    return np.stack(squeezed)
+
+
+@pytest.mark.parametrize("name", ["distilbert", "pkd", "pkd-last", "shd"])
+def test_the_loss_is_the_answers_and_two_and_a_half_times_what_is_inside(name):
+    """A teacher of five layers and four heads, a student of three and two: layers 2, 4 and 5 from 1, or 3 and 4."""
+    teacher, batch = small_model(layers=5).double(), small_batch()
+    student = small_model(layers=3, hidden_size=24, heads=2, seed=1).double()
+    weights = {"intermediate_weight": 2.5, "soft_target_weight": 0.6, "temperature": 3.0}
+    (phase,) = phases(name, teacher, student, **weights)
+    matrix = phase.projections.double().weight.detach().numpy().T if phase.projections else None
+    loss, _ = phase.loss(student, batch)
+    (their_logits, their_hidden, their_attention), (own_logits, own_hidden, own_attention) = (
+        shown(model, batch) for model in (teacher, student)
+    )
+    if name == "distilbert":
+        theirs, own = (np.concatenate([row[-1] for row in hidden]) for hidden in (their_hidden, own_hidden))
+        inside = (1 - (unit(theirs) * unit(own @ matrix)).sum(-1)).mean()
+    elif name == "shd":
+        inside = 0.0
+        for place, other in enumerate((1, 3, 4)):
+            layer = encoder_layers(teacher)[other]
+            distances = [
+                rel_entr(squeezed_by_least_squares(layer, theirs[other], states[other]), own[place]).sum(-1)
+                for theirs, states, own in zip(their_attention, their_hidden, own_attention, strict=True)
+            ]
+            inside += np.concatenate(distances, axis=1).mean()
+    else:
+        inside = sum(
+            np.mean(
+                [
+                    ((unit(own[place][0] @ matrix) - unit(theirs[other][0])) ** 2).sum()
+                    for theirs, own in zip(their_hidden, own_hidden, strict=True)
+                ]
+            )
+            for place, other in enumerate((2, 4) if name == "pkd" else (3, 4), start=1)
+        )
+    wanted = answers(their_logits, own_logits, batch["labels"].numpy(), 0.6, 3.0) + 2.5 * inside
+    assert inside > 0.01 and float(loss.detach()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_tinybert_matches_embeddings_hidden_states_and_attention():
+    """Attention by scores whose softmax is transformers' attention."""
+    teacher, student = small_model(layers=3).double(), small_model(layers=2, hidden_size=24, seed=1).double()
+    batch, pairs = small_batch(), ((1, 2), (2, 3))
+    phase = phases("tinybert", teacher, student)[0]
     assert sum(value.numel() for value in phase.projections.parameters()) == 2 * 24 * 48
+    matrices = {key: value.weight.detach().numpy().T for key, value in phase.projections.double().items()}
+    parts = {part: float(value.detach()) for part, value in phase.loss(student, batch)[1].items()}
+    (_, their_hidden, their_attention), (_, own_hidden, own_attention) = (
+        shown(model, batch) for model in (teacher, student)
+    )
+
+    def scores(model, place, states, attention):
+        layer = encoder_layers(model)[place - 1]
+        query, key = (of_heads(layer, name, states[place - 1]) for name in ("query", "key"))
+        found = query @ key.transpose(0, 2, 1) / np.sqrt(layer.head_size)
+        np.testing.assert_allclose(softmax(found, -1), attention[place - 1], atol=1e-12)
+        return found
+
+    attention = 0.0
+    for place, other in pairs:
+        errors = [
+            (scores(teacher, other, *theirs) - scores(student, place, *own)) ** 2
+            for theirs, own in zip(
+                zip(their_hidden, their_attention, strict=True),
+                zip(own_hidden, own_attention, strict=True),
+                strict=True,
+            )
+        ]
+        attention += np.concatenate([each.reshape(4, -1) for each in errors], axis=1).mean()
+    assert parts["attention"] == pytest.approx(attention, rel=1e-6)
+    for part, matrix, places in (("embeddings", "embeddings", ((0, 0),)), ("hidden states", "hidden", pairs)):
+        wanted = squared_error(their_hidden, own_hidden, matrices[matrix], places)
+        assert parts[part] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_mlkd_matches_tokens_and_then_rows():
+    """Embeddings and hidden states of every token, then rows by their last [CLS] vectors."""
+    teacher, student = small_model(layers=3).double(), small_model(layers=2, hidden_size=24, seed=1).double()
+    batch, parts, matrices = small_batch(), {}, []
+    batch["labels"] = torch.tensor([0, 1, 0])
+    for phase in phases("mlkd", teacher, student):
+        matrices.append(phase.projections.double().weight.detach().numpy().T)
+        parts |= {part: float(value.detach()) for part, value in phase.loss(student, batch)[1].items()}
+    their_hidden, own_hidden = (shown(model, batch)[1] for model in (teacher, student))
+    rows = list(zip(their_hidden, own_hidden, strict=True))
+    tokens = np.concatenate([rel_entr(similarity(theirs[0]), similarity(own[0])).sum(-1) for theirs, own in rows])
+    assert parts["embeddings"] == pytest.approx(tokens.mean(), rel=1e-6)
+    wanted = squared_error(their_hidden, own_hidden, matrices[0], ((1, 2), (2, 3)))
+    assert parts["hidden states"] == pytest.approx(wanted, rel=1e-6)
+    theirs, own = (np.stack([row[-1][0] for row in hidden]) for hidden in (their_hidden, own_hidden))
+    wanted = rel_entr(similarity(theirs), similarity(own)).sum(-1).mean()
+    assert parts["row similarity"] == pytest.approx(wanted, rel=1e-6)
+    vectors = unit(np.concatenate([theirs, own @ matrices[1]]))
+    near = np.exp(vectors @ vectors.T / 0.1) * (1 - np.eye(6))
+    # Of rows labelled 0, 1, 0, 0, 1, 0 (the teacher's and the student's): the others of each one's label.
+    others = ((2, 3, 5), (4,), (0, 3, 5), (0, 2, 5), (1,), (0, 2, 3))
+    contrast = [-np.log(near[row, list(same)] / near[row].sum()).mean() for row, same in enumerate(others)]
+    assert parts["row contrast"] == pytest.approx(np.mean(contrast), rel=1e-6)
 
 
 def test_mlkd_takes_as_many_parts_of_the_heads_as_both_models_have():
@@ -218,6 +361,18 @@ def test_a_squeezed_layer_of_enough_heads_is_its_own_attention():
         squeezed_attention(layer, states, mask, 4), losses.log_attention(losses.relation_scores(*states[:2], 4), mask)
     )
     torch.testing.assert_close(squeezed_attention(layer, states, mask, 3).exp().sum(-1), torch.ones(2, 3, 5))
+
+
+def test_heads_are_squeezed_by_what_they_give_to_the_layers_output(monkeypatch):
+    """Summed over the heads, the outputs X are the values times the output projection's weight, without its bias."""
+    layer, given = encoder_layers(small_model())[0], []
+    monkeypatch.setattr(shd, "squeeze_heads", lambda attention, outputs, *_: given.append(outputs) or attention)
+    states = [torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    squeezed_attention(layer, states, torch.ones(2, 5), 2)
+    (outputs,), weight = given, layer.attention_output.weight.detach()
+    assert outputs.shape == (2, 4, 5, 48)
+    torch.testing.assert_close(outputs.sum(1), states[2] @ weight.T)
+    torch.testing.assert_close(outputs[:, 1], states[2][..., 12:24] @ weight[:, 12:24].T)
 
 
 def test_minilm_is_minilmv2_with_its_own_pairs_layers_and_heads():

@@ -71,3 +71,15 @@ def test_a_forwards_share_of_the_work_and_the_threads_are_put_back():
     assert calls == [("batch", 1)] * 6 and torch.get_num_threads() == threads  # one warm-up
     assert found["repeats"] == 5 and found["threads"] == 1
     assert 0 < found["cpu_seconds"] < 1 and found["wall_seconds"] >= 0.5 * found["cpu_seconds"]
+
+
+def test_a_forward_takes_a_repeats_share_of_what_was_measured(monkeypatch):
+    """Five forwards in 5 CPU-seconds, 10 seconds and 20 joules, or without counters."""
+    for joules, share in ((20.0, 4.0), (None, None)):
+        measured = {"cpu_seconds": 5.0, "wall_seconds": 10.0, "joules": joules, "source": "made up"}
+        monkeypatch.setattr(
+            energy, "cpu_energy", lambda work, repeats, measured=measured: {"repeats": repeats, **measured}
+        )
+        found = energy.forward_energy(lambda inputs: inputs, "batch", 1, repeats=5)
+        wanted = {"cpu_seconds": 1.0, "wall_seconds": 2.0, "joules": share, "source": "made up"}
+        assert found == {"threads": 1, "repeats": 5, **wanted}

@@ -74,9 +74,30 @@ def test_work_of_a_quantized_ragged_model():
     assert small.int8_macs > 10 * small.fp32_macs and small.bytes_read < whole.bytes_read / 2
 
 
+def test_peaks_are_the_largest_products_and_reads_over_their_best_seconds(monkeypatch):
+    """Every call takes half a second, MatMulInteger's a quarter; 2^29 MACs are those of the square product."""
+    threads = set()
+
+    def best_seconds(work, seconds):
+        threads.add(torch.get_num_threads())
+        return 0.25 if "_onnx_integer_product" in getattr(work, "__qualname__", "") else 0.5
+
+    monkeypatch.setattr(roofline, "_best_seconds", best_seconds)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # another number than the one measured with
+        found = roofline.measure_peaks(1)
+        assert threads == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    bandwidth = tuple((2**power, 2.0 ** (power + 1)) for power in (18, 20, 22, 24, 26, 28))
+    assert found == Peaks(1, 2.0**30, 2.0**31, "ONNX Runtime MatMulInteger", bandwidth)
+
+
 def test_peaks_of_this_machine_are_numbers_in_a_plausible_order():
+    before = torch.get_num_threads()
     found = roofline.measure_peaks(1, seconds=0.002)
-    assert found.threads == 1 and torch.get_num_threads() >= 1
+    assert found.threads == 1 and torch.get_num_threads() == before
     assert math.isfinite(found.fp32_macs_per_second) and found.fp32_macs_per_second > 1e8
     assert found.int8_macs_per_second > 1e8 and found.int8_kernel
     sizes = [size for size, _ in found.bandwidth]

@@ -64,7 +64,8 @@ def test_every_model_has_its_counts(measured):
             sum(sizes.values()) for sizes in model["parameters"]["part_bytes"].values()
         )
         assert model["bytes"]["file"] >= model["bytes"]["stored"]
-        assert 0 < model["energy"]["cpu_seconds"] and (model["energy"]["joules"] or 1) > 0
+        joules = model["energy"]["joules"]
+        assert 0 < model["energy"]["cpu_seconds"] and (joules is None or joules > 0)
     by_name = {model["name"]: model for model in measured["models"]}
     assert by_name["plain"]["parameters"]["stored"] == sum(item.numel() for item in plain.parameters())
     assert by_name["model.onnx"]["parameters"]["stored"] == by_name["plain"]["parameters"]["stored"]

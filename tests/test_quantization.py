@@ -359,6 +359,51 @@ def test_an_onnx_model_predicts_and_is_measured_like_a_torch_one(folders):
     assert found["peak_bytes"] > found["baseline_bytes"]
 
 
+def test_gptqs_rounding_changes_least_what_layers_compute_on_the_calibration_rows(model, quantized):
+    """Of both feed-forward matrices in every layer: other integers on the same grid, and a smaller error."""
+    import onnx
+
+    layers, seen = encoder_layers(model), {}
+    linear = [module for layer in layers for module in (layer.feed_forward_in, layer.feed_forward_out)]
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, _output: seen.setdefault(module, []).append(inputs[0][0]))
+        for module in linear
+    ]
+    for row in single_rows(small_batch(6)):  # those that the models were quantized with
+        logits(model, row)
+    for hook in hooks:
+        hook.remove()
+    errors, stored = [], []
+    for name in ("onnx-int4-embeddings", "onnx-int4-gptq-embeddings"):
+        graph = onnx.load_from_string(quantized[name].graph).graph
+        constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        shapes = {tuple(module.weight.shape) for module in linear}
+        taken = [
+            [constants[place] for place in node.input[1:4]]
+            for node in graph.node
+            if node.op_type == "MatMulNBits"
+            and tuple(next(item.i for item in node.attribute if item.name == side) for side in "NK") in shapes
+        ]
+        assert len(taken) == len(linear)
+        stored.append(taken)
+        errors.append([])
+        for module, (packed, scales, zero_points) in zip(linear, taken, strict=True):
+            outputs, width = module.weight.shape
+            blocks = -(-width // 64)
+            integers, zeros = (
+                np.stack([values & 15, values >> 4], -1).reshape(outputs, -1)  # the lower half byte comes first
+                for values in (packed, zero_points.reshape(outputs, -1))
+            )
+            steps, zeros = (np.repeat(each[:, :blocks], 64, 1) for each in (scales.reshape(outputs, -1), zeros))
+            rounded = ((integers.astype(float) - zeros) * steps)[:, :width]
+            change = torch.cat(seen[module]).numpy() @ (rounded - module.weight.detach().numpy()).T
+            errors[-1].append(float(np.linalg.norm(change)))
+    for nearest, calibrated in zip(*stored, strict=True):
+        assert (nearest[0] != calibrated[0]).any()
+        assert all(np.array_equal(*pair) for pair in zip(nearest[1:], calibrated[1:], strict=True))
+    assert all(calibrated < nearest for nearest, calibrated in zip(*errors, strict=True))
+
+
 # ---- refusals --------------------------------------------------------------------------------------------------
 
 

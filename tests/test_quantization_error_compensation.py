@@ -7,6 +7,7 @@ import torch
 from four_bit_grid import grid_of_blocks as grid_by_hand
 from onnx import TensorProto, helper, numpy_helper
 from small_models import small_batch, small_model
+from torch import nn
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.quantization import error_compensation
@@ -89,17 +90,24 @@ def test_products_are_those_of_what_goes_into_each_layer():
     rows = [{name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask")} for row in range(3)]
     graph = fuse(export_graph(model), model)
     separate_products(graph)
+    assert isinstance(graph, onnx.ModelProto)
     found = products_of_inputs(graph, rows)
     assert len(found) == 2 * 4 + 2  # of a layer: query, key and value at once, two outputs, one in between
-    seen = []
-    layer = encoder_layers(model)[1].feed_forward_out
-    hook = layer.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0][0].double()))
-    with torch.inference_mode():
-        for row in rows:
-            model(**row)
-    hook.remove()
-    wanted = sum(states.T @ states for states in seen).numpy()
-    assert any(
-        value.shape == wanted.shape and np.allclose(value, wanted, rtol=1e-3, atol=1e-4) for value in found.values()
-    )
-    assert isinstance(graph, onnx.ModelProto)
+    stored = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
+    weights = {node.output[0]: stored.get(node.input[1]) for node in graph.graph.node if node.op_type == "MatMul"}
+    linear = [[layer.query, layer.key, layer.value] for layer in encoder_layers(model)]
+    together = {id(module) for modules in linear for module in modules}
+    linear += [[module] for module in model.modules() if isinstance(module, nn.Linear) and id(module) not in together]
+    assert len(linear) == len(found)
+    for modules in linear:
+        matrix, seen = np.hstack([module.weight.detach().numpy().T for module in modules]), []
+        # The pooler and the classifier see one vector a row, (1, width); the layers (1, tokens, width).
+        hook = modules[0].register_forward_hook(
+            lambda _module, inputs, _output, seen=seen: seen.append(inputs[0].flatten(0, -2).double().numpy())
+        )
+        with torch.inference_mode():
+            for row in rows:
+                model(**row)
+        hook.remove()
+        (output,) = (name for name in found if np.array_equal(weights[name], matrix))
+        np.testing.assert_allclose(found[output], sum(each.T @ each for each in seen), rtol=1e-3, atol=1e-4)

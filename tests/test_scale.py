@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from small_models import small_model
 
@@ -78,6 +79,40 @@ def test_predictions_run_at_the_slower_model_s_speed():
         "student": {"prediction_rows_per_second": 5.0, "forward_flops": 40},
     }
     assert scale.cpu_speed({"models": speeds}) == 200
+
+
+def test_a_tasks_row_is_worked_out_from_made_up_measurements(monkeypatch):
+    """1,000 of 10,000 train rows at 12 tokens: a forward is 2 x 12 x 350 M = 8.4 GFLOP of the teacher, 2.4 GFLOP of the
+    student.
+
+    Teacher 3 x 1000 x 3 epochs x 8.4 G = 75.6 T; two students 3 x 1000 x 6 x 2.4 G = 43.2 T each; two cut ones
+    3 x 1000 x 1 x 2.4 G = 7.2 T each: 176.4 TFLOP. In batches of 32: 32 x (3 + 6 + 6 + 1 + 1) = 544 steps.
+    """
+    monkeypatch.setattr(scale, "GLUE_ROWS", {"sst2": (10_000, 50)})
+    monkeypatch.setattr(scale, "DEVICES", (Device("slow", 1e12, 0.5, 1), Device("fast", 1e15, 0.5, 1)))
+    macs = {"of the teacher": 350e6, "of the student": 100e6}
+    monkeypatch.setattr(scale, "closed_formula_macs", lambda model, batch, tokens: macs[model] * batch * tokens)
+    speed = {"forward_flops": 1e9, "step_seconds": 0.01}
+    measured = {
+        "row_lengths": {"sst2": {"real": 10.0, "padded": 12.0}},
+        "models": {
+            "teacher": {"prediction_rows_per_second": 2.0, **speed},
+            "student": {"prediction_rows_per_second": 5.0, **speed},
+        },
+    }
+    table = scale.scale_table(measured, {"teacher": "of the teacher", "student": "of the student"})
+    (row,) = table.to_dict("records")
+    assert row == {
+        "task": "sst2",
+        "rows": 1000,
+        "tokens": 12.0,
+        "steps": 544,
+        "pflop": pytest.approx(0.1764),
+        "slow": pytest.approx(352.8 / 3600),  # 176.4 T over half of 1 TFLOP/s
+        "fast": pytest.approx(5.44 / 3600),  # 544 steps of 10 ms; the arithmetic takes 0.35 s
+        # Ten passes of 50 dev rows, and the teacher's of 2,050 rows: 1.2 T + 17.22 T at the slower 2 GFLOP/s.
+        "cpu_hours": pytest.approx(9210 / 3600),
+    }
 
 
 def test_the_page_in_the_readme_is_what_the_code_writes():

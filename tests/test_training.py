@@ -3,6 +3,7 @@ import pytest
 import torch
 from small_models import small_batch, small_model, tokenized_sentences
 
+from edgemin_utils import training
 from edgemin_utils.config import load_settings
 from edgemin_utils.training import (
     GroupedByLength,
@@ -107,6 +108,21 @@ def test_phases_follow_each_other_and_an_empty_one_is_skipped():
     assert {item["phase"] for item in log.evaluations} == {"second"}
     assert [item["step"] for item in log.history] == sorted(item["step"] for item in log.history)
     assert log.history[-1]["step"] == 20 and log.history[-1]["epoch"] == pytest.approx(2.5)
+
+
+def test_every_phase_warms_up_and_decays_linearly_to_zero(monkeypatch):
+    """Of 8 steps a quarter is warm-up: step s has s / 2 of the peak before step 2, and (8 - s) / 6 from there on."""
+    rates = []
+
+    class Recording(training._CollectHistory):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            rates.append({group["lr"] for group in optimizer.param_groups})
+
+    monkeypatch.setattr(training, "_CollectHistory", Recording)
+    train(0, [Phase("first", 1, 1e-3, label_loss), Phase("second", 1, 4e-3, label_loss)], warmup_ratio=0.25)
+    shares = [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert all(len(groups) == 1 for groups in rates)  # with decay and without: one rate
+    assert [rate for (rate,) in rates] == pytest.approx([peak * share for peak in (1e-3, 4e-3) for share in shares])
 
 
 def test_length_grouping_leaves_less_padding_in_training():
