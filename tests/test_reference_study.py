@@ -66,8 +66,8 @@ def test_only_what_is_asked_for_runs(monkeypatch, tmp_path):
             asked.append((tasks, seeds, settings["data_dir"], study, analysis)) or Result(True)
         ),
     )
-    assert run_reference("rows", "weights", tmp_path, tasks=["sst2"], seeds=[1]) == [tmp_path / "laptop"]
-    chain = (["sst2"], [1], "rows", tmp_path / "laptop")
+    assert run_reference("rows", "weights", tmp_path, tasks=["mnli"], seeds=[1]) == [tmp_path / "laptop"]
+    chain = (["mnli"], [1], "rows", tmp_path / "laptop")
     assert asked == [(*chain, False), (*chain, True)]
     asked.clear()
     run_reference("rows", "weights", tmp_path, tasks=["mnli", "qqp"])
