@@ -283,8 +283,8 @@ def _memory_errors(key: str) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MemoryShortage(
             f"stage {key} needs more memory than is free ({said}). "
-            "Finished stages are kept; close other programs, run fewer --jobs, or give --set batch_size=16, "
-            "--set evaluation_batch_size=16 or --set teacher_cache_gigabytes=0, and run the same command again"
+            "Finished stages are kept; close other programs, run fewer --jobs, or give --set evaluation_batch_size=16, "
+            "--set teacher_cache_gigabytes=0 or, which trains anew, --set batch_size=16, and run the same command again"
         ) from error
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from edgemin_utils.chain import RECIPES, TEACHER
+from edgemin_utils.errors import StageError
 from edgemin_utils.number_text import percent
 from edgemin_utils.records import Record
 from edgemin_utils.statistics import Estimate, accuracy_interval, mean_with_interval, retention_over_seeds
+from edgemin_utils.tables.summary import predictions_of, right_rows
 from edgemin_utils.tables.variants import Chain, StudyRecords, is_synthetic, read_study
 
 
@@ -134,6 +135,12 @@ def _is_papers(chain: Chain, final: Record) -> bool:
 
 
 def _correct(record: Record, split: str) -> np.ndarray:
-    """bool (rows,): whether each dev row was predicted right, in the rows' own order."""
-    frame = pd.read_csv(record.folder / f"predictions-{split}.csv").sort_values("row", kind="stable")
-    return (frame["label"] == frame["prediction"]).to_numpy()
+    """bool (rows,): whether each dev row was predicted right, in the rows' own order.
+
+    Raises:
+        StageError: the record's predictions are not there.
+    """
+    answers = predictions_of(record, split)
+    if answers is None:
+        raise StageError(f"{record.folder} holds no predictions of {split}; run the chain's command again")
+    return right_rows(answers)
