@@ -9,8 +9,6 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Rows and weights of `make reference`, and OUTPUT_DIR for what it trains (else outputs/).
-REFERENCE_INPUTS = --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" $(if $(OUTPUT_DIR),--output-dir "$(OUTPUT_DIR)")
 # Every module by its dotted name: pdoc alone would leave out those that a package's __all__ does not name.
 MODULES = $(shell find -L edgemin_utils -name '*.py' ! -name __main__.py | sed 's|/__init__||; s|\.py$$||; s|/|.|g' | sort)
 
@@ -18,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study status report test lab demo benchmarks paper-numbers scale reference lint hooks docs clean
+.PHONY: help study status report test lab demo reference lint hooks docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -42,24 +40,17 @@ lab: $(INSTALLED) ## JupyterLab, opened on the notebooks
 demo: $(INSTALLED) ## the newest bundle in a browser, or ARGS=FOLDER: prints the address (needs npm once)
 	$(BIN)/edgemin demo $(ARGS)
 
-benchmarks: $(INSTALLED) ## training speed against plain Trainer defaults; the edge bundle against what it is to beat
-	$(BIN)/python -m edgemin_utils.benchmark $(ARGS)
-
-paper-numbers: $(INSTALLED) ## the paper's numbers derived and measured: claims table, figures (about 5 minutes)
-	$(BIN)/python -m edgemin_utils.paper $(ARGS)
-
-scale: $(INSTALLED) ## what the paper profile needs on one GPU, measured here and extrapolated into the README
-	$(BIN)/python -m edgemin_utils.scale --publish $(ARGS)
-
-reference: $(INSTALLED) ## the reference study on real rows (hours; resumes): make reference DATA_DIR=... TEACHER_DIR=...
+# Rows and weights are the user's: make reference DATA_DIR=glue TEACHER_DIR=folder [OUTPUT_DIR=... SEEDS=0,1,2 TASKS=sst2]
+SEEDS ?= 0,1,2
+TASKS ?=
+OUTPUT_DIR ?= outputs/laptop
+reference: $(INSTALLED) ## the reference study on real rows (hours; resumes), and its results into outputs/reference
 	@test -n "$(DATA_DIR)" -a -n "$(TEACHER_DIR)" || { \
 		echo "Name GLUE's folder and the teacher's: make reference DATA_DIR=... TEACHER_DIR=..." >&2; exit 1; }
-	$(BIN)/python -m edgemin_utils.reference_study $(REFERENCE_INPUTS) $(ARGS)
-	$(BIN)/python -m edgemin_utils.settings_search $(REFERENCE_INPUTS)
-	$(BIN)/python -m edgemin_utils.paper --repeat 2
-	$(BIN)/python -m edgemin_utils.paper --publish
-	$(BIN)/python -m edgemin_utils.scale --publish
-	$(BIN)/python -m edgemin_utils.figures.architecture
+	$(BIN)/edgemin run --profile laptop --data-dir "$(DATA_DIR)" --teacher "$(TEACHER_DIR)" --tasks "$(TASKS)" \
+		--seeds $(SEEDS) --models path,factorial,scans,none-pretrained,objectives,cuts,schemes,recipes \
+		--output-dir "$(OUTPUT_DIR)" $(ARGS)
+	$(BIN)/edgemin report --output-dir "$(OUTPUT_DIR)" --publish outputs/reference
 
 lint: $(INSTALLED) ## ruff (lint and format) and mypy
 	$(BIN)/python -m ruff check .
@@ -69,8 +60,7 @@ lint: $(INSTALLED) ## ruff (lint and format) and mypy
 hooks: $(INSTALLED) ## pre-commit's checks before every commit in this clone
 	$(BIN)/python -m pre_commit install
 
-docs: $(INSTALLED) ## API reference from the docstrings in outputs/api/, and the README's picture of the data flow
-	$(BIN)/python -m edgemin_utils.figures.architecture
+docs: $(INSTALLED) ## API reference from the docstrings in outputs/api/
 	$(BIN)/python -m pdoc --docformat google --math --output-directory outputs/api $(MODULES) $(ARGS)
 
 clean: ## remove .venv and the page's packages; results in outputs/ stay

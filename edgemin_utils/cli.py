@@ -1,326 +1,363 @@
-"""The console command `edgemin`: run a study, say how far it is, draw its tables and figures again, list settings.
+"""The console command `edgemin`. Exit status: 0 all well, 1 a notebook failed or nothing fits a budget, 2 what was
+asked for cannot be, 130 stopped from the keyboard."""
 
-Exit status: 0 all well, 1 a notebook failed or nothing fits a budget, 2 something that was asked for cannot be, 130
-stopped from the keyboard.
-"""
-
-import argparse
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from edgemin_utils.command_options import read_arguments, read_overrides
-from edgemin_utils.config import load_settings, project_folder, setting_fields, study_folder
-from edgemin_utils.errors import EdgeMINError, ModelError, SettingError, StageError, StorageError
-from edgemin_utils.paths import refuse_unshared
+import edgemin_utils
+from edgemin_utils.errors import EdgeMINError, ModelError, SettingError, StageError
+from edgemin_utils.names import EXAMPLES, LISTS, METHODS
 from edgemin_utils.processes import is_main_process, joined_processes, launched_processes
-from edgemin_utils.progress import duration
-from edgemin_utils.records import write_json
-from edgemin_utils.study import ANALYSIS, StageStatus, chain_name, plan_study, run_study, study_status
-from edgemin_utils.study_file import read_study_file
+from edgemin_utils.run import chain_label, open_chains, run_study, say_rows
+from edgemin_utils.settings import PROFILES, load_settings, read_value, setting_fields, study_folder
+from edgemin_utils.study import Chain, find_chains, find_records, study_status
 
-REPORT = Path("report") / "report.html"
-STATUS_COLORS = {"done": "green", "stale": "yellow", "missing": "red"}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+# Every setting is an option of these commands, as in --train-rows 2000 or --set train_rows=2000.
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_MORE = (
+    "Every setting is an option too (see `edgemin settings`), as in --models path,tinybert --train-rows 2000 "
+    "--data-dir glue --teacher FOLDER; rows of one's own: --task-file my.csv --text-columns text --label-column stars."
+)
+Base = Annotated[str, typer.Option(help=f"Defaults to begin with: {', '.join(PROFILES)}.")]
+Tasks = Annotated[str, typer.Option(help="Tasks, as in sst2,mnli. Empty: all three, or that of --task-file.")]
+Seed = Annotated[str, typer.Option(help="Seeds, as in 0,1,2: a chain of models for each. Empty: 0.")]
+Out = Annotated[str, typer.Option(help="The study's folder. Empty: outputs/PROFILE in the project.")]
+Anew = Annotated[bool, typer.Option("--replace", help="Make anew what other rows, teacher or code made stale.")]
+More = typer.Context
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and gives its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # an answer or a name may hold what a terminal's encoding lacks
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
     try:
-        options = read_arguments(sys.argv[1:] if arguments is None else arguments)
-        status = _COMMANDS[options.command](options)
+        status = app(args=None if arguments is None else list(arguments), prog_name="edgemin", standalone_mode=False)
         sys.stdout.flush()
-        return status
+        return int(status or 0)
     except EdgeMINError as error:
         print(f"edgemin: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of a pipe (head, less) had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(
-            "\nedgemin: stopped; finished stages are kept, and the same command takes the study up where it is",
-            file=sys.stderr,
-        )
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nedgemin: stopped; finished stages are kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    except Exception as error:  # of a usage that typer, or the click beneath it, refuses
+        if not hasattr(error, "format_message"):
+            raise
+        said = error.format_message()
+        print(said if "NoArgs" in type(error).__name__ else f"edgemin: {said} (see edgemin --help)")
+    return 2
 
 
-def _run(options: argparse.Namespace) -> int:
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """Setting -> value out of what a command did not know: --train-rows 2000, --train-rows=2000, --set train_rows=2000;
+    raises SettingError for an unknown setting, a word too many, or a setting given twice."""
+    overrides, left = dict[str, str](), list(words)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise SettingError(f"unexpected {name!r}; several values are joined by commas, as in --tasks sst2,mnli")
+        if not equals and not left:
+            raise SettingError(f"option {name} has no value")
+        value = value if equals else left.pop(0)
+        if name == "--set":
+            name, equals, value = value.partition("=")
+            if not equals:
+                raise SettingError(f"--set {name} has no '='; write --set name=value")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if name in overrides or name == "profile":
+            raise SettingError(f"{name} is given twice, or has an option of its own; give it once")
+        read_value(name, value)
+        overrides[name] = value
+    return overrides
+
+
+@app.callback(invoke_without_command=True)
+def _edgemin(version: Annotated[bool, typer.Option("--version", help="The version alone.")] = False) -> None:
+    """Distillation, pruning and INT8 quantization of transformer text classifiers, as one reproducible study."""
+    if version:
+        print(f"edgemin {edgemin_utils.__version__}")
+        raise typer.Exit
+
+
+@app.command(context_settings=_SETTINGS, epilog=_MORE)
+def run(
+    more: More,
+    profile: Base = "demo",
+    tasks: Tasks = "",
+    seeds: Seed = "",
+    output_dir: Out = "",
+    replace: Anew = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Chains side by side; they share the cores.")] = 1,
+    cluster: Annotated[str, typer.Option(help="Dask scheduler's address, or local for --jobs workers here.")] = "",
+) -> int:
+    """Execute the notebooks of a study; what is current on disk is not run again.
+
+    Example: edgemin run --tasks sst2 --models path,tinybert --seeds 0,1,2 --jobs 2
+    """
     if launched_processes() > 1:
-        raise SettingError(
-            f"`run` is for one process, and {launched_processes()} were launched; launch `train`, which "
-            "several can share, then `run` without a launcher"
-        )
+        raise SettingError("`run` is for one process; launch `edgemin train`, which several can share, then `run`")
+    overrides, started = read_overrides(more.args), time.monotonic()
+    chains = _chains(profile, tasks, seeds, overrides, output_dir, replace)
+    print(f"study: {chains[0].study}")
     # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console, started = Console(), time.monotonic()
-    try:
-        result = run_study(
-            options.profile or "demo",
-            options.tasks or (),
-            options.seeds or (0,),
-            read_overrides(options),
-            options.output_dir,
-            options.jobs,
-            console,
-            options.cluster,
-        )
-        analysis = next(item for item in result.notebooks if item.chain == ANALYSIS)
-        if analysis.status == "executed" or (analysis.status == "skipped" and not (result.study / REPORT).is_file()):
-            _write_report(result.study)
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    if analysis.status in ("executed", "skipped"):
-        _print_main_table(result.study)
-        print(f"report: {result.study / REPORT}")
-    counts = ", ".join(
-        f"{result.count(status)} {status}" for status in ("skipped", "failed", "not run") if result.count(status)
-    )
-    print(
-        f"{result.count('executed')} notebooks executed{', ' + counts if counts else ''} "
-        f"in {duration(time.monotonic() - started)}"
-    )
-    for failure in result.failures:
-        print(
-            f"edgemin: {failure.notebook} failed in {failure.cell}: {failure.error.splitlines()[0]} "
-            f"({failure.executed})",
-            file=sys.stderr,
-        )
-    return 0 if result.complete else 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results = run_study(chains, overrides, jobs, cluster)
+    counts = {status: sum(item.status == status for item in results) for status in "executed skipped failed".split()}
+    if find_records(chains[0].study):
+        _show_results(chains[0].study, draw=counts["executed"] > 0)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "executed")
+    print(f"notebooks: {said}, in {time.monotonic() - started:.0f} s")
+    return int(any(item.status in ("failed", "not run") for item in results))
 
 
-def _train(options: argparse.Namespace) -> int:
-    runs = plan_study(
-        options.profile or "demo",
-        options.tasks or (),
-        options.seeds or (0,),
-        read_overrides(options),
-        options.output_dir,
-    )
+@app.command(context_settings=_SETTINGS, epilog=_MORE)
+def train(
+    more: More, profile: Base = "demo", tasks: Tasks = "", seeds: Seed = "", output_dir: Out = "", replace: Anew = False
+) -> int:
+    """Train teachers and students without notebooks, as one process or several; `run` goes on from there.
+
+    Example: edgemin train --task-file reviews.csv --text-columns text --label-column stars --output-dir mine
+
+    With several GPUs: accelerate launch --num_processes 2 -m edgemin_utils train --profile paper
+    """
+    chains = _chains(profile, tasks, seeds, read_overrides(more.args), output_dir, replace)
+    for stage in (stage for chain in chains for stage in chain.plan.values()):
+        stage.require()
     with joined_processes():
-        # From here on torch is needed, and only here.
-        from edgemin_utils.stages import train_teacher_and_students
+        from edgemin_utils.steps import make_kinds  # imports torch
 
-        refuse_unshared(runs[0].study, runs[0].settings)
-        for run in runs:
-            for record in train_teacher_and_students(run):
-                if is_main_process():
-                    print(f"{chain_name(run)}: {record.key} done in {duration(record.content['wall_seconds'])}")
+        say = print if is_main_process() else lambda *text: None
+        if is_main_process():
+            say_rows(chains)
+        for chain in chains:
+            say(f"{chain_label(chain)}: {chain.folder}")
+            for record in make_kinds(chain, "teacher", "distillation"):
+                say(f"{chain_label(chain)}: {record.model} done in {record.seconds:.0f} s")
+        say("`edgemin run` with the same options makes the rest: cuts, quantized models, measurements, tables, figures")
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
-    study = study_folder(options.output_dir, options.profile or "demo")
-    last = read_study_file(study)
-    overrides = read_overrides(options)
-    profile = options.profile or last.get("profile", "demo")
-    if last and last["profile"] == profile and not overrides:
-        overrides = last["overrides"]
-    runs = plan_study(
-        profile, options.tasks or last.get("tasks", ()), options.seeds or last.get("seeds", (0,)), overrides, study
-    )
-    rows = study_status(runs)
-    _console().print(_status_table(rows))
-    done = sum(row.status == "done" for row in rows)
-    print(f"{study}: {done} of {len(rows)} stages done")
-    if last.get("command"):
-        print(f"last run: {last['command']}")
-    return 0
+@app.command(context_settings=_SETTINGS, epilog=_MORE)
+def status(more: More, profile: Base = "demo", tasks: Tasks = "", seeds: Seed = "", output_dir: Out = "") -> int:
+    """What is done, what is stale and why; without settings, against those of the last run.
 
-
-def _status_table(rows: Sequence[StageStatus]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("task", "seed", "stage", "state", "took", "why"):
-        table.add_column(title, overflow="fold")
+    Example: edgemin status --tasks sst2 --relation-heads 4
+    """
+    overrides, study = read_overrides(more.args), study_folder(output_dir, load_settings(profile).profile)
+    found = [chain for chain in find_chains(study) if not tasks or chain.task in tasks.split(",")]
+    if overrides or seeds or not found:
+        found = _chains(profile, tasks, seeds, overrides, output_dir, False)
+    rows = study_status(found)
     for row in rows:
-        took = "" if row.wall_seconds is None else duration(row.wall_seconds)
-        table.add_row(
-            row.task,
-            str(row.seed),
-            row.key,
-            f"[{STATUS_COLORS[row.status]}]{row.status}[/]",
-            took,
-            row.reason.replace("[", r"\["),
-        )
-    return table
-
-
-def _report(options: argparse.Namespace) -> int:
-    study = _existing_study(options)
-    path = _write_report(study)
-    _print_main_table(study)
-    print(f"report: {path}")
+        row["took"] = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
+    columns = "task seed model status took reason".split()
+    _print_table(columns, [[row[column] for column in columns] for row in rows])
+    print(f"{study}: {sum(row['status'] == 'done' for row in rows)} of {len(rows)} stages done")
     return 0
 
 
-def _recommend(options: argparse.Namespace) -> int:
-    from edgemin_utils.recommendation import Budget, advice_data, advice_text, recommend  # imports pandas
+@app.command()
+def report(
+    profile: Base = "demo",
+    output_dir: Out = "",
+    publish: Annotated[str, typer.Option(help="Also publish results, without weights, in this folder.")] = "",
+) -> int:
+    """Draw tables, figures and the HTML report again, from what is on disk.
 
-    budget = Budget(options.max_mb, options.max_ms, options.min_accuracy)
-    advice = recommend(_existing_study(options), budget, options.task, options.length)
-    if options.json:
-        print(json.dumps(advice_data(advice, options.count), indent=1, allow_nan=False))
-    else:
-        print(advice_text(advice, options.count))
-    return 0 if advice.fits else 1
+    Example: edgemin report --output-dir outputs/laptop --publish outputs/reference
+    """
+    study = _existing_study(profile, output_dir)
+    _show_results(study, draw=True)
+    if publish:
+        from edgemin_utils.results.table import publish as publish_study
 
-
-def _publish(options: argparse.Namespace) -> int:
-    from edgemin_utils.reference import publish_study, require_marked_place, results_place, write_readme
-
-    profile = _known_profile(options.profile)
-    study = study_folder(options.output_dir, profile)
-    require_marked_place(project_folder() / "README.md", results_place(study))
-    destination = publish_study(study, project_folder() / "outputs" / "reference" / study.name)
-    print(f"reference results: {destination}")
-    print(f"numbers written into {write_readme(project_folder() / 'README.md', destination)}")
+        print(f"published: {publish_study(study, publish)}")
     return 0
 
 
-def _measure(options: argparse.Namespace) -> int:
-    from edgemin_utils.measurement.models import open_models  # imports torch
-    from edgemin_utils.measurement.sheet import SheetOptions, measure_models
-    from edgemin_utils.measurement.texts import read_texts
-    from edgemin_utils.tables.measurement_sheet import sheet_text
+@app.command()
+def predict(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts; of a pair both, in turns.")],
+    threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 1,
+) -> int:
+    """What a bundle answers to texts: a line each, with label and probabilities.
 
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise StorageError(f"{options.json} cannot be written: its folder is not there")
-    if options.json and Path(options.json).is_dir():
-        raise StorageError(f"{options.json} cannot be written: it is a folder; name a file")
-    texts, source = read_texts(options.texts, options.task, options.data_dir, options.rows)
-    models = open_models([options.model, *options.against])
-    sheet = measure_models(
-        models,
-        SheetOptions(
-            "quick" if options.quick else "full",
-            tuple(options.threads),
-            tuple(options.lengths),
-            texts,
-            source,
-            tuple(options.batches),
-            not options.no_compile,
-            not options.no_memory,
-        ),
-        lambda text: print(f"measuring: {text}", file=sys.stderr),
-    )
-    print(sheet_text(sheet))
-    if options.json:
-        write_json(Path(options.json), sheet)
-        print(f"sheet: {options.json}")
-    return 0
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from edgemin_utils.browser.demo import serve_demo
-
-    serve_demo(options.bundle, options.port, options.float32)
-    return 0
-
-
-def _bundle(options: argparse.Namespace) -> int:
-    from edgemin_utils.bundle.making import describe_in_words, make_bundle  # imports torch
-    from edgemin_utils.bundle.sources import open_source
-    from edgemin_utils.measurement.latency import PROTOCOLS
-
-    given = {
-        name: getattr(options, name)
-        for name in ("data_dir", "task_file", "text_columns", "label_column", "dev_file", "max_length")
-    }
-    source = open_source(options.model, options.task, {name: value for name, value in given.items() if value})
-    content = make_bundle(
-        source,
-        options.output,
-        options.max_drop,
-        PROTOCOLS["quick" if options.quick else "full"],
-        options.matrix_bits,
-        options.embedding_bits,
-    )
-    print(describe_in_words(content))
-    print(f"bundle: {options.output}")
-    return 0
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from edgemin_utils.bundle.classify import Bundle, ClassifyError, answer_lines, header_line
+    Example: edgemin predict sentiment "the acting is worse than the book"
+    """
+    from edgemin_utils.bundle.classify import ClassifyError, predict_texts
 
     try:
-        bundle = Bundle(Path(options.bundle).expanduser(), options.threads)
+        print(predict_texts(Path(bundle).expanduser(), texts, threads), end="")
     except ClassifyError as error:
         raise ModelError(str(error)) from error
-    columns = bundle.text_columns
-    for text in options.texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # the shell's bytes, which Python keeps as surrogates
-            raise SettingError(f"{text.encode(errors='surrogateescape')!r} is not UTF-8; give texts in UTF-8") from None
-    if len(options.texts) % len(columns):
-        raise SettingError(
-            f"a row of this bundle has {len(columns)} texts ({', '.join(columns)}), and "
-            f"{len(options.texts)} were given; give them in turns"
-        )
-    rows = list(zip(*(options.texts[place :: len(columns)] for place in range(len(columns))), strict=True))
-    print(header_line(bundle.labels) + answer_lines(bundle, rows), end="")
     return 0
 
 
-def _settings(options: argparse.Namespace) -> int:
-    settings = load_settings(options.profile)
-    table = Table(box=None, pad_edge=False)
-    for title in ("setting", f"value in {options.profile}", "unit", "meaning"):
-        table.add_column(title, overflow="fold")
+@app.command(context_settings=_SETTINGS, epilog=_MORE)
+def bundle(
+    more: More,
+    model: Annotated[str, typer.Argument(help="A model's folder: of a study, or any checkpoint of one's own.")],
+    output: Annotated[str, typer.Option(help="The bundle's folder.")] = "bundle",
+    scheme: Annotated[str, typer.Option(help="edge-int8, edge-int8-int4 (smaller) or edge-int4 (smallest).")] = "",
+    task: Annotated[str, typer.Option(help="The task that a plain checkpoint answers.")] = "",
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that it may lose on the dev rows.")] = 1.0,
+) -> int:
+    """One folder that classifies text on a CPU without torch: graph, tokenizer, program, checksums.
+
+    Example: edgemin bundle outputs/demo/sst2/seed-0/minilmv2 --output sentiment
+    """
+    from edgemin_utils.bundle.making import describe_in_words, make_bundle  # imports torch
+    from edgemin_utils.bundle.sources import open_source
+
+    source = open_source(model, task or None, read_overrides(more.args))
+    print(describe_in_words(make_bundle(source, output, scheme, max_drop)))
+    print(f"bundle: {output}")
+    return 0
+
+
+@app.command()
+def recommend(
+    profile: Base = "demo",
+    output_dir: Out = "",
+    task: Annotated[str, typer.Option(help="The task; empty: each.")] = "",
+    max_mb: Annotated[float | None, typer.Option(help="Largest file, in 10^6 bytes.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Longest median time, one thread.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Lowest accuracy, in %.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the input that is timed: 32 or 128.")] = 128,
+) -> int:
+    """The best measured models under a budget, and the commands that build their bundles.
+
+    Example: edgemin recommend --task sst2 --max-mb 10 --max-ms 5
+    """
+    from edgemin_utils.results.budgets import recommend_models  # imports pandas
+
+    budget = task or None, max_mb, max_ms, min_accuracy, length
+    text, fits = recommend_models(_existing_study(profile, output_dir), *budget)
+    print(text)
+    return 0 if fits else 1
+
+
+@app.command()
+def measure(
+    models: Annotated[list[str], typer.Argument(help="Folders of models or bundles; the first is the baseline.")],
+    lengths: Annotated[str, typer.Option(help="Tokens of the inputs.")] = "32,128",
+    threads: Annotated[str, typer.Option(help="Thread counts; 0: all cores.")] = "1",
+    quick: Annotated[bool, typer.Option("--quick", help="30 runs instead of 100 and 10 s.")] = False,
+    out: Annotated[str, typer.Option(help="Also write the sheet as JSON into this file.")] = "",
+) -> int:
+    """The full sheet of models, side by side: parameters, bytes, operations, latency, memory, energy.
+
+    Example: edgemin measure outputs/demo/sst2/seed-0/teacher bundle --quick
+    """
+    from edgemin_utils.measurement.sheet import measure_models, sheet_text  # imports torch
+
+    asked = (_numbers("--lengths", lengths), _numbers("--threads", threads), "quick" if quick else "full")
+    sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr))
+    print(sheet_text(sheet))
+    if out:
+        Path(out).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+@app.command()
+def demo(
+    bundle: Annotated[str, typer.Argument(help="A bundle; empty: one is made of the demo study.")] = "",
+    port: Annotated[int, typer.Option(min=0, help="0: any free one.")] = 8000,
+    float32: Annotated[str, typer.Option(help="The model it was made of, to compare with.")] = "",
+) -> int:
+    """A bundle in the browser: serves its page on this machine and prints the address (needs npm once).
+
+    Example: edgemin demo sentiment --port 8080
+    """
+    from edgemin_utils.browser.demo import serve_demo
+
+    serve_demo(bundle or None, port, float32 or None)
+    return 0
+
+
+@app.command()
+def settings(profile: Base = "demo") -> int:
+    """Every setting: its value in a profile, its unit and its meaning.
+
+    Example: edgemin settings --profile laptop
+    """
+    values, rows = load_settings(profile), []
     for name, item in setting_fields().items():
-        value = getattr(settings, name)
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value).replace("None", "none")
-        table.add_row(name, text, item.metadata["unit"].replace("[", r"\["), item.metadata["meaning"])
-    _console().print(table)
+        value, choices = getattr(values, name), ", ".join(item.metadata["choices"])
+        text = ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else value
+        meaning = item.metadata["meaning"] + (f" ({choices})" if choices else "")
+        rows.append((name, text, item.metadata["unit"], meaning))
+    _print_table(["setting", f"value in {profile}", "unit", "meaning"], rows)
     return 0
 
 
-def _console() -> Console:
-    # Without a terminal (a pipe, a log) rich would fold tables to 80 columns.
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+@app.command()
+def models() -> int:
+    """The language of model names, and every step with its settings.
+
+    Example: edgemin run --models teacher,minilmv2,relation_heads=4,minilmv2+heads-0.4+onnx-int8
+    """
+    print("A model's name says how it was made: steps joined by +, each with ,setting=value where it differs from the")
+    print("profile. It begins with teacher or an objective; cuts and tuning follow; a scheme stands last.\n")
+    rows = [(EXAMPLES.get(name, name), one.kind, one.meaning, one.demands, *one.own) for name, one in METHODS.items()]
+    rows = [(*row[:4], " ".join(row[4:])) for row in rows]
+    rows.append(("assistant-OBJECTIVE", "distillation", "a teacher assistant, of a size between teacher and student"))
+    rows.append(("OBJECTIVE-by-assistant", "distillation", "a student that learns from it"))
+    _print_table(["step", "kind", "what it does", "demands", "its own settings"], rows)
+    _print_table(["list", "models that it stands for"], [(name, " ".join(each)) for name, each in LISTS.items()])
+    return 0
 
 
-def _existing_study(options: argparse.Namespace) -> Path:
-    study = study_folder(options.output_dir, _known_profile(options.profile))
+def _chains(profile: str, tasks: str, seeds: str, overrides: Any, output_dir: str, replace: bool) -> list[Chain]:
+    names = [item.strip() for item in tasks.split(",") if item.strip()]
+    return open_chains(profile, names, _numbers("--seeds", seeds or "0"), overrides, output_dir, replace)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise SettingError(f"{option} is {text!r}; give whole numbers joined by commas, as in 0,1,2") from None
+
+
+def _existing_study(profile: str, output_dir: str) -> Path:
+    study = study_folder(output_dir, load_settings(profile).profile)
     if not study.is_dir():
         raise StageError(f"{study} is not there; `edgemin run` makes it, or name another one with --output-dir")
     return study
 
 
-def _known_profile(profile: str) -> str:
-    return load_settings(profile).profile
+def _show_results(study: Path, draw: bool) -> None:
+    from edgemin_utils.results.tables import terminal_table  # imports pandas
+
+    page = study / "report" / "report.html"
+    if draw or not page.is_file():
+        from edgemin_utils.report import write_report  # imports matplotlib
+
+        write_report(study)
+    print(f"{terminal_table(study)}\nreport: {page}")
 
 
-def _write_report(study: Path) -> Path:
-    from edgemin_utils.report import write_report  # imports matplotlib: only when something is drawn
-
-    return write_report(study)
-
-
-def _print_main_table(study: Path) -> None:
-    from edgemin_utils.tables import as_text, main_table  # imports pandas
-
-    print(as_text(main_table(study)))
-
-
-_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run,
-    "train": _train,
-    "status": _status,
-    "report": _report,
-    "recommend": _recommend,
-    "publish": _publish,
-    "measure": _measure,
-    "bundle": _bundle,
-    "predict": _predict,
-    "demo": _demo,
-    "settings": _settings,
-}
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table, console = Table(box=None, pad_edge=False), Console()
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    # Without a terminal (a pipe, a log) rich would fold tables to 80 columns.
+    (console if console.is_terminal else Console(width=160)).print(table)

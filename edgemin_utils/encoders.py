@@ -1,131 +1,57 @@
-"""The one place that knows how BERT, DistilBERT, RoBERTa and ELECTRA name their parts.
-
-Everything else sees `EncoderLayer`: the query, key, value and output projections of one layer, its two feed-forward
-matrices and its head size. Also here: making classifiers, and cutting their layers to unequal shapes.
-"""
+"""The one place that knows how BERT, DistilBERT, RoBERTa and ELECTRA name their parts: all else sees `EncoderLayer` and
+`captured_states`. Also here: making classifiers, and cutting their layers to unequal shapes."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import prune_linear_layer
 
-from edgemin_utils.config import nearest
 from edgemin_utils.errors import MethodRefused, ModelError
+from edgemin_utils.rows.tokens import usable_positions
+from edgemin_utils.settings import nearest
 
-
-@dataclass(frozen=True)
-class Family:
-    """Attribute paths of one architecture; paths within a layer are relative to the layer."""
-
-    config_class: type[PretrainedConfig]
-    encoder: str
-    layers: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    feed_forward_in: str
-    feed_forward_out: str
-    sizes: Mapping[str, str]
-
-
-_BERT_SIZES = {
-    "layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
+_DROPOUTS = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout seq_classif_dropout
+    classifier_dropout summary_last_dropout""".split()
+# What a family calls the list of layers in its encoder, the parts within a layer, and feed-forward size in its config;
+# what else a config holds transformers itself gives by one name for all.
+_PARTS = "layers query key value attention_output feed_forward_in feed_forward_out intermediate_size".split()
+_BERT = """encoder.layer attention.self.query attention.self.key attention.self.value attention.output.dense
+    intermediate.dense output.dense intermediate_size""".split()
+_DISTILBERT = """transformer.layer attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2
+    hidden_dim""".split()
+FAMILIES: dict[str, dict[str, str]] = {
+    family: dict(zip(_PARTS, names, strict=True))
+    for family, names in {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT, "electra": _BERT}.items()
 }
-_DISTILBERT_SIZES = {"layers": "n_layers", "hidden_size": "dim", "heads": "n_heads", "intermediate_size": "hidden_dim"}
 
 
-def _bert_like(config_class: type[PretrainedConfig], encoder: str) -> Family:
-    return Family(
-        config_class,
-        encoder,
-        "encoder.layer",
-        "attention.self.query",
-        "attention.self.key",
-        "attention.self.value",
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-        _BERT_SIZES,
-    )
-
-
-FAMILIES: dict[str, Family] = {
-    "bert": _bert_like(BertConfig, "bert"),
-    "distilbert": Family(
-        DistilBertConfig,
-        "distilbert",
-        "transformer.layer",
-        "attention.q_lin",
-        "attention.k_lin",
-        "attention.v_lin",
-        "attention.out_lin",
-        "ffn.lin1",
-        "ffn.lin2",
-        _DISTILBERT_SIZES,
-    ),
-    "roberta": _bert_like(RobertaConfig, "roberta"),
-    "electra": _bert_like(ElectraConfig, "electra"),
-}
+def _projection(name: str) -> nn.Linear:
+    """A linear layer of `EncoderLayer`, or its quantized form, which is called and measured alike."""
+    # A property, typed as what reading it gives.
+    return cast(nn.Linear, property(lambda layer: layer.module.get_submodule(layer.paths[name])))
 
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One transformer layer of any supported family, read live from the model.
-
-    Weights are `nn.Linear`: query, key, value (heads * head_size, hidden_size); attention_output (hidden_size,
-    heads * head_size); feed_forward_in (intermediate_size, hidden_size); feed_forward_out (hidden_size,
-    intermediate_size).
-    """
+    """A layer of any supported family, read live from the model. Weights: query, key, value (heads * head_size,
+    hidden_size); attention_output its transpose; feed_forward_in (intermediate_size, hidden_size); feed_forward_out."""
 
     module: nn.Module
-    paths: Family
+    paths: Mapping[str, str]
     head_size: int
 
-    @property
-    def query(self) -> nn.Linear:
-        """Projection of the queries, weight (heads * head_size, hidden_size)."""
-        return self._linear(self.paths.query)
-
-    @property
-    def key(self) -> nn.Linear:
-        """Projection of the keys, weight (heads * head_size, hidden_size)."""
-        return self._linear(self.paths.key)
-
-    @property
-    def value(self) -> nn.Linear:
-        """Projection of the values, weight (heads * head_size, hidden_size)."""
-        return self._linear(self.paths.value)
-
-    @property
-    def attention_output(self) -> nn.Linear:
-        """What joins the heads again, weight (hidden_size, heads * head_size)."""
-        return self._linear(self.paths.attention_output)
-
-    @property
-    def feed_forward_in(self) -> nn.Linear:
-        """The first feed-forward matrix, weight (intermediate_size, hidden_size)."""
-        return self._linear(self.paths.feed_forward_in)
-
-    @property
-    def feed_forward_out(self) -> nn.Linear:
-        """The second feed-forward matrix, weight (hidden_size, intermediate_size)."""
-        return self._linear(self.paths.feed_forward_out)
+    query = _projection("query")
+    key = _projection("key")
+    value = _projection("value")
+    attention_output = _projection("attention_output")
+    feed_forward_in = _projection("feed_forward_in")
+    feed_forward_out = _projection("feed_forward_out")
 
     @property
     def num_heads(self) -> int:
@@ -138,43 +64,34 @@ class EncoderLayer:
         return self.feed_forward_in.out_features
 
     def keep_heads(self, kept: Sequence[int]) -> None:
-        """Cuts the layer down to the heads numbered in `kept`: rows of query, key and value, columns of the output.
-
-        Raises:
-            ModelError: no head would stay, or a number is not a head of this layer.
-        """
+        """Cuts the layer down to these heads; raises ModelError where none would stay or one is not there."""
         _check_kept(kept, self.num_heads, "attention head")
         units = torch.cat([torch.arange(head * self.head_size, (head + 1) * self.head_size) for head in sorted(kept)])
-        for path in (self.paths.query, self.paths.key, self.paths.value):
-            self._replace(path, _keep_rows(self._linear(path), units))
-        self._replace(self.paths.attention_output, _keep_columns(self.attention_output, units))
+        self._cut("query key value".split(), "attention_output", units)
 
     def keep_neurons(self, kept: Sequence[int]) -> None:
-        """Cuts the feed-forward layer down to the neurons numbered in `kept`.
-
-        Raises:
-            ModelError: no neuron would stay, or a number is not a neuron of this layer.
-        """
+        """Cuts the layer down to these neurons; raises ModelError as `keep_heads`."""
         _check_kept(kept, self.intermediate_size, "feed-forward neuron")
-        units = torch.tensor(sorted(kept))
-        self._replace(self.paths.feed_forward_in, _keep_rows(self.feed_forward_in, units))
-        self._replace(self.paths.feed_forward_out, _keep_columns(self.feed_forward_out, units))
+        self._cut(["feed_forward_in"], "feed_forward_out", torch.tensor(sorted(kept)))
 
-    def _linear(self, path: str) -> nn.Linear:
-        """A linear layer, or its quantized form, which is called and measured alike."""
-        return cast(nn.Linear, self.module.get_submodule(path))
-
-    def _replace(self, path: str, linear: nn.Linear) -> None:
-        parent, _, name = path.rpartition(".")
-        setattr(self.module.get_submodule(parent), name, linear)
+    def _cut(self, ins: Sequence[str], out: str, units: torch.Tensor) -> None:
+        """Keeps these rows of the matrices that make the units and these columns of the one that takes them."""
+        with torch.no_grad():
+            for name in (*ins, out):
+                cut = prune_linear_layer(getattr(self, name), units, dim=1 if name == out else 0)
+                parent, _, attribute = self.paths[name].rpartition(".")
+                setattr(self.module.get_submodule(parent), attribute, cut)
 
 
-def family_of(config: PretrainedConfig) -> Family:
-    """The family of a config.
+def _check_kept(kept: Sequence[int], count: int, what: str) -> None:
+    if not kept:
+        raise ModelError(f"at least one {what} must stay in each layer")
+    if len(set(kept)) != len(kept) or any(not 0 <= unit < count for unit in kept):
+        raise ModelError(f"{what}s {list(kept)} are not distinct numbers from 0 to {count - 1}")
 
-    Raises:
-        ModelError: an architecture that is not supported, by name.
-    """
+
+def parts_of(config: PretrainedConfig) -> Mapping[str, str]:
+    """What the family of a config calls its parts; raises ModelError where it is not supported."""
     name = config.model_type
     if name not in FAMILIES:
         raise ModelError(f"model family {name!r} is not supported; supported families: {', '.join(FAMILIES)}")
@@ -183,23 +100,18 @@ def family_of(config: PretrainedConfig) -> Family:
 
 def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """The model's transformer layers, first to last."""
-    family = family_of(model.config)
-    size = model.config.hidden_size // model.config.num_attention_heads
-    layers = cast(nn.ModuleList, model.get_submodule(family.encoder).get_submodule(family.layers))
-    return [EncoderLayer(module, family, size) for module in layers]
+    parts, size = parts_of(model.config), model.config.hidden_size // model.config.num_attention_heads
+    layers = cast(nn.ModuleList, model.base_model.get_submodule(parts["layers"]))
+    return [EncoderLayer(module, parts, size) for module in layers]
 
 
 def embeddings_of(model: PreTrainedModel) -> nn.Module:
     """The module whose output is the normalized sum of a model's embeddings, (batch, tokens, embedding size)."""
-    return model.get_submodule(family_of(model.config).encoder).get_submodule("embeddings")
+    return model.base_model.embeddings
 
 
 def layer_number(model: PreTrainedModel, layer: int) -> int:
-    """`layer` counted from 0, where a negative number counts from the last.
-
-    Raises:
-        MethodRefused: the model has no such layer.
-    """
+    """`layer` counted from 0, where a negative one counts from the last; raises MethodRefused if it is not there."""
     count = len(encoder_layers(model))
     if not -count <= layer < count:
         raise MethodRefused(f"the model has no layer {layer}; it has {count} (0 to {count - 1}, or -1 for the last)")
@@ -215,31 +127,14 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 def longest_input(model: PreTrainedModel) -> int:
     """Most tokens the model has positions for."""
-    return usable_positions(model.config.to_dict())
-
-
-def usable_positions(config: Mapping[str, Any]) -> int:
-    """Positions for tokens in a model of that config.json. RoBERTa's first ones are taken up by padding, whose number
-    is 1 where the file leaves it out.
-
-    Raises:
-        KeyError: the config names no positions.
-    """
-    reserved = config.get("pad_token_id", 1) + 1 if config.get("model_type") == "roberta" else 0
-    return config["max_position_embeddings"] - reserved
+    return usable_positions(model.config.to_dict()) or 0
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """Family, layers, hidden_size, vocabulary_size, and the heads and feed-forward size of every layer."""
-    layers = encoder_layers(structure_of(model))
-    return {
-        "family": model.config.model_type,
-        "layers": len(layers),
-        "hidden_size": model.config.hidden_size,
-        "vocabulary_size": model.config.vocab_size,
-        "heads": [layer.num_heads for layer in layers],
-        "intermediate_sizes": [layer.intermediate_size for layer in layers],
-    }
+    config, structure = model.config, structure_of(model)
+    sizes = {"layers": len(encoder_layers(structure)), "hidden_size": config.hidden_size}
+    return {"family": config.model_type, **sizes, "vocabulary_size": config.vocab_size, **layer_shapes(structure)}
 
 
 def is_exported(model: nn.Module) -> bool:
@@ -248,12 +143,68 @@ def is_exported(model: nn.Module) -> bool:
 
 
 def structure_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The modules that tell a model's shapes: its own, or those that an exported model keeps a note of (`structure`,
-    on torch's meta device, without weights)."""
+    """The modules that tell a model's shapes: its own, or those that an exported one notes (without weights)."""
     return model.structure if is_exported(model) else model
 
 
-# ---- making models ---------------------------------------------------------------------------------------------
+class _EnoughError(Exception):
+    """Ends a forward pass of which everything that is wanted has been captured."""
+
+
+@contextmanager
+def captured_states(
+    model: PreTrainedModel, names: Sequence[str], stop_early: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
+    """While open, every forward pass fills the dictionary with the named states, through which gradients flow. Layers
+    count from 0, or from the last as -1. A name is one of
+
+    - "query.3", "key.3", "value.3": that projection of layer 3, (batch, tokens, heads * head_size);
+    - "context.3": what the heads of layer 3 give to the output projection, of the same shape;
+    - "hidden.3": what layer 3 gives out, (batch, tokens, hidden_size); "cls.3": its first token, (batch, hidden_size);
+    - "embeddings": the normalized sum of the embeddings, (batch, tokens, embedding size).
+
+    With `stop_early` the context ends with the forward pass inside it, as soon as every state is there; nothing behind
+    that is computed. Raises ModelError for a layer that the model does not have."""
+    states = dict[str, torch.Tensor]()
+
+    def keep(name: str, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        states[name] = value[:, 0] if name.startswith("cls.") else value
+        if stop_early and len(states) == len(names):
+            raise _EnoughError
+
+    def place(name: str) -> nn.Module:
+        what, number = _read_state(model, name)
+        layer = encoder_layers(model)[number]
+        of = {"context": layer.attention_output, "embeddings": embeddings_of(model)}
+        return of.get(what) or (layer.module if what in ("hidden", "cls") else getattr(layer, what))
+
+    with ExitStack() as stack:
+        stack.enter_context(suppress(_EnoughError))
+        for name in names:
+            if name.startswith("context."):  # what goes into the module rather than what comes out
+                handle = place(name).register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs))
+            else:
+                handle = place(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+            stack.callback(handle.remove)
+        yield states
+
+
+def state_width(model: PreTrainedModel, name: str) -> int:
+    """Size of the last dimension of the state that `captured_states` calls `name`."""
+    what, number = _read_state(model, name)
+    if what == "embeddings":
+        return getattr(model.config, "embedding_size", model.config.hidden_size)
+    return model.config.hidden_size if what in ("hidden", "cls") else encoder_layers(model)[number].query.out_features
+
+
+def _read_state(model: PreTrainedModel, name: str) -> tuple[str, int]:
+    what, _, number = name.partition(".")
+    if what == "embeddings":
+        return what, 0
+    if what not in "query key value context hidden cls".split() or not number.removeprefix("-").isdigit():
+        raise ModelError(f"there is no state {name!r}; states are called as in query.0, hidden.-1 or embeddings")
+    return what, layer_number(model, int(number))
 
 
 def scratch_model(
@@ -267,137 +218,92 @@ def scratch_model(
     max_length: int,
     pad_token_id: int = 0,
     dropout: float = 0.1,
+    initializer_range: float = 0.02,
 ) -> PreTrainedModel:
-    """A classifier with random weights (drawn from torch's global generator).
-
-    Raises:
-        ModelError: unknown family, or a hidden size that the heads do not divide.
-    """
+    """A classifier with random weights (drawn from torch's global generator); raises ModelError for an unknown family,
+    or a hidden size that the heads do not divide."""
     if family not in FAMILIES:
         raise ModelError(f"model family {family!r} is not supported; {nearest(family, FAMILIES)}")
     if hidden_size % heads:
         raise ModelError(f"hidden size {hidden_size} is not a multiple of {heads} attention heads")
-    paths = FAMILIES[family]
-    sizes = {"layers": layers, "hidden_size": hidden_size, "heads": heads, "intermediate_size": intermediate_size}
+    sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "vocab_size": vocabulary_size}
+    sizes |= {"num_hidden_layers": layers, FAMILIES[family]["intermediate_size"]: intermediate_size}
     # RoBERTa counts positions from pad_token_id + 1.
-    positions = max_length + pad_token_id + 1 if family == "roberta" else max_length
-    config = paths.config_class(
-        vocab_size=vocabulary_size,
-        max_position_embeddings=positions,
-        pad_token_id=pad_token_id,
-        **{paths.sizes[name]: value for name, value in sizes.items()},
-    )
+    sizes["max_position_embeddings"] = max_length + (pad_token_id + 1 if family == "roberta" else 0)
     if family == "electra":
-        config.embedding_size = hidden_size
+        sizes["embedding_size"] = hidden_size
+    config = AutoConfig.for_model(family, pad_token_id=pad_token_id, initializer_range=initializer_range, **sizes)
     set_labels(config, labels)
-    set_dropout(config, dropout)
-    return AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config)
+    set_dropout(model, dropout)
+    return model
 
 
 def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy of `source` with only the given encoder layers (counted from 0, negative from the last) and all of its
-    embeddings and head.
-
-    Raises:
-        ModelError: no layer is named, or one that the source does not have.
-    """
+    """A copy of `source` with these layers alone (negative ones from the last); raises ModelError where none is named,
+    or one that is not there."""
     count = len(encoder_layers(source))
     if not layers or any(not -count <= layer < count for layer in layers):
         raise ModelError(f"layers {list(layers)} cannot be taken from a model of {count} layers (0 to {count - 1})")
     model = copy.deepcopy(source)
-    family = family_of(model.config)
-    encoder = model.get_submodule(family.encoder)
-    parent, _, name = family.layers.rpartition(".")
-    kept = nn.ModuleList(encoder.get_submodule(family.layers)[layer] for layer in layers)
-    setattr(encoder.get_submodule(parent), name, kept)
-    setattr(model.config, family.sizes["layers"], len(layers))
+    kept = nn.ModuleList(encoder_layers(model)[layer].module for layer in layers)
+    parent, _, name = parts_of(model.config)["layers"].rpartition(".")
+    setattr(model.base_model.get_submodule(parent), name, kept)
+    model.config.num_hidden_layers = len(layers)
     return model
 
 
-def set_dropout(config: PretrainedConfig, dropout: float) -> None:
-    """Sets every dropout probability of a supported family's config."""
-    for name in (
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "dropout",
-        "attention_dropout",
-        "seq_classif_dropout",
-        "classifier_dropout",
-        "summary_last_dropout",
-    ):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
+def set_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """Sets every dropout probability of a model and its config."""
+    for name in _DROPOUTS:
+        if hasattr(model.config, name):
+            setattr(model.config, name, dropout)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
 
 
 def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
     """Sets the label names, in id order, and that this is classification."""
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
+    config.num_labels, config.id2label = len(labels), dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     # Also for two numeric-looking labels: this is classification, never regression.
     config.problem_type = "single_label_classification"
 
 
-# ---- layers of unequal shapes -----------------------------------------------------------------------------------
+def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
+    heads, neurons = zip(*((layer.num_heads, layer.intermediate_size) for layer in encoder_layers(model)), strict=True)
+    return {"heads": list(heads), "intermediate_sizes": list(neurons)}
 
 
 def has_equal_shapes(model: PreTrainedModel) -> bool:
     """Whether every layer still has the heads and feed-forward size that the config names."""
-    intermediate = getattr(model.config, family_of(model.config).sizes["intermediate_size"])
-    return all(
-        layer.num_heads == model.config.num_attention_heads and layer.intermediate_size == intermediate
-        for layer in encoder_layers(model)
-    )
-
-
-def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
-    layers = encoder_layers(model)
-    return {
-        "heads": [layer.num_heads for layer in layers],
-        "intermediate_sizes": [layer.intermediate_size for layer in layers],
-    }
-
-
-def model_from_shapes(
-    config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str = "sdpa"
-) -> PreTrainedModel:
-    """A model of `config` with random weights whose layers have the given heads and feed-forward sizes.
-
-    Raises:
-        ModelError: the shapes do not fit the config's layers.
-    """
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_implementation)
-    layers = encoder_layers(model)
-    if not len(layers) == len(shapes["heads"]) == len(shapes["intermediate_sizes"]):
-        raise ModelError(f"config.json names {len(layers)} layers but shapes of {len(shapes['heads'])}")
-    for layer, heads, neurons in zip(layers, shapes["heads"], shapes["intermediate_sizes"], strict=True):
-        layer.keep_heads(range(heads))
-        layer.keep_neurons(range(neurons))
-    return model
+    neurons = getattr(model.config, parts_of(model.config)["intermediate_size"])
+    return [set(sizes) for sizes in layer_shapes(model).values()] == [{model.config.num_attention_heads}, {neurons}]
 
 
 def empty_model(
     config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str = "sdpa"
 ) -> PreTrainedModel:
-    """As `model_from_shapes`, with parameters that have shapes but no memory (torch's meta device), for weights that
-    are read from a file: no random ones are drawn first. Buffers, which no file holds, have their values.
-
-    Raises:
-        ModelError: the shapes do not fit the config's layers.
-    """
+    """A model of `config` with layers of these heads and feed-forward sizes, its parameters on torch's meta device, for
+    weights from a file; buffers, which no file holds, have their values. Raises ModelError where shapes do not fit."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        return model_from_shapes(config, shapes, attention_implementation)
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_implementation)
+        layers = encoder_layers(model)
+        if not len(layers) == len(shapes["heads"]) == len(shapes["intermediate_sizes"]):
+            raise ModelError(f"config.json names {len(layers)} layers but shapes of {len(shapes['heads'])}")
+        for layer, heads, neurons in zip(layers, shapes["heads"], shapes["intermediate_sizes"], strict=True):
+            layer.keep_heads(range(heads))
+            layer.keep_neurons(range(neurons))
+    return model
 
 
 def fill_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Makes the tensors, by name, the parameters of an `empty_model`; they are not copied.
-
-    Raises:
-        ModelError: a name or a shape is none of the model's, or a parameter is left without a tensor.
-    """
+    """Makes the tensors, by name, the parameters of an `empty_model`; not copied. Raises ModelError where a name or a
+    shape is none of the model's, or a parameter is left without a tensor."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = [name for name, tensor in tensors.items() if shapes.get(name) != tensor.shape]
     wrong += [name for name in shapes if name not in tensors]
@@ -406,29 +312,3 @@ def fill_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> No
     for name, tensor in tensors.items():
         owner, _, part = name.rpartition(".")
         setattr(model.get_submodule(owner), part, nn.Parameter(tensor))
-
-
-def _check_kept(kept: Sequence[int], count: int, what: str) -> None:
-    if not kept:
-        raise ModelError(f"at least one {what} must stay in each layer")
-    if len(set(kept)) != len(kept) or any(not 0 <= unit < count for unit in kept):
-        raise ModelError(f"{what}s {list(kept)} are not distinct numbers from 0 to {count - 1}")
-
-
-def _keep_rows(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:
-    kept = nn.Linear(linear.in_features, len(rows), bias=linear.bias is not None, device=linear.weight.device)
-    rows = rows.to(linear.weight.device)
-    with torch.no_grad():
-        kept.weight.copy_(linear.weight[rows])
-        if linear.bias is not None:
-            kept.bias.copy_(linear.bias[rows])
-    return kept
-
-
-def _keep_columns(linear: nn.Linear, columns: torch.Tensor) -> nn.Linear:
-    kept = nn.Linear(len(columns), linear.out_features, bias=linear.bias is not None, device=linear.weight.device)
-    with torch.no_grad():
-        kept.weight.copy_(linear.weight[:, columns.to(linear.weight.device)])
-        if linear.bias is not None:
-            kept.bias.copy_(linear.bias)
-    return kept

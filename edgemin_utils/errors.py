@@ -6,7 +6,7 @@ class EdgeMINError(Exception):
 
 
 class SettingError(EdgeMINError, ValueError):
-    """A setting is unknown, has the wrong type, or has a value that cannot work."""
+    """A setting or a model's name is unknown, has the wrong type, or has a value that cannot work."""
 
 
 class DataError(EdgeMINError, ValueError):
@@ -18,22 +18,15 @@ class ModelError(EdgeMINError, ValueError):
 
 
 class MethodRefused(ModelError):
-    """A method does not fit these models, rows or this machine, such as an objective that needs equal head counts.
-
-    Where a study only compares methods, the refusal is what it records, and the rest of the table stands.
-    """
+    """A method does not fit these models, rows or this machine; within a stage the refusal is its result."""
 
 
 class StageError(EdgeMINError, RuntimeError):
-    """A stage was asked for before the one it needs, or its record cannot be read."""
+    """A stage was asked for before the one it needs, would replace a finished one, or its record cannot be read."""
 
 
 class MemoryShortage(EdgeMINError, MemoryError):
     """A stage needs more memory than the machine or the GPU has free."""
-
-
-class PackagesError(EdgeMINError, RuntimeError):
-    """The npm packages of the browser page cannot be had."""
 
 
 class StorageError(EdgeMINError, OSError):

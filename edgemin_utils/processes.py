@@ -1,27 +1,24 @@
 """Several processes that train one model together, as `accelerate launch` starts them.
 
-Each process goes through the same code. The main one alone decides what has to be computed and writes the record; the
-others train beside it and wait. A process that was not launched so is its own main one, and nothing here costs it
-anything: torch is asked only where it was imported already.
+Each goes through the same code; the main one alone decides what has to be computed, and writes the record. A process
+that was not launched so is its own main one; torch is asked only where it was imported already.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 
 def launched_processes() -> int:
     """How many processes the launcher that started this one says there are; 1 without a launcher."""
-    count = os.environ.get("WORLD_SIZE", "")
-    return int(count) if count.isdigit() else 1
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[None]:
-    """Joins the processes that a launcher started, for as long as the context lasts: by NCCL where there are GPUs, by
-    gloo else. Without a launcher nothing happens."""
+    """Joins the processes that a launcher started, if one did, for as long as the context lasts."""
     if launched_processes() == 1:
         yield
         return
@@ -37,38 +34,24 @@ def joined_processes() -> Iterator[None]:
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes."""
-    group = _group()
-    return group is None or group.get_rank() == 0
+    return _group() is None or _group().get_rank() == 0
 
 
 def from_main_process(value: Any) -> Any:
     """The main process's `value`, in every process; all of them have to call it."""
-    if _group() is None:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
-def of_every_process(value: Any) -> Sequence[Any]:
-    """Every process's `value`, in their order; all of them have to call it."""
-    if _group() is None:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return gather_object([value])
+    values = [value]
+    if _group() is not None:
+        _group().broadcast_object_list(values)
+    return values[0]
 
 
 def wait_for_every_process() -> None:
     """Returns when every process is here."""
     if _group() is not None:
-        from accelerate.utils import wait_for_everyone
-
-        wait_for_everyone()
+        _group().all_gather_object([None] * _group().get_world_size(), None)  # NCCL's own barrier prints a warning
 
 
 def _group() -> Any:
     """torch.distributed if this process has joined others, else None."""
-    torch = sys.modules.get("torch")
-    distributed = torch and torch.distributed
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
     return distributed if distributed and distributed.is_available() and distributed.is_initialized() else None

@@ -1,97 +1,97 @@
-"""The study's report: tables, figures and one HTML file that stands alone, all drawn again from records on disk."""
+"""The study's report: tables and figures, and one page made of executed notebooks. It needs no network: pictures and
+formulas lie inside it, code and long tables are folded, set-up and work by hand left out."""
 
-from collections.abc import Callable
-from functools import partial
+import base64
+import html
+import io
+import re
 from pathlib import Path
 
-from edgemin_utils import figures, tables
-from edgemin_utils.chain import ANALYSIS_NOTEBOOK
-from edgemin_utils.tables import StudyRecords, read_study
+import nbformat
+from matplotlib.mathtext import math_to_image
+from nbconvert.exporters import HTMLExporter
+from nbformat.notebooknode import NotebookNode
 
-REPORT_FILE = "report.html"
+from edgemin_utils.figures.study import accuracies, accuracy_over, write_figures
+from edgemin_utils.results.shown import show
+from edgemin_utils.results.table import Frames, read_frames
+from edgemin_utils.results.tables import READING, headline, write_tables
 
-
-def report_folder(study: Path) -> Path:
-    """Where a study's tables, figures and report lie."""
-    return Path(study) / "report"
-
-
-def executed_analysis(study: Path) -> Path:
-    """Where the runner keeps the executed analysis notebook."""
-    return Path(study) / "notebooks" / f"{ANALYSIS_NOTEBOOK}.ipynb"
-
-
-def write_report(study: Path) -> Path:
-    """Tables and figures of a study into its folder `report`, and the executed analysis notebook as HTML.
-
-    Running it again on the same records and notebook writes the same bytes.
-
-    Returns:
-        the HTML file; the folder where the analysis has not been executed yet.
-    """
-    folder = report_folder(study)
-    records = read_study(study)
-    tables.write_tables(records, folder / "tables")
-    write_figures(records, folder / "figures")
-    if executed_analysis(study).is_file():
-        return html_report(study)
-    return folder
+CHAPTERS = ("05_analysis", "06_paper")
+# Tags of cells that the page leaves out; what stands on its first screen is not shown twice.
+_LEFT_OUT = {"parameters", "injected-parameters", "set-up", "by-hand", "first-screen"}
+_FENCED = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
+_FORMULA = re.compile(r"(?<![\\$])\$\$?(?P<latex>[^$]+?)\$\$?(?!\d)")
+_BADGE = re.compile(r"^\[!\[.*\)$\n*", re.M)
+_LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb(?:#[^)]*)?\)")
 
 
-def write_figures(study: Path | StudyRecords, folder: Path) -> list[Path]:
-    """Every figure of the report as svg and png into `folder`; returns the paths.
+def write_report(study: Path | str) -> Path:
+    """Tables, figures and the page into the study's folder `report`; returns the page. Raises as `read_frames`."""
+    frames, folder = read_frames(study), Path(study) / "report"
+    write_tables(frames, folder / "tables")
+    write_figures(frames, folder / "figures")
+    page = folder / "report.html"
+    page.write_text(_page(frames, Path(study) / "notebooks"), encoding="utf-8", newline="\n")
+    return page
 
-    A figure that would only say why there is nothing to draw is left out, and what an earlier report wrote under its
-    name is removed.
-    """
-    folder, written = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in study_figures(study).items():
-        figure = draw()
-        if figure.is_note:
-            for kind in ("svg", "png"):
-                (folder / f"{name}.{kind}").unlink(missing_ok=True)
+
+def _page(frames: Frames, notebooks: Path) -> str:
+    chapters = {name: notebooks / f"{name}.ipynb" for name in CHAPTERS if (notebooks / f"{name}.ipynb").is_file()}
+    bodies = {name: _cells(nbformat.read(path, as_version=4), set(chapters)) for name, path in chapters.items()}
+    titles = {name: re.search(r"^# (.*)", "\n".join(cell.source for cell in bodies[name]), re.M) for name in bodies}
+    contents = " | ".join(f"[{title[1] if title else name}](#{name})" for name, title in titles.items())
+    drawn = [each._repr_png_()[0] for each in (accuracies(frames), accuracy_over(frames)) if not each.is_note]
+    look, source = 'style="width:49%;margin:0" alt="figure"', "data:image/png;base64,"
+    images = [f'<img {look} src="{source}{base64.b64encode(one).decode()}">' for one in drawn]
+    first = [
+        _shown("text/markdown", f"# EdgeMIN study: {html.escape(frames.study.resolve().name)}"),
+        _shown("text/html", show(headline(frames)).to_html()),
+        _shown("text/markdown", f"{READING}.\n\nContents: {contents}"),
+        _shown("text/html", f'<div style="display:flex;align-items:start;gap:1%">{"".join(images)}</div>'),
+    ]
+    for name, cells in bodies.items():
+        first += [_shown("text/markdown", f'<a id="{name}"></a>'), *cells]
+    template = (Path(__file__).parent / "report.j2").read_text(encoding="utf-8")
+    exporter = HTMLExporter(exclude_anchor_links=True, embed_images=True, raw_template=template)
+    notebook = nbformat.v4.new_notebook(cells=first, metadata={"title": f"EdgeMIN study {frames.study.name}"})
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def _cells(notebook: NotebookNode, included: set[str]) -> list[NotebookNode]:
+    kept = list[NotebookNode]()
+    for cell in (each for each in notebook.cells if not _LEFT_OUT & {*each.metadata.get("tags", [])}):
+        if cell.cell_type == "markdown":
+            source = _BADGE.sub("", cell.source)
+            source = _LINK.sub(lambda link: f"[{link[1]}](#{link[2]})" if link[2] in included else link[1], source)
+            kept.append(_shown("text/markdown", formulas_as_pictures(source)))
         else:
-            written += figures.save_figure(figure, folder, name)
-    return written
+            outputs = [each for each in cell.get("outputs", []) if each.get("name") != "stderr"]
+            cell.outputs = [each for each in outputs if "widget-view" not in str(list(each.get("data", {})))]
+            for data in (each.data for each in cell.outputs if "text/html" in each.get("data", {})):
+                if "long" in cell.metadata.get("tags", []):
+                    data["text/html"] = f"<details><summary>table</summary>{data['text/html']}</details>"
+            kept += [cell] if cell.outputs else []
+    return kept
 
 
-def study_figures(study: Path | StudyRecords) -> dict[str, Callable[[], figures.StudyFigure]]:
-    """Name -> function that draws it, of every figure of the report; one whose numbers the records lack draws a
-    note."""
-    records = study if isinstance(study, StudyRecords) else read_study(study)
-    frame = tables.own_models(tables.summarize(records))
-    effects, choices = tables.factorial_effects(records), tables.candidates(records)
-    drawings: dict[str, Callable[[], figures.StudyFigure]] = {
-        "accuracy_over_latency": lambda: figures.accuracy_over_latency(frame),
-        "accuracy_by_stage": lambda: figures.accuracy_by_stage(frame),
-        "factorial_effects": lambda: figures.factorial_effects_figure(effects),
-    }
-    for task in records.tasks:
-        rows, of_task = frame[frame["task"] == task], choices[choices["task"] == task]
-        drawings[f"pipeline_{task}"] = partial(figures.pipeline_picture, rows)
-        drawings[f"cost_by_stage_{task}"] = partial(figures.cost_by_stage, rows)
-        drawings[f"pareto_{task}"] = partial(figures.pareto_picture, of_task)
-    for table in tables.comparison_tables(records):
-        drawings[f"comparison_{table.name}"] = partial(figures.method_comparison, table.frame)
-    return drawings
+def _shown(kind: str, content: str) -> NotebookNode:
+    if kind == "text/markdown":
+        return nbformat.v4.new_markdown_cell(content)
+    return nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("display_data", {kind: content})])
 
 
-def html_report(study: Path, notebook: Path | None = None) -> Path:
-    """The executed analysis notebook as one HTML file that needs no network.
+def formulas_as_pictures(markdown: str) -> str:
+    """Markdown with every `$...$` outside code drawn as a picture; what mathtext does not know stays as its source."""
+    parts = _FENCED.split(markdown)
+    return "".join(part if part.startswith("`") else _FORMULA.sub(_picture, part) for part in parts)
 
-    Args:
-        notebook: an executed notebook; without it the one that the runner left.
 
-    Raises:
-        StageError: the analysis has not been executed yet.
-    """
-    from edgemin_utils.page import notebook_page  # nbconvert: only when a page is written
-
-    path = report_folder(study) / REPORT_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = notebook_page(notebook or executed_analysis(study), title="EdgeMIN study")
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-    return path
+def _picture(found: re.Match[str]) -> str:
+    latex, buffer = " ".join(found["latex"].split()), io.BytesIO()
+    try:
+        math_to_image(f"${latex}$", buffer, format="svg")
+    except ValueError:
+        return f"<code>{html.escape(latex)}</code>"
+    source = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(latex)}" src="data:image/svg+xml;base64,{source}" style="display:inline">'

@@ -1,456 +1,516 @@
-"""Which notebook runs when: the chains of a study, what is current on disk, and what has to be executed.
-
-Notebooks 01 to 04 run in order for every chain (task, seed); chains are independent and may run side by side.
-`05_analysis` runs once, alone, when they are through, because it times models.
+"""A study on disk: chains (a task and seed), their stages in `<study>/<task>/seed-<n>/<model name>/`, each whole or not
+at all, and the records they leave. What has the fingerprint of its settings, rows, code and upstream is not made again.
 """
 
+import ast
 import contextlib
+import datetime
+import functools
+import hashlib
+import json
+import math
 import os
-import threading
+import re
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import joblib
-from rich.console import Console
+from edgemin_utils import names
+from edgemin_utils.environment import describe_environment
+from edgemin_utils.errors import EdgeMINError, MemoryShortage, MethodRefused, SettingError, StageError, StorageError
+from edgemin_utils.names import TEACHER, Name, Step, learns_from_teacher
+from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
+from edgemin_utils.rows.splits import rows_fingerprint
+from edgemin_utils.rows.tasks import resolve_task
+from edgemin_utils.settings import Settings, changed_settings, load_settings, setting_fields, study_folder
 
-from edgemin_utils.atomic_folders import check_storage
-from edgemin_utils.chain import ANALYSIS_NOTEBOOK, CHAIN_NOTEBOOKS
-from edgemin_utils.cluster import LOCAL, check_workers, open_cluster, run_on_workers, shared_event
-from edgemin_utils.config import load_settings
-from edgemin_utils.errors import SettingError
-from edgemin_utils.execution import (
-    CellFailure,
-    check_parameters,
-    execute_notebook,
-    notebooks_folder,
-    read_stamp,
-    source_digest,
-    stop_kernels,
-    threads_per_chain,
-    write_stamp,
-)
-from edgemin_utils.measurement.environment import available_memory_bytes
-from edgemin_utils.paths import absolute_paths, mark_in, paths_of_settings
-from edgemin_utils.progress import REFRESH_SECONDS, Line, StudyProgress, Unwatched
-from edgemin_utils.records import Run, find_records, open_run, plain
-from edgemin_utils.study_file import write_study_file
-from edgemin_utils.tasks import TASKS, custom_task
+RECORD_VERSION = 3
+COSTS = "costs"
+# Which chapter makes what `Chain.todo` gives, and in which order; an order of steps that goes back crosses chapters.
+CHAPTERS = {"teacher": 1, "distillation": 2, "pruning": 3, "scan": 3, "tuning": 4, "sensitivity": 4, "quantization": 5}
+# Where the code of a kind of stage begins, beside training and checkpoints; what these import of the core belongs to it
+_CODE = {"pruning": ["pruning/cut.py", "distillation/objective.py"], "scan": ["pruning/scan.py"]}
+_CODE |= {"tuning": ["quantization/fake.py", "distillation/objective.py"], "quantization": ["quantization/schemes.py"]}
+_CORE = ("rows/", "encoders", "checkpoints", "training", "distillation/", "pruning/", "quantization/")
+_PACKAGE = Path(__file__).parent
 
-ANALYSIS = "analysis"
-# Room for one chain: the paper profile keeps about ten models of up to 268 MB.
-DISK_GIGABYTES = {"demo": 0.2, "laptop": 2.0, "paper": 4.0}
-# Memory that one chain's kernel takes at most, about.
-MEMORY_GIGABYTES = {"demo": 2.0, "laptop": 4.0, "paper": 8.0}
+
+def made_as(step: Step) -> str:
+    """What `Chain.todo` calls the stages of a step: their kind, or sensitivity, which is a scan of chapter 4."""
+    return "sensitivity" if step.method == "sensitivity" else step.kind
 
 
 @dataclass(frozen=True)
-class NotebookResult:
-    """What became of one notebook of one chain.
+class Record:
+    """One stage's record: its folder, and the content of record.json, whose entries are attributes: `results`,
+    `refused` (why there is no model, or ""), ..."""
 
-    Attributes:
-        chain: "<task>, seed <n>", or "analysis".
-        notebook: its name without extension.
-        status: "executed", "skipped" (its copy and records on disk are current), "failed", or "not run" (one that
-            it needs failed).
-        executed: where the executed copy is, or would be.
-        seconds: how long it ran.
-        failure: where and why it failed.
-    """
+    folder: Path
+    content: Mapping[str, Any]
 
-    chain: str
-    notebook: str
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("content", {}):
+            return self.content[name]
+        raise AttributeError(name)
+
+
+class State(NamedTuple):
+    """`status` is done, stale or missing; `reason` says why a stage is not done."""
+
     status: str
-    executed: Path
-    seconds: float = 0.0
-    failure: CellFailure | None = None
+    reason: str = ""
+
+
+class Stage:
+    """The last step of a name, in one chain: `with stage:` makes its folder, whole or not at all; within it files are
+    written into `folder`, `record` says what came out, and a refused method is its result. `source` is the name of the
+    model that it starts from, "" for the teacher; `settings` are those under which the step works."""
+
+    _partial: Path | None = None
+    _results: dict[str, Any] | None = None
+    _lock: Any = None
+
+    def __init__(self, chain: "Chain", name: Name):
+        self.chain, self.read_name, self.name, self.step = chain, name, name.text, name.step
+        self.kind, self.source = name.kind, name.source.text if name.source else ""
+        self.settings = names.step_settings(name, chain.settings)
+
+    @property
+    def teacher(self) -> str:
+        """Name of the model that it learns from; "" where it learns from labels alone."""
+        if not learns_from_teacher(self.read_name, self.chain.settings):
+            return ""
+        if self.step.role != "by-assistant":
+            return TEACHER.text
+        assistant = f"assistant-{self.step.method}"
+        return next(name for name in self.chain.plan if "+" not in name and name.split(",")[0] == assistant)
+
+    @property
+    def source_folder(self) -> Path:
+        """Where the model lies that it starts from."""
+        return self.chain.folder / self.source
+
+    @property
+    def upstream(self) -> list[str]:
+        """Names of the models that must be there before it."""
+        return list(dict.fromkeys(name for name in (self.source, self.teacher) if name))
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage's files lie; within `with stage:` a temporary folder that becomes it."""
+        return self._partial or self.chain.folder / self.name
+
+    @property
+    def crossing(self) -> bool:
+        """Whether its order of steps goes back to an earlier chapter, so that no one chapter can make it."""
+        chapters = [CHAPTERS[made_as(step)] for step in self.read_name.steps]
+        return chapters != sorted(chapters)
+
+    @property
+    def chapter(self) -> int:
+        """The chapter that makes it, 1 to 4."""
+        return 4 if self.crossing else min(4, CHAPTERS[made_as(self.step)])
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the stage's result: settings, rows, upstream fingerprints and code."""
+        felt = names.felt_settings(self.read_name, self.chain.settings)
+        values = {name: getattr(self.settings, name) for name in felt}
+        files = ("teacher", "student", "assistant", "vocabulary_text", "transfer_file")
+        values |= {name: content_identity(values[name]) for name in files if values.get(name)}
+        upstream = {name: self.chain.plan[name].fingerprint for name in self.upstream}
+        # What a notebook cell defined and this stage uses: objective, scheme or criterion.
+        words = {*re.split("[+,]", self.name), *map(str, values.values())}
+        own = {f"own {one}": code_digest(code) for one, code in names.OWN_CODE.items() if one in words}
+        code = code_of(self.kind, self.step.method) | own
+        return {"settings": plain(values), "rows": self.chain.rows_fingerprint, "upstream": upstream, "code": code}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when the stage's result could."""
+        return _digest({"version": RECORD_VERSION, "task": self.chain.task, "seed": self.chain.seed, **self.identity})
+
+    @property
+    def state(self) -> State:
+        """Whether the record on disk is the one that is asked for, and if not, why."""
+        folder = self.chain.folder / self.name
+        try:
+            record = read_record(folder)
+        except StageError as error:
+            return State("missing", str(error) if folder.exists() else "not made yet")
+        if record.content["fingerprint"] == self.fingerprint:
+            return State("done")
+        return State("stale", _difference(record.content["identity"], self.identity))
+
+    def require(self) -> None:
+        """Raises StageError where making this stage would replace a finished one and that was not asked for."""
+        status, reason = self.state
+        if status == "stale" and not self.chain.replace:
+            ways = "To make it anew say --replace (in a notebook: replace = True); to keep both choose another "
+            ways += "--output-dir; to keep this one go back to what it was made with"
+            place = f"{self.chain.task}, seed {self.chain.seed}: {self.name}"
+            raise StageError(f"{place} is finished under other conditions ({reason}). {ways}")
+
+    def __enter__(self) -> "Stage":
+        self.require()
+        self._results, self._started = None, time.perf_counter()
+        if not is_main_process():
+            self._partial = Path(tempfile.mkdtemp())
+            return self
+        final, settings = self.chain.folder / self.name, self.chain.settings
+        with _in_one_sentence(self.name, final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            made_with = {"profile": settings.profile, "overrides": changed_settings(settings)}
+            write_json(final.parent / "chain.json", made_with)
+            self._lock = _locked(final)
+            # What killed runs left goes, but an old folder comes back where one died before its new one was in place.
+            for left in final.parent.glob(f".{final.name}.*-*"):
+                if ".old-" in left.name and not final.exists():
+                    left.rename(final)
+                elif ".old-" in left.name or ".partial-" in left.name:
+                    shutil.rmtree(left, ignore_errors=True)
+            self._partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+            self._partial.mkdir()
+        return self
+
+    def record(self, results: Mapping[str, Any], **more: Any) -> None:
+        """Says what came out: the results of `measurement.evaluate`, and what else the kind of stage has."""
+        self._results = {**results, **more}
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        final, partial = self.chain.folder / self.name, self.folder
+        self._partial = None
+        try:
+            if not is_main_process():
+                wait_for_every_process()
+                return False
+            with _in_one_sentence(self.name, final):
+                if error is not None and not isinstance(error, MethodRefused):
+                    raise error
+                if error is None and self._results is None:
+                    raise StageError(f"{self.name}: nothing was recorded; end the block with stage.record(...)")
+                if error is None and self.state.status == "done":
+                    return False  # another run was faster
+                self._write(partial, "" if error is None else str(error))
+                old = final.with_name(f".{final.name}.old-{os.getpid()}")
+                if final.exists():
+                    final.rename(old)
+                partial.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
+            wait_for_every_process()
+            return error is not None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if self._lock is not None:
+                self._lock.close()
+
+    def _write(self, folder: Path, refused: str) -> None:
+        for left in folder.iterdir() if refused else ():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        content: dict[str, Any] = {"version": RECORD_VERSION, "model": self.name, "kind": self.kind}
+        content |= {"task": self.chain.task, "seed": self.chain.seed, "profile": self.chain.settings.profile}
+        finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        content |= {"fingerprint": self.fingerprint, "identity": self.identity, "finished": finished}
+        content |= {"seconds": time.perf_counter() - self._started, "environment": describe_environment()}
+        content |= {"results": {}, "refused": refused} if refused else {"results": self._results}
+        write_json(folder / "record.json", content)
+
+
+class Costs(Stage):
+    """The stage in which every model of a chain is timed and its memory measured; made anew when models come."""
+
+    source, teacher = "", ""
+
+    def __init__(self, chain: "Chain"):
+        self.chain, self.name, self.kind = chain, COSTS, COSTS
+
+    @functools.cached_property
+    def models(self) -> dict[str, Record]:
+        """Name -> record of every model of the plan that is on disk, stale ones too, and was not refused."""
+        folders = [self.chain.folder / name for name, stage in self.chain.plan.items() if stage.kind != "scan"]
+        return {record.model: record for record in _readable(folders) if not record.refused}
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Settings of the measurement, and the models."""
+        felt = [name for name, item in setting_fields().items() if "costs" in item.metadata["felt"]]
+        upstream = {name: record.fingerprint for name, record in self.models.items()}
+        values = {name: getattr(self.chain.settings, name) for name in felt}
+        return {"settings": plain(values), "rows": self.chain.rows_fingerprint, "upstream": upstream, "code": {}}
+
+    def require(self) -> None:
+        """Measurements may always be made again."""
 
 
 @dataclass(frozen=True)
-class StudyResult:
-    """What `run_study` did: the study's folder and one entry a notebook, chain by chain, the analysis last."""
+class Chain:
+    """One task and seed of a study: its settings, where it lies, and its plan."""
 
-    study: Path
-    notebooks: tuple[NotebookResult, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every notebook is current on disk now."""
-        return all(result.status in ("executed", "skipped") for result in self.notebooks)
-
-    @property
-    def failures(self) -> tuple[CellFailure, ...]:
-        """What stopped each notebook that failed."""
-        return tuple(result.failure for result in self.notebooks if result.failure)
-
-    def count(self, status: str) -> int:
-        """How many notebooks have this status."""
-        return sum(result.status == status for result in self.notebooks)
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """One stage of one chain: "done", "stale" or "missing", why it is not done, and how long it took if it is."""
-
+    settings: Settings
     task: str
     seed: int
-    key: str
-    notebook: str
-    status: str
-    reason: str
-    wall_seconds: float | None
+    study: Path
+    replace: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the chain's stages lie."""
+        return self.study / self.task / f"seed-{self.seed}"
+
+    @functools.cached_property
+    def plan(self) -> dict[str, Stage]:
+        """Name -> stage, every prefix of every model once, in an order in which they can be made."""
+        return {text: Stage(self, name) for text, name in names.plan_names(self.settings).items()}
+
+    @functools.cached_property
+    def rows_fingerprint(self) -> str:
+        """What changes when, and only when, the task's rows do."""
+        return rows_fingerprint(self.settings, self.task)
+
+    def todo(self, kind: str) -> Iterator[Stage]:
+        """The stages of a kind (as `made_as`) that are not on disk, each to be made in `with stage:` before the next is
+        asked for, without orders of steps that cross chapters. Raises StageError where a finished one would be replaced
+        or one that is needed is missing."""
+        stages = self.plan.values()
+        yield from self.make_in_turn(one for one in stages if made_as(one.step) == kind and not one.crossing)
+
+    def make_in_turn(self, stages: Iterable[Stage]) -> Iterator[Stage]:
+        """Those of the stages that are not on disk, one after the other; what needs a refused one is refused too, by a
+        MethodRefused within its own block."""
+        stages = list(stages)
+        for stage in stages:
+            stage.require()
+        kept = [stage.name for stage in stages if stage.state.status == "done"]
+        if kept and is_main_process():
+            print(f"on disk: {', '.join(kept)}")
+        for stage in (stage for stage in stages if not from_main_process(stage.state.status == "done")):
+            refused = [f"{name} was refused: {why}" for name in stage.upstream if (why := self.read(name).refused)]
+            if not refused:
+                yield stage
+            for reason in refused[:1]:
+                with stage:
+                    raise MethodRefused(reason)
+
+    def read(self, name: str) -> Record:
+        """The record of a finished stage; raises StageError if it has not been made under these settings."""
+        if name not in self.plan:
+            raise StageError(f"no model {name!r} under these settings; this chain has: {', '.join(self.plan)}")
+        status, reason = self.plan[name].state
+        if status != "done":
+            way = "Run the chapter that makes it first, or `edgemin run`, with the same settings"
+            raise StageError(f"{self.task}, seed {self.seed}: {name} is {status} ({reason}). {way}")
+        return read_record(self.folder / name)
 
 
-# ---- what a study consists of -----------------------------------------------------------------------------------
-
-
-def plan_study(
+def open_chain(
+    task: str = "sst2",
     profile: str = "demo",
-    tasks: Iterable[str] = (),
-    seeds: Iterable[int] = (0,),
-    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
     output_dir: str | os.PathLike | None = None,
-) -> list[Run]:
-    """The chains of a study, in the order in which they are started.
+    overrides: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Chain:
+    """The chain that a notebook's parameters name; raises SettingError for what is unknown, and a seed that is none."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SettingError(f"seed {seed!r} cannot be used; a seed is a whole number from 0 to {2**32 - 1}")
+    for name, value in {"task": task, "profile": profile, "output_dir": output_dir or ""}.items():
+        if not isinstance(value, str | os.PathLike):
+            raise SettingError(f"{name} is {value!r}; give text (with papermill: -r {name} ..., or -y for overrides)")
+    settings, folder = load_settings(profile, overrides), study_folder(output_dir, profile)
+    drive, colab = Path("/content/drive"), "google.colab"
+    if colab in sys.modules and folder.is_relative_to(drive) and not (drive / "MyDrive").is_dir():
+        __import__(f"{colab}.drive", fromlist=["mount"]).mount(str(drive))  # Colab asks for permission
+    chain = Chain(settings, resolve_task(settings, task).name, seed, folder, bool(replace))
+    _ = chain.plan  # an unknown model is refused here
+    return chain
 
-    Args:
-        profile: demo, laptop or paper.
-        tasks: task names; none means the task of `task_file` when that is set, else all three.
-        seeds: one chain a task and seed.
-        overrides: settings that differ from the profile's; relative paths among them start at the working directory.
-        output_dir: the study's folder; empty means `outputs/<profile>` in the project.
 
-    Raises:
-        SettingError: an unknown profile, task or setting, or a value that cannot work.
-        DataError: the file of a task of one's own cannot be read.
-    """
-    overrides = absolute_paths(overrides or {})
+def open_chain_folder(folder: Path) -> Chain:
+    """The chain in `<study>/<task>/seed-<n>`, under the settings of its last run, without models of a step that a
+    notebook alone knows; raises StageError where its chain.json is missing or damaged."""
+    path = Path(folder) / "chain.json"
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+        profile, overrides = str(asked["profile"]), dict(asked["overrides"])
+    except (OSError, ValueError, KeyError, TypeError):
+        way = "run the chain's command again, which writes it anew and keeps what is there"
+        raise StageError(f"{path} is missing or damaged; {way}") from None
     settings = load_settings(profile, overrides)
-    # From a command line overrides come as text; the notebooks get them in the settings' own types.
-    overrides = {name: getattr(settings, name) for name in overrides}
-    names = list(dict.fromkeys(tasks))
-    if not names:
-        names = [custom_task(settings).name] if settings.data_source == "file" else list(TASKS)
-    numbers = list(dict.fromkeys(seeds))
-    for seed in numbers:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise SettingError(f"seed {seed!r} cannot be used; a seed is a whole number from 0 to {2**32 - 1}")
-    if not numbers:
-        raise SettingError("a study needs at least one seed")
-    return [open_run(task, profile, seed, output_dir, overrides) for task in names for seed in numbers]
+    settings, seed = replace(settings, models=names.known_models(settings)), int(folder.name.removeprefix("seed-"))
+    return Chain(settings, folder.parent.name, seed, folder.parent.parent)
 
 
-def chain_name(run: Run) -> str:
-    """How a chain is called on screen: "sst2, seed 0"."""
-    return f"{run.task}, seed {run.seed}"
+def find_chains(study: Path) -> list[Chain]:
+    """The chains of a study, ordered by task and seed."""
+    return [open_chain_folder(path.parent) for path in sorted(Path(study).glob("[!.]*/seed-*/chain.json"))]
 
 
-def notebook_parameters(run: Run, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that every notebook takes, for this chain."""
-    return {
-        "task": run.task,
-        "profile": run.settings.profile,
-        "seed": run.seed,
-        "output_dir": str(run.study),
-        "overrides": plain(overrides),
-    }
+def read_record(folder: Path) -> Record:
+    """The record in `folder`; raises StageError if there is none, or it is damaged or of another version."""
+    path = Path(folder) / "record.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["version"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise StageError(f"{folder} holds no record.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise StageError(f"{path} is damaged or of an older version; the same command makes it anew") from None
+    if version != RECORD_VERSION:
+        raise StageError(f"{path} is of record version {version}, this package writes {RECORD_VERSION}")
+    return Record(Path(folder), {"refused": "", **content})
 
 
-def study_status(runs: Iterable[Run]) -> list[StageStatus]:
-    """What is done, what is stale and why, for every stage of these chains."""
+def find_records(study: Path) -> list[Record]:
+    """Every readable record under a study's folder, ordered by task, seed and model; others are left out."""
+    found = _readable(path.parent for path in Path(study).glob("[!.]*/seed-*/[!.]*/record.json"))
+    return sorted(found, key=lambda record: (record.task, record.seed, record.model))
+
+
+def _readable(folders: Iterable[Path]) -> Iterator[Record]:
+    for folder in folders:
+        with contextlib.suppress(StageError):
+            yield read_record(folder)
+
+
+def study_status(chains: Iterable[Chain]) -> list[dict[str, Any]]:
+    """task, seed, model, status, reason and seconds of every stage, and of models on disk of a step unknown here."""
     rows = []
-    for run in runs:
-        for key, stage in run.plan.items():
-            state = run.state(key)
-            seconds = run.read(key).content.get("wall_seconds") if state.status == "done" else None
-            rows.append(StageStatus(run.task, run.seed, key, stage.notebook, state.status, state.reason, seconds))
+    unknown = State("unknown", "a step that a notebook's cell defines, which alone can make it")
+    for chain in chains:
+        found = {name: stage.state for name, stage in chain.plan.items()}
+        others = {path.parent.name for path in chain.folder.glob("[!.]*/record.json")} - {COSTS, *chain.plan}
+        found |= {name: unknown for name in sorted(others) if not names.is_known(name, chain.settings)}
+        for name, state in found.items():
+            seconds = read_record(chain.folder / name).seconds if state.status == "done" else None
+            place = {"task": chain.task, "seed": chain.seed, "model": name}
+            rows.append({**place, **state._asdict(), "seconds": seconds})
     return rows
 
 
-# ---- what is current on disk ------------------------------------------------------------------------------------
+def code_of(kind: str, method: str) -> dict[str, str]:
+    """File -> digest of the code that computes a stage: where its kind begins, an objective's own file, and whatever of
+    the core these import."""
+    waiting, found = ["training.py", "checkpoints.py", *_CODE.get(kind, [])], dict[str, str]()
+    if kind == "distillation":  # the class's file stands in a table, which is read without importing torch
+        table = (_PACKAGE / "distillation" / "objective.py").read_text(encoding="utf-8")
+        waiting += [f"distillation/{file}.py" for file in re.findall(rf'"{method}".*"(\w+):\w+"', table)]
+    while waiting:
+        file = waiting.pop()
+        if file not in found and (_PACKAGE / file).is_file():
+            found[file], imported = _read_code(file)
+            waiting += imported
+    return dict(sorted(found.items()))
 
 
-def chain_stamp(run: Run, notebook: Path) -> dict[str, Any]:
-    """What decides the content of a chain's executed notebook: its source and its stages' fingerprints.
-
-    Overrides are in the fingerprints of the stages that they reach, so one that reaches a later notebook leaves
-    the earlier ones current.
-    """
-    stages = {key: run.fingerprint(key) for key, stage in run.plan.items() if stage.notebook == notebook.stem}
-    compared = [key for key in stages if run.stage(key).optional]
-    return {
-        "source": source_digest(notebook),
-        "profile": run.settings.profile,
-        "task": run.task,
-        "seed": run.seed,
-        "stages": stages,
-        "compared": compared,
-    }
+@functools.cache
+def _read_code(file: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a file's syntax tree, and the files of the core that it imports."""
+    tree = ast.parse((_PACKAGE / file).read_text(encoding="utf-8"))
+    modules = list[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgemin_utils"):
+            module = (node.module or "").removeprefix("edgemin_utils").strip(".").replace(".", "/")
+            modules += [module, *(f"{module}/{item.name}".lstrip("/") for item in node.names)]
+    files = [f"{module}.py" for module in modules if module.startswith(_CORE)]
+    return code_digest(tree), tuple(dict.fromkeys(files))
 
 
-def is_current(run: Run, notebook: Path) -> bool:
-    """Whether executing this notebook of this chain again would change nothing on disk."""
-    stamp = chain_stamp(run, notebook)
-    return read_stamp(run.notebooks / notebook.name) == stamp and all(
-        run.state(key).status == "done" for key in stamp["stages"]
-    )
+def code_digest(code: str | ast.AST) -> str:
+    """16 hexadecimal digits of a syntax tree without its docstrings."""
+    tree = ast.parse(code) if isinstance(code, str) else code
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def analysis_stamp(runs: Iterable[Run], notebook: Path) -> dict[str, Any]:
-    """What decides the content of the executed analysis: its source, what its chains should hold, and every record
-    of the study as it is on disk."""
-    runs = list(runs)
-    wanted = {chain_name(run): {key: run.fingerprint(key) for key in run.plan} for run in runs}
-    study = runs[0].study
-    found = {
-        record.folder.relative_to(study).as_posix(): [record.content["fingerprint"], record.content["compared"]]
-        for record in find_records(study)
-    }
-    return {"source": source_digest(notebook), "profile": runs[0].settings.profile, "chains": wanted, "records": found}
+def content_identity(name: str) -> str:
+    """What stands for a model or a file in a fingerprint: the content of a folder or file, else the name itself."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        suffixes = (".json", ".safetensors", ".bin", ".txt", ".model")
+        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in suffixes)
+        return "folder-" + _digest({file.name: _file_digest(file, file.stat().st_mtime_ns) for file in files})
+    return f"file-{_file_digest(path, path.stat().st_mtime_ns)[:16]}" if path.is_file() else name
 
 
-# ---- running ----------------------------------------------------------------------------------------------------
+@functools.cache
+def _file_digest(path: Path, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run_study(
-    profile: str = "demo",
-    tasks: Iterable[str] = (),
-    seeds: Iterable[int] = (0,),
-    overrides: Mapping[str, Any] | None = None,
-    output_dir: str | os.PathLike | None = None,
-    jobs: int = 1,
-    console: Console | None = None,
-    cluster: str = "",
-    analysis: bool = True,
-) -> StudyResult:
-    """Executes the notebooks of a study, chain by chain, then the analysis; what is current on disk is skipped.
-
-    A failing notebook ends its own chain only. The analysis runs if at least one chain is complete. Executed copies
-    lie in `Run.notebooks` and `<study>/notebooks`, also those that failed.
-
-    Args:
-        profile, tasks, seeds, overrides, output_dir: as in `plan_study`.
-        jobs: chains that run side by side; they share the processor's cores evenly.
-        console: where progress is shown; the terminal by default.
-        cluster: address of a Dask scheduler whose workers run the chains, one a thread, or "local" for `jobs` workers
-            on this machine; empty runs them in threads of this process. The analysis always runs here.
-        analysis: whether it runs behind the chains; a study whose chains are run in several calls needs it once.
-
-    Raises:
-        SettingError, DataError: something that was asked for cannot be; nothing has been started then.
-        StorageError: the study's folder cannot be written or has too little room, or a worker does not see it or a
-            folder that the settings name; nothing has been started then.
-        KeyboardInterrupt: the study was stopped. Its kernels are stopped too; the same call takes it up again.
-    """
-    if jobs < 1:
-        raise SettingError(f"jobs is {jobs}; at least one chain must run at a time")
-    console = console or Console()
-    runs = plan_study(profile, tasks, seeds, overrides, output_dir)
-    given = {name: getattr(runs[0].settings, name) for name in overrides or {}}
-    folder = notebooks_folder()
-    jobs = min(jobs, len(runs))
-    _check_before_start(runs, folder, given, jobs if cluster in ("", LOCAL) else 0, console)
-    with (
-        _runner_on_cluster(runs, folder, given, jobs, cluster)
-        if cluster
-        else contextlib.nullcontext(_runner_here(runs, folder, given, jobs)) as runner
-    ):
-        write_study_file(runs, given, jobs, cluster)
-        return _run_study(runs, folder, given, console, runner, analysis)
+def _digest(content: Any) -> str:
+    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _run_study(
-    runs: list[Run], folder: Path, given: Mapping[str, Any], console: Console, runner: "_Runner", analysis: bool
-) -> StudyResult:
-    lines = [Line(chain_name(run), _wanted_records(run, CHAIN_NOTEBOOKS)) for run in runs]
-    if analysis:
-        measured = {path: stage for run in runs for path, stage in _wanted_records(run, (ANALYSIS_NOTEBOOK,)).items()}
-        lines.append(Line(ANALYSIS, measured))
-    with StudyProgress(lines, console) as progress:
-        chains = _in_background(lambda: runner.run(progress), progress, runner)
-        results = [result for chain in chains for result in chain]
-        broken = {result.chain for result in results if result.status in ("failed", "not run")}
-        complete = [run for run in runs if chain_name(run) not in broken]
-        if broken:
-            progress.say(f"not complete: {'; '.join(sorted(broken))}. The same command takes them up again")
-        if analysis:
-            results.append(
-                _in_background(
-                    lambda: _run_analysis(complete, runs[0].study, folder, given, progress, runner.stop),
-                    progress,
-                    runner,
-                )
-            )
-    return StudyResult(runs[0].study, tuple(results))
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """One line that names what changed between two identities."""
+    said = {"settings": "{0} was {1!r}, now {2!r}", "upstream": "{0} changed", "code": "the code of {0} changed"}
+    changes = ["the rows changed"] if old.get("rows") != new["rows"] else []
+    for part, sentence in said.items():
+        before, now = old.get(part, {}), plain(new[part])
+        both = [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
+        changes += [sentence.format(*each) for each in both if each[1] != each[2]]
+    return "; ".join(changes) or "another run's record"
 
 
-def _check_before_start(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int, console: Console) -> None:
-    """Everything that can be refused before a kernel starts. Nothing is checked that a finished study has no use for,
-    so that running it again takes seconds."""
-    study, profile = runs[0].study, runs[0].settings.profile
-    waiting = sum(not all(is_current(run, folder / f"{name}.ipynb") for name in CHAIN_NOTEBOOKS) for run in runs)
-    check_storage(study, DISK_GIGABYTES[profile] * waiting)
-    if not waiting:
-        return
-    for name in (*CHAIN_NOTEBOOKS, ANALYSIS_NOTEBOOK):
-        check_parameters(folder / f"{name}.ipynb", notebook_parameters(runs[0], given))
-    needed, free = MEMORY_GIGABYTES[profile] * min(jobs, waiting), available_memory_bytes() / 1e9
-    if free < needed:
-        console.print(
-            f"note: {free:.1f} GB of memory are free, and this study may take about {needed:.0f} GB; "
-            "close other programs, or use fewer --jobs",
-            highlight=False,
-        )
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """How a study's chains are run.
-
-    Attributes:
-        run: runs them, given the display, and returns each chain's results in the study's order.
-        stop: an event; once it is set no further notebook starts.
-        stop_kernels: ends the kernels that run.
-    """
-
-    run: Callable[[StudyProgress], list[list[NotebookResult]]]
-    stop: Any
-    stop_kernels: Callable[[], Any]
+def plain(value: Any) -> Any:
+    """`value` as plain JSON data: arrays and tuples as lists, paths as text, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _runner_here(runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int) -> _Runner:
-    """Runs chains in threads of this process, `jobs` at a time."""
-    stop = threading.Event()
-
-    def run_chains(progress: StudyProgress) -> list[list[NotebookResult]]:
-        with threads_per_chain(jobs):
-            return joblib.Parallel(n_jobs=jobs, backend="threading")(
-                joblib.delayed(_run_chain)(run, folder, given, progress, stop) for run in runs
-            )
-
-    return _Runner(run_chains, stop, stop_kernels)
+def _locked(final: Path) -> Any:
+    """Holds a stage for this process until closed; a second run on one folder waits here, and says so."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: there one run a folder is the user's to see to
+        return None
+    file = (final.parent / f".{final.name}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"{final.name}: another run is making it; waiting", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 @contextlib.contextmanager
-def _runner_on_cluster(
-    runs: list[Run], folder: Path, given: Mapping[str, Any], jobs: int, cluster: str
-) -> Iterator[_Runner]:
-    """Runs chains on the workers of a cluster, for as long as the context lasts."""
-    with open_cluster(cluster, jobs) as client:
-        with mark_in(runs[0].study) as mark:
-            check_workers(client, [mark, str(folder), *paths_of_settings(runs[0].settings)])
-        stop = shared_event(client)
-
-        def run_chains(progress: StudyProgress) -> list[list[NotebookResult]]:
-            calls = [(number, run, folder, given, stop) for number, run in enumerate(runs)]
-            chains = {}
-            for number, results in run_on_workers(client, _run_chain_on_worker, calls):
-                for result in results:
-                    if result.failure:
-                        progress.say(f"{result.chain}: {result.failure}")
-                progress.end(chain_name(runs[number]), _end_of(results, stop))
-                chains[number] = results
-            return [chains[number] for number in range(len(runs))]
-
-        yield _Runner(run_chains, stop, lambda: client.run(stop_kernels))
-
-
-def _run_chain_on_worker(
-    number: int, run: Run, folder: Path, given: Mapping[str, Any], stop: Any
-) -> tuple[int, list[NotebookResult]]:
-    """The chain's number and results. The display, which cannot follow it here, sees its records on disk."""
-    return number, _run_chain(run, folder, given, Unwatched(), stop)
-
-
-def _end_of(results: Iterable[NotebookResult], stop: Any) -> str:
-    """How a chain with these results ended: done, failed or stopped."""
-    if stop.is_set():
-        return "stopped"
-    return "done" if all(result.status in ("executed", "skipped") for result in results) else "failed"
-
-
-def _run_chain(
-    run: Run, folder: Path, given: Mapping[str, Any], progress: StudyProgress | Unwatched, stop: Any
-) -> list[NotebookResult]:
-    """Brings one chain's notebooks up to date, in order, until one fails."""
-    results: list[NotebookResult] = []
-    for name in CHAIN_NOTEBOOKS:
-        notebook, executed = folder / f"{name}.ipynb", run.notebooks / f"{name}.ipynb"
-        if _end_of(results, stop) != "done":
-            results.append(NotebookResult(chain_name(run), name, "not run", executed))
-        elif is_current(run, notebook):
-            results.append(NotebookResult(chain_name(run), name, "skipped", executed))
-        else:
-            result = _execute(chain_name(run), notebook, executed, notebook_parameters(run, given), progress, stop)
-            if result.status == "executed":
-                write_stamp(executed, chain_stamp(run, notebook))
-            results.append(result)
-    progress.end(chain_name(run), _end_of(results, stop))
-    return results
-
-
-def _run_analysis(
-    complete: list[Run], study: Path, folder: Path, given: Mapping[str, Any], progress: StudyProgress, stop: Any
-) -> NotebookResult:
-    """Brings the analysis up to date, over the chains that are complete."""
-    notebook = folder / f"{ANALYSIS_NOTEBOOK}.ipynb"
-    executed = study / "notebooks" / notebook.name
-    if not complete:
-        progress.say("no chain is complete, so there is nothing to analyse")
-        result = NotebookResult(ANALYSIS, notebook.stem, "not run", executed)
-    elif read_stamp(executed) == analysis_stamp(complete, notebook):
-        result = NotebookResult(ANALYSIS, notebook.stem, "skipped", executed)
-    else:
-        parameters = notebook_parameters(complete[0], given)
-        result = _execute(ANALYSIS, notebook, executed, parameters, progress, stop)
-        if result.status == "executed":
-            write_stamp(executed, analysis_stamp(complete, notebook))
-    progress.end(ANALYSIS, {"failed": "failed", "not run": "stopped"}.get(result.status, "done"))
-    return result
-
-
-def _execute(
-    chain: str,
-    notebook: Path,
-    executed: Path,
-    parameters: Mapping[str, Any],
-    progress: StudyProgress | Unwatched,
-    stop: Any,
-) -> NotebookResult:
-    progress.begin(chain, notebook.stem)
-    started = time.monotonic()
-    failure = execute_notebook(notebook, executed, parameters)
-    seconds = time.monotonic() - started
-    if failure is None:
-        return NotebookResult(chain, notebook.stem, "executed", executed, seconds)
-    if stop.is_set():
-        return NotebookResult(chain, notebook.stem, "not run", executed, seconds)
-    progress.say(f"{chain}: {failure}")
-    return NotebookResult(chain, notebook.stem, "failed", executed, seconds, failure)
-
-
-def _in_background(work: Callable[[], Any], progress: StudyProgress, runner: _Runner) -> Any:
-    """Does `work` in a thread while this one, which gets Ctrl-C, keeps the display and can stop the kernels."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        try:
-            while wait([future], timeout=REFRESH_SECONDS).not_done:
-                progress.poll()
-        except KeyboardInterrupt:
-            runner.stop.set()
-            while wait([future], timeout=0.2).not_done:
-                runner.stop_kernels()
-            raise
-        return future.result()
-
-
-def _wanted_records(run: Run, notebooks: Iterable[str]) -> dict[Path, tuple[str, str]]:
-    """Record folder -> (stage key, fingerprint) of the stages that these notebooks make."""
-    return {
-        run.stage_folder(key): (key, run.fingerprint(key))
-        for key, stage in run.plan.items()
-        if stage.notebook in notebooks
-    }
+def _in_one_sentence(name: str, folder: Path) -> Iterator[None]:
+    """Turns a full or unwritable disk, and want of memory on a CPU or a GPU, into one sentence; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        said = "" if isinstance(error, EdgeMINError) else str(error).strip().partition("\n")[0]
+        full = any(words in said for words in ("No space left", "quota exceeded", "Read-only file system"))
+        if full or isinstance(error, PermissionError):
+            way = "finished stages are kept; free some space or choose another --output-dir, then run it again"
+            raise StorageError(f"{folder.parent} cannot be written ({said}); {way}") from error
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
+            way = "run fewer --jobs, or give --set evaluation_batch_size=16 or teacher_cache_gigabytes=0"
+            raise MemoryShortage(f"{name} needs more memory than is free ({said}). Run it again: {way}") from error
+        raise

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.encoders import FAMILIES, input_names, longest_input, scratch_model
-from edgemin_utils.tasks import find_task
-from edgemin_utils.tokenization import tokenize, train_tokenizer
+from edgemin_utils.rows.splits import TaskData
+from edgemin_utils.rows.tasks import TASKS
+from edgemin_utils.rows.tokens import Rows, tokenize_rows, train_tokenizer
 
 FAMILY_NAMES = tuple(FAMILIES)
 LABELS = ("negative", "positive")
@@ -27,18 +28,8 @@ def small_model(
     dropout: float = 0.1,
 ) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = scratch_model(
-        family,
-        layers,
-        hidden_size,
-        heads,
-        intermediate_size,
-        vocabulary_size,
-        LABELS,
-        64,
-        pad_token_id=1 if family == "roberta" else 0,
-        dropout=dropout,
-    )
+    sizes, padding = (layers, hidden_size, heads, intermediate_size, vocabulary_size), 1 if family == "roberta" else 0
+    model = scratch_model(family, *sizes, LABELS, 64, padding, dropout)
     # Weights larger than at initialization, so that layers matter to the output and tests can see an error.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,14 +42,14 @@ def small_batch(rows: int = 3, tokens: int = 9, vocabulary_size: int = 60, seed:
     """Random tokens; row r has `tokens - r` real ones, the rest is padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, vocabulary_size, (rows, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(rows):
-        mask[row, tokens - row :] = 0
-    return {
-        "input_ids": ids * mask,
-        "attention_mask": mask,
-        "labels": torch.randint(0, 2, (rows,), generator=generator),
-    }
+    mask = (torch.arange(tokens) < tokens - torch.arange(rows)[:, None]).long()
+    labels = torch.randint(0, 2, (rows,), generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def logits(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 def sentences(count: int, seed: int = 0) -> datasets.Dataset:
@@ -76,10 +67,17 @@ def sentences(count: int, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, PreTrainedTokenizerBase]:
+def small_rows(count: int, holdout: int = 0, seed: int = 0) -> Rows:
+    """Tokenized sentences: `count` train rows, the first `holdout` of them as hold-out and dev rows too."""
     rows = sentences(count, seed)
-    tokenizer = train_tokenizer(rows["sentence"], 60)
-    return tokenize(rows, tokenizer, find_task("sst2"), 32)[0], tokenizer
+    some = rows.select(range(holdout))
+    data = TaskData(TASKS["sst2"], rows, some, {"dev": some}, rows.select([]), "synthetic sentences", (), "")
+    return tokenize_rows(data, train_tokenizer(rows["sentence"], 60), 32, token_types=True)
+
+
+def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, PreTrainedTokenizerBase]:
+    rows = small_rows(count, seed=seed)
+    return rows.train, rows.tokenizer
 
 
 class _Logits(torch.nn.Module):
@@ -101,21 +99,11 @@ def export_onnx(model: PreTrainedModel, path: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.normal_(0, 0.15)
-    ids = torch.full((2, 9), 7)
-    names = input_names(model)
+    ids, names = torch.full((2, 9), 7), input_names(model)
     values = (ids, torch.ones_like(ids), torch.zeros_like(ids))[: len(names)]
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=longest_input(model))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Logits(model),
-            values,
-            path,
-            input_names=list(names),
-            output_names=["logits"],
-            dynamic_shapes=(free,) * len(names),
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-        )
+        named = {"input_names": list(names), "output_names": ["logits"], "dynamic_shapes": (free,) * len(names)}
+        torch.onnx.export(_Logits(model), values, path, dynamo=True, verbose=False, external_data=False, **named)
     return path

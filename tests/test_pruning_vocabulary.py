@@ -11,25 +11,15 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer, PreT
 from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.encoders import scratch_model
 from edgemin_utils.errors import MethodRefused
-from edgemin_utils.pruning import cut_tokenizer, keep_vocabulary, parameters_of_vocabulary, tokens_in_use
-from edgemin_utils.tasks import find_task
-from edgemin_utils.tokenization import load_tokenizer, rows_in_other_tokens, tokenize, train_tokenizer
+from edgemin_utils.pruning.vocabulary import cut_tokenizer, keep_vocabulary, parameters_of_vocabulary, tokens_in_use
+from edgemin_utils.rows.tasks import TASKS
+from edgemin_utils.rows.tokens import load_tokenizer, tokenize_split, train_tokenizer
 from edgemin_utils.training import predict
 
 CORPUS = ["the film was good and the story warm", "naïve 東京 café dull plot", "unbelievable storytelling \U0001f600"]
 SEEN = ["the film", "good story , warm"]
-ODD = [
-    "zyzzyva quixotry",
-    "the café was naïve",
-    "東京 film",
-    "\U0001f600 good \U0001f600",
-    "a" * 120,
-    "ÅNGSTRÖM İstanbul",
-    "don't... re-do\tit\n",
-    "",
-    "\u200b\u0301",
-    "\U0001f468\u200d\U0001f469 ok",
-]
+ODD = ["zyzzyva quixotry", "the café was naïve", "東京 film", "\U0001f600 good", "a" * 120, "ÅNGSTRÖM İstanbul"]
+ODD += ["don't... re-do\tit\n", "", "\u200b\u0301", "\U0001f468\u200d\U0001f469 ok"]
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +36,20 @@ def tokens(tokenizer, text):
 
 
 def test_what_is_kept(tokenizer):
+    tokenizer("the film", max_length=4, truncation=True, padding="max_length")  # which hides no token from here on
     kept = tokens_in_use(tokenizer, SEEN)
     names = tokenizer.convert_ids_to_tokens(kept)
     assert kept == sorted(set(kept)) and set(tokenizer.all_special_ids) <= set(kept)
     assert {"film", "story", "warm", "東", "##東", "z", "##z"} <= set(names)
     assert not {"unbelievable", "dull", "plot"} & set(names)
-    assert {name for name in names if len(name.removeprefix("##")) > 1 and not name.startswith("[")} == {
-        "the",
-        "film",
-        "good",
-        "story",
-        "warm",
-    }
+    words = {name for name in names if len(name.removeprefix("##")) > 1 and not name.startswith("[")}
+    assert words == {"the", "film", "good", "story", "warm"}
 
 
 def test_a_token_must_be_seen_often_enough(tokenizer):
-    texts = ["the film", "the good film", "the"]
-    words = [
-        {
-            name
-            for name in tokenizer.convert_ids_to_tokens(tokens_in_use(tokenizer, texts, least))
-            if name in ("the", "film", "good")
-        }
-        for least in (1, 2, 3, 4)
-    ]
-    assert words == [{"the", "film", "good"}, {"the", "film"}, {"the"}, set()]
+    for least, words in enumerate([{"the", "film", "good"}, {"the", "film"}, {"the"}, set()], 1):
+        kept = tokens_in_use(tokenizer, ["the film", "the good film", "the"], least)
+        assert {"the", "film", "good"} & set(tokenizer.convert_ids_to_tokens(kept)) == words
 
 
 def test_a_limit_leaves_the_tokens_seen_most_often(tokenizer):
@@ -126,24 +105,19 @@ def test_a_cut_tokenizer_reloads_as_it_was_saved(tmp_path, tokenizer, made):
         assert ids(again, text) == ids(smaller, text)
 
 
-def test_truncation_that_a_tokenizer_was_used_with_hides_no_token(tokenizer):
-    tokenizer("the film", max_length=4, truncation=True, padding="max_length")
-    assert tokenizer.get_vocab()["warm"] in tokens_in_use(tokenizer, ["good " * 20 + "warm"])
-
-
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])
 def test_predictions_stay_and_the_parameters_gone_are_rows_of_the_embedding(family, tmp_path):
-    rows, task = sentences(20), find_task("sst2")
+    rows, task = sentences(20), TASKS["sst2"]
     tokenizer = train_tokenizer(rows["sentence"], 300)
     torch.manual_seed(0)
     model = scratch_model(family, 2, 48, 4, 96, len(tokenizer) + 3, LABELS, 64).eval()  # rows without a token go too
     kept = tokens_in_use(tokenizer, rows["sentence"][:10])
     seen = rows.filter(lambda row: set(ids(tokenizer, row["sentence"])) <= set(kept))
     smaller = cut_tokenizer(tokenizer, kept)
-    before = predict(model, tokenize(seen, tokenizer, task, 32)[0], tokenizer)
+    before = predict(model, tokenize_split(seen, tokenizer, task, 32, True)[0], tokenizer)
     count, by_formula = sum(p.numel() for p in model.parameters()), parameters_of_vocabulary(model, kept)
     keep_vocabulary(model, kept)
-    cut_rows = tokenize(seen, smaller, task, 32)[0]
+    cut_rows = tokenize_split(seen, smaller, task, 32, True)[0]
     assert np.array_equal(predict(model, cut_rows, smaller), before)
     assert count - sum(p.numel() for p in model.parameters()) == by_formula == (len(tokenizer) + 3 - len(kept)) * 48
     save_model(model, tmp_path, smaller)
@@ -159,21 +133,9 @@ def test_padding_keeps_its_part():
     assert model.get_input_embeddings().padding_idx == model.config.pad_token_id == 1
 
 
-def test_rows_in_other_tokens_are_counted(tokenizer):
-    rows, task = sentences(12), find_task("sst2")
-    whole = train_tokenizer(rows["sentence"], 300)
-    smaller = cut_tokenizer(whole, tokens_in_use(whole, ["the film was a very story good dull warm"]))
-    lost = {"great", "bright", "bad", "cold", "grim"}
-    expected = sum(bool(lost & set(text.split())) for text in rows["sentence"])
-    first, second = (tokenize(rows, one, task, 32)[0] for one in (whole, smaller))
-    assert 0 < rows_in_other_tokens(first, whole, second, smaller) == expected < 12
-    assert rows_in_other_tokens(first, whole, first, whole) == 0
-
-
 def test_byte_pairs_are_refused_with_the_reason():
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab={"<unk>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")], unk_token="<unk>")
-    )
+    model = tokenizers.models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], unk_token="<unk>")
+    backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     with pytest.raises(MethodRefused, match="a BPE vocabulary is not cut: its longer tokens are merges"):

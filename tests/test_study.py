@@ -1,480 +1,243 @@
-"""The runner: what is executed, what is skipped, and what happens when something goes wrong."""
+"""Stages on disk: whole or not at all, made once, never replaced silently; what makes them stale; what is refused."""
 
-import io
 import json
+import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import nbformat
-import psutil
 import pytest
-from conftest import write_notebook
-from rich.console import Console
 
-from edgemin_utils import cluster, execution, study
-from edgemin_utils.chain import CHAIN_NOTEBOOKS, pruning_key
-from edgemin_utils.config import load_settings
-from edgemin_utils.errors import DataError, SettingError, StorageError
-from edgemin_utils.execution import check_parameters, execute_notebook, source_digest, threads_per_chain
-from edgemin_utils.paths import absolute_paths
-from edgemin_utils.progress import Line, StudyProgress, duration, estimate_seconds_left
-from edgemin_utils.study import plan_study, run_study, study_status
-from edgemin_utils.study_file import read_study_file
+from edgemin_utils import names, study
+from edgemin_utils.errors import MemoryShortage, MethodRefused, SettingError, StageError, StorageError
+from edgemin_utils.study import Chain, code_digest, code_of, find_chains, find_records, open_chain, read_record
 
-EXECUTED_FIRST = ("executed",) * 9
+MODELS = "teacher,none,minilmv2+heads-0.2+int8"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_project):
-    """A finished study of two chains, run side by side, with what was printed meanwhile."""
-    project = small_project(tmp_path_factory.mktemp("project"))
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        patch.delenv("OMP_NUM_THREADS", raising=False)
-        patch.setattr(execution.joblib, "cpu_count", lambda: 6)
-        result = run_study(tasks=["sst2", "mnli"], output_dir=project / "study", jobs=2, console=Console(file=output))
-    return SimpleNamespace(project=project, result=result, output=output.getvalue())
+def chain_in(folder: Path, replace: bool = False, **overrides) -> Chain:
+    return open_chain("sst2", "demo", 0, folder, {"models": MODELS, **overrides}, replace)
 
 
-@pytest.fixture
-def project(finished, tmp_path, monkeypatch):
-    """A copy of the finished study's project to change; the working directory."""
-    copy = tmp_path / "project"
-    shutil.copytree(finished.project, copy)
-    monkeypatch.chdir(copy)
-    return copy
+def make_all(chain: Chain) -> list[str]:
+    """Makes every stage with a file instead of a model; returns the names of those that were made."""
+    made = []
+    for kind in ("teacher", "distillation", "pruning", "quantization"):
+        for stage in chain.todo(kind):
+            with stage:
+                (stage.folder / "model.txt").write_text(stage.name)
+                stage.record({"metrics": {"dev": {"accuracy": 0.5}}})
+            made.append(stage.name)
+    return made
 
 
-def run_quietly(project, tasks=("sst2", "mnli"), **arguments):
-    output = io.StringIO()
-    result = run_study(tasks=tasks, output_dir=project / "study", console=Console(file=output, width=200), **arguments)
-    return result, output.getvalue()
+def states(chain: Chain) -> dict[str, str]:
+    return {name: stage.state.status for name, stage in chain.plan.items()}
 
 
-def statuses(result, chain):
-    return [item.status for item in result.notebooks if item.chain == chain]
+def test_stages_are_made_once_in_order(tmp_path) -> None:
+    chain = chain_in(tmp_path)
+    assert make_all(chain) == ["teacher", "none", "minilmv2", "minilmv2+heads-0.2", "minilmv2+heads-0.2+int8"]
+    assert make_all(chain_in(tmp_path)) == []
+    record = chain.read("minilmv2+heads-0.2")
+    assert (record.model, record.kind, record.task, record.seed) == ("minilmv2+heads-0.2", "pruning", "sst2", 0)
+    assert record.results["metrics"]["dev"]["accuracy"] == 0.5 and record.seconds >= 0
+    assert [item.model for item in find_records(tmp_path)] == sorted(chain.plan)
+    assert [found.settings for found in find_chains(tmp_path)] == [chain.settings]
+    assert all(row["status"] == "done" for row in study.study_status([chain]))
 
 
-# ---- a study that goes well -------------------------------------------------------------------------------------
+def test_a_changed_setting_stands_beside_and_going_back_finds_everything(tmp_path) -> None:
+    make_all(chain_in(tmp_path))
+    assert set(states(chain_in(tmp_path, evaluation_batch_size=8, bootstrap_samples=10)).values()) == {"done"}  # unfelt
+    changed = chain_in(tmp_path, relation_heads=4)
+    assert make_all(changed) == [f"minilmv2,relation_heads=4{rest}" for rest in ("", "+heads-0.2", "+heads-0.2+int8")]
+    assert make_all(chain_in(tmp_path)) == []
+    assert len(find_records(tmp_path)) == 8
 
 
-def test_every_notebook_is_executed_and_kept_with_its_records(finished):
-    result = finished.result
-    assert tuple(item.status for item in result.notebooks) == EXECUTED_FIRST
-    assert result.complete and not result.failures
-    assert result.notebooks[-1].chain == "analysis"
-    for item in result.notebooks:
-        assert "edgemin" in nbformat.read(item.executed, as_version=4).metadata
-    folder = finished.project / "study" / "mnli" / "seed-0"
-    assert sorted(path.name for path in (folder / "notebooks").iterdir()) == [f"{n}.ipynb" for n in CHAIN_NOTEBOOKS]
-    assert (folder / "teacher" / "fine-tuned" / "record.json").is_file()
-
-
-def test_chains_side_by_side_share_the_cores(finished):
-    def threads(key):
-        record = finished.project / "study" / "mnli" / "seed-0" / key / "record.json"
-        return json.loads(record.read_text())["results"]["threads"]
-
-    assert threads("teacher/fine-tuned") == "3"  # 6 cores, 2 jobs
-    analysis = [path for path in (finished.project / "study").glob("*/seed-0/measurement/cost/record.json")]
-    assert len(analysis) == 1  # this small analysis measures the first complete chain, with nothing set
-    assert json.loads(analysis[0].read_text())["results"]["threads"] is None
-
-
-def test_notebooks_run_in_their_own_folder(finished):
-    record = finished.project / "study" / "sst2" / "seed-0" / "teacher" / "fine-tuned" / "record.json"
-    assert json.loads(record.read_text())["results"]["directory"] == str(finished.project / "notebooks")
-
-
-def test_events_are_plain_lines_without_a_terminal(finished):
-    lines = finished.output.splitlines()
-    assert "sst2, seed 0: 01_teacher started" in lines
-    assert any(line.startswith("mnli, seed 0: done after") for line in lines)
-    assert any("teacher/fine-tuned done in" in line and "; left: about " in line for line in lines)
-    assert "\x1b" not in finished.output
-
-
-def test_parameters_reach_the_notebook(finished):
-    copy = nbformat.read(finished.project / "study/mnli/seed-0/notebooks/01_teacher.ipynb", as_version=4)
-    assert copy.metadata.papermill.parameters["task"] == "mnli"
-    assert copy.metadata.papermill.parameters["output_dir"] == str(finished.project / "study")
-
-
-# ---- the second time --------------------------------------------------------------------------------------------
-
-
-def test_second_run_executes_nothing_and_imports_nothing_heavy(project):
-    code = (
-        "import sys; from edgemin_utils.study import run_study\n"
-        "result = run_study(tasks=['sst2', 'mnli'], output_dir='study')\n"
-        "heavy = {'torch', 'transformers', 'papermill', 'matplotlib'} & set(sys.modules)\n"
-        "print({item.status for item in result.notebooks}, heavy)"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert shown.splitlines()[-1] == "{'skipped'} set()"
-
-
-def test_a_changed_setting_reaches_its_notebooks_only(project):
-    result, _ = run_quietly(project, tasks=["sst2"], overrides={"recovery_epochs": "3"})
-    assert statuses(result, "sst2, seed 0") == ["skipped", "skipped", "executed", "executed"]
-    assert statuses(result, "analysis") == ["executed"]
-    record = project / "study/sst2/seed-0" / pruning_key(load_settings(), "minilmv2") / "record.json"
-    assert json.loads(record.read_text())["identity"]["settings"]["recovery_epochs"] == 3
-
-
-def test_a_changed_measurement_setting_runs_the_analysis_only(project):
-    result, _ = run_quietly(project, overrides={"bootstrap_samples": 10})
-    assert statuses(result, "sst2, seed 0") == ["skipped"] * 4
-    assert statuses(result, "analysis") == ["executed"]
-
-
-def test_an_edited_notebook_is_executed_again_but_its_outputs_do_not_count(project):
-    notebook = project / "notebooks" / "02_distillation.ipynb"
-    before = source_digest(notebook)
-    content = nbformat.read(notebook, as_version=4)
-    content.cells[1].outputs = [nbformat.v4.new_output("stream", text="seen")]
-    content.cells[1].execution_count = 7
-    nbformat.write(content, notebook)
-    assert source_digest(notebook) == before
-    content.cells[1].source += "\n# one more line"
-    nbformat.write(content, notebook)
-    result, _ = run_quietly(project, tasks=["sst2"])
-    assert statuses(result, "sst2, seed 0") == ["skipped", "executed", "skipped", "skipped"]
-
-
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text('{"cells": [')])
-def test_a_missing_or_damaged_copy_is_made_anew(project, damage):
-    damage(project / "study/sst2/seed-0/notebooks/04_quantization.ipynb")
-    run, notebooks = plan_study(tasks=["sst2"], output_dir=project / "study")[0], project / "notebooks"
-    assert [study.is_current(run, notebooks / f"{name}.ipynb") for name in CHAIN_NOTEBOOKS] == [True, True, True, False]
-
-
-def test_a_lost_record_is_made_anew(project):
-    shutil.rmtree(project / "study/sst2/seed-0/distillation/minilmv2")
-    run = plan_study(tasks=["sst2"], output_dir=project / "study")[0]
-    assert not study.is_current(run, project / "notebooks" / "02_distillation.ipynb")
-    assert study.is_current(run, project / "notebooks" / "01_teacher.ipynb")
-
-
-def test_chains_run_on_a_cluster(project, monkeypatch):
-    pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
-    for task in ("sst2", "mnli"):
-        shutil.rmtree(project / "study" / task / "seed-0" / "quantization")
-    (project / "mnli.04_quantization.py").write_text("raise ValueError('not today')")
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    result, output = run_quietly(project, jobs=2, cluster="local")
-    assert statuses(result, "sst2, seed 0") == ["skipped"] * 3 + ["executed"]
-    assert statuses(result, "mnli, seed 0") == ["skipped"] * 3 + ["failed"]
-    assert statuses(result, "analysis") == ["executed"]
-    # The failure and the stage's end reach the display; so does the share of the cores the kernel on the worker.
-    assert "ValueError: not today" in output and "mnli, seed 0: failed" in output
-    assert "sst2, seed 0: quantization/minilmv2+dynamic-int8 done in" in output
-    (record,) = (project / "study/sst2/seed-0/quantization").glob("minilmv2+dynamic-int8/record.json")
-    assert json.loads(record.read_text())["results"]["threads"] == "2"
-    assert read_study_file(project / "study")["command"].endswith("--jobs 2 --cluster local")
-    assert not list((project / "study").glob(".shared-*"))
-
-
-def test_a_cluster_that_cannot_be_used_is_refused_before_anything_starts(project, monkeypatch):
-    monkeypatch.setattr(cluster, "_SECONDS_TO_ANSWER", 0.2)
-    with pytest.raises(SettingError, match=r"no Dask scheduler with workers answers at tcp://127.0.0.1:1 .*worker"):
-        run_quietly(project, cluster="tcp://127.0.0.1:1")
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SettingError, match="needs Dask, which is not installed; run pip install"):
-        run_quietly(project, cluster="local")
-
-
-def test_a_worker_that_sees_other_folders_or_lacks_the_package_is_named():
-    def client(**answers):
-        return SimpleNamespace(run=lambda function, paths, on_error: answers)
-
-    cluster.check_workers(client(one=[], two=[]), ["/data"])
-    with pytest.raises(StorageError, match=r"worker two does not see /data/glue \(1 of 2 lack something\).*share"):
-        cluster.check_workers(client(one=[], two=["/data/glue"]), ["/data/glue"])
-    with pytest.raises(StorageError, match="worker one does not see edgemin_utils .No module named"):
-        cluster.check_workers(client(one=ModuleNotFoundError("No module named 'edgemin_utils'")), [])
-
-
-# ---- faults -----------------------------------------------------------------------------------------------------
-
-
-def test_a_failing_cell_ends_its_chain_only_and_the_next_run_resumes(project):
-    shutil.rmtree(project / "study/sst2/seed-0/distillation")
-    shutil.rmtree(project / "study/mnli/seed-0/quantization")
-    fault = project / "sst2.02_distillation.py"
-    fault.write_text("raise ValueError('relation heads\\ndo not divide')")
-    result, output = run_quietly(project)
-    assert statuses(result, "sst2, seed 0") == ["skipped", "failed", "not run", "not run"]
-    assert statuses(result, "mnli, seed 0") == ["skipped"] * 3 + ["executed"]
-    assert statuses(result, "analysis") == ["executed"] and not result.complete
-    (failure,) = result.failures
-    assert failure.notebook == "02_distillation.ipynb" and failure.cell == "cell In [3]: import os"
-    assert failure.error == "ValueError: relation heads\ndo not divide" and "exec(fault" in failure.traceback
-    assert "sst2, seed 0: 02_distillation.ipynb failed in cell In [3]" in output
-    assert "not complete: sst2, seed 0" in output
-    assert "relation heads" in failure.executed.read_text() and execution.read_stamp(failure.executed) is None
-
-    fault.unlink()
-    result, _ = run_quietly(project)
-    assert statuses(result, "sst2, seed 0") == ["skipped", "executed", "skipped", "skipped"]
-    assert statuses(result, "mnli, seed 0") == ["skipped"] * 4
-    assert statuses(result, "analysis") == ["executed"] and result.complete
-
-
-def test_a_dead_kernel_and_an_error_that_says_all(tmp_path, small_project, monkeypatch):
-    project = small_project(tmp_path)
-    monkeypatch.chdir(project)
-    (project / "sst2.01_teacher.py").write_text("os.kill(os.getpid(), 9)")
-    (project / "mnli.01_teacher.py").write_text("from edgemin_utils import errors; raise errors.ModelError('no model')")
-    result, output = run_quietly(project)
-    killed, refused = result.failures
-    assert "the kernel died" in killed.error
-    assert refused.error == "ModelError: no model" and refused.traceback == ""
-    assert statuses(result, "analysis") == ["not run"] and "no chain is complete" in output
-    assert not result.complete
-
-
-def test_unknown_parameter_is_refused_with_the_nearest(tmp_path, small_project, monkeypatch):
-    project = small_project(tmp_path)
-    monkeypatch.chdir(project)
-    write_notebook(
-        project / "notebooks" / "03_pruning.ipynb",
-        "pass",
-        "task = ''\nprofile = ''\nseeds = 0\noutput_dir = ''\noverrides = {}",
-    )
-    with pytest.raises(SettingError, match=r"03_pruning.ipynb has no parameter 'seed'; did you mean 'seeds'"):
-        run_quietly(project)
-    assert not list(project.glob("study/*/seed-0")), "nothing may be started"
-    untagged = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("task = 1")])
-    nbformat.write(untagged, project / "untagged.ipynb")
-    with pytest.raises(SettingError, match="no cell tagged 'parameters'"):
-        check_parameters(project / "untagged.ipynb", {"task": "sst2"})
+def test_a_model_of_a_step_that_a_notebook_defines_breaks_nothing_elsewhere(tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as cell:
+        cell.setitem(names.METHODS, "mine", names.METHODS["logits"])
+        assert make_all(open_chain("sst2", "demo", 0, tmp_path, {"models": "none,mine,mine+heads-0.2"}))[2] == "mine"
+    (chain,) = find_chains(tmp_path)
+    assert list(chain.plan) == ["teacher", "none"] and set(states(chain).values()) == {"done"}
+    unknown = [row["model"] for row in study.study_status([chain]) if row["status"] == "unknown"]
+    assert unknown == ["mine", "mine+heads-0.2"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("overrides", "reason"),
+    [({"teacher_epochs": 1}, "teacher_epochs was 7.0, now 1.0"), ({"train_rows": 50}, "the rows changed")],
+)
+def test_nothing_finished_is_replaced_silently(tmp_path, overrides: dict, reason: str) -> None:
+    make_all(chain_in(tmp_path))
+    before = read_record(tmp_path / "sst2" / "seed-0" / "teacher").content["finished"]
+    changed = chain_in(tmp_path, **overrides)
+    with pytest.raises(StageError, match="--replace .* another --output-dir.* go back") as refused:
+        list(changed.todo("teacher"))
+    assert reason.replace("7.0", str(chain_in(tmp_path).settings.teacher_epochs)) in str(refused.value)
+    assert read_record(tmp_path / "sst2" / "seed-0" / "teacher").content["finished"] == before
+    assert make_all(chain_in(tmp_path, replace=True, **overrides))[0] == "teacher"
+    assert set(states(chain_in(tmp_path, **overrides)).values()) == {"done"}
+    assert states(chain_in(tmp_path))["none"] == "stale"
+
+
+def test_changed_code_makes_stale_what_it_computes_and_says_so(tmp_path, monkeypatch) -> None:
+    make_all(chain_in(tmp_path))
+    real = study.code_of
+
+    def changed(kind: str, method: str) -> dict[str, str]:
+        code = real(kind, method)
+        return code | ({"distillation/relations.py": "0" * 16} if method == "minilmv2" else {})
+
+    monkeypatch.setattr(study, "code_of", changed)
+    chain = chain_in(tmp_path)
+    assert states(chain)["teacher"] == states(chain)["none"] == "done"
+    assert states(chain)["minilmv2"] == states(chain)["minilmv2+heads-0.2+int8"] == "stale"
+    assert "the code of distillation/relations.py changed" in chain.plan["minilmv2"].state.reason
+
+
+def test_code_of_a_stage_reaches_what_it_uses() -> None:
+    assert "distillation/losses.py" in code_of("distillation", "minilmv2")
+    assert "training.py" in code_of("teacher", "teacher")
+    assert not any(file.startswith(("distillation/", "pruning/")) for file in code_of("teacher", "teacher"))
+    assert "pruning/cut.py" in code_of("pruning", "heads") and "encoders.py" in code_of("pruning", "heads")
+    assert any(file.startswith("quantization/") for file in code_of("quantization", "int8"))
+
+
+def test_comments_and_docstrings_are_no_code() -> None:
+    assert code_digest('def f(x):\n    """Says."""\n    return x + 1  # why\n') == code_digest("def f(x): return x + 1")
+    assert code_digest("def f(x): return x + 1") != code_digest("def f(x): return x + 2")
+
+
+def test_a_refusal_is_the_stage_s_result_and_reaches_what_follows(tmp_path) -> None:
+    chain = chain_in(tmp_path)
+    for kind in ("teacher", "distillation"):
+        for stage in chain.todo(kind):
+            with stage:
+                if stage.name == "minilmv2":
+                    (stage.folder / "half.txt").write_text("half")
+                    raise MethodRefused("8 relation heads do not divide 50")
+                stage.record({})
+    assert make_all(chain) == []
+    assert chain.read("minilmv2").refused == "8 relation heads do not divide 50"
+    assert chain.read("minilmv2+heads-0.2+int8").refused.startswith("minilmv2+heads-0.2 was refused: minilmv2 was")
+    assert [path.name for path in (chain.folder / "minilmv2").iterdir()] == ["record.json"]
+
+
+def test_a_failed_block_leaves_nothing(tmp_path) -> None:
+    chain = chain_in(tmp_path)
+    for error, expected in (
+        (ValueError("broken"), ValueError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryShortage),
+        (OSError(28, "No space left on device"), StorageError),
+    ):
+        with pytest.raises(expected), chain.plan["teacher"] as stage:
+            (stage.folder / "model.txt").write_text("half")
+            raise error
+    with pytest.raises(StageError, match="nothing was recorded"), chain.plan["teacher"]:
+        pass
+    assert [path.name for path in chain.folder.iterdir() if path.is_dir()] == []
+    with pytest.raises(StageError, match="teacher is missing"):
+        next(chain.todo("distillation"))
+
+
+def test_a_damaged_record_is_made_anew(tmp_path) -> None:
+    chain = chain_in(tmp_path)
+    make_all(chain)
+    (chain.folder / "none" / "record.json").write_text('{"version": 3, "mod')
+    assert chain.plan["none"].state.status == "missing" and "damaged" in chain.plan["none"].state.reason
+    assert make_all(chain_in(tmp_path)) == ["none"]
+
+
+def make_slowly(folder: str) -> None:
+    chain = chain_in(Path(folder))
+    with chain.plan["teacher"] as stage:
+        (stage.folder / "model.txt").write_text(str(os.getpid()))
+        time.sleep(0.5)
+        stage.record({"process": os.getpid()})
+
+
+def test_two_runs_on_one_folder_do_not_harm_each_other(tmp_path) -> None:
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=make_slowly, args=(str(tmp_path),)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0]
+    record = read_record(tmp_path / "sst2" / "seed-0" / "teacher")
+    assert (record.folder / "model.txt").read_text() == str(record.results["process"])
+    assert [path.name for path in record.folder.parent.iterdir() if path.is_dir()] == ["teacher"]
+
+
+def test_a_killed_run_leaves_nothing_half_made(tmp_path) -> None:
+    code = "import sys; sys.path[:0] = ['tests']; from test_study import make_slowly; make_slowly(sys.argv[1])"
+    run = subprocess.Popen([sys.executable, "-c", code.replace("0.5", "60"), str(tmp_path)])
+    chain = chain_in(tmp_path)
+    deadline = time.time() + 60
+    while not list(chain.folder.glob(".teacher.partial-*/model.txt")) and time.time() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (chain.folder / "teacher").exists()
+    make_all(chain)
+    assert set(states(chain).values()) == {"done"} and not list(chain.folder.glob(".*partial*"))
+
+
+def test_an_old_folder_is_put_back_where_a_run_died_between_two_renames(tmp_path) -> None:
+    chain = chain_in(tmp_path)
+    make_all(chain)
+    (chain.folder / "none").rename(chain.folder / ".none.old-1")
+    with chain.plan["none"] as stage:
+        stage.record({"other": 1})
+    assert "other" not in chain.read("none").results
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
     [
-        ({"tasks": ["sst"]}, "unknown task 'sst'; did you mean 'sst2'"),
-        ({"profile": "lap-top"}, "unknown profile 'lap-top'; did you mean 'laptop'"),
-        ({"overrides": {"relation_head": 3}}, "unknown setting 'relation_head'; did you mean 'relation_heads'"),
-        ({"seeds": [-1]}, "seed -1 cannot be used"),
-        ({"seeds": []}, "at least one seed"),
-        ({"jobs": 0}, "jobs is 0"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"seed": -1}, "whole number"),
+        ({"task": 3}, "task is 3"),
+        ({"task": "sst3"}, "sst2"),
+        ({"overrides": [1]}, "by name"),
+        ({"overrides": {"models": "minilmv3"}}, "minilmv2"),
     ],
 )
-def test_unknown_names_are_refused_before_anything_starts(tmp_path, small_project, monkeypatch, arguments, message):
-    project = small_project(tmp_path)
-    monkeypatch.chdir(project)
-    with pytest.raises(SettingError, match=message):
-        run_study(output_dir=project / "study", **arguments)
-    assert not (project / "study").exists()
+def test_parameters_that_cannot_be_are_one_sentence(tmp_path, parameters: dict, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        open_chain(**{"output_dir": tmp_path, **parameters})
 
 
-def test_data_that_is_not_there_is_refused_before_anything_starts(tmp_path, small_project, monkeypatch):
-    project = small_project(tmp_path)
-    monkeypatch.chdir(project)
-    with pytest.raises(DataError, match="reviews.csv"):
-        run_study(overrides={"task_file": "reviews.csv", "text_columns": "text"}, output_dir=project / "study")
-    assert not (project / "study").exists()
+def test_orders_that_cross_chapters_are_left_out_of_todo(tmp_path) -> None:
+    chain = open_chain("sst2", "demo", 0, tmp_path, {"models": "honest,proposal,minilmv2+int8"})
+    crossing = [name for name, stage in chain.plan.items() if stage.crossing]
+    assert "minilmv2+int8" not in crossing and "minilmv2+qat-int8" not in crossing
+    assert "minilmv2+qat-int8+heads-0.2" in crossing and any(name.endswith("minilmv2") for name in crossing)
 
 
-def test_without_notebooks_the_way_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execution.edgemin_utils, "__file__", str(tmp_path / "site-packages/edgemin_utils/__init__.py"))
-    with pytest.raises(SettingError, match="clone the project"):
-        execution.notebooks_folder()
-    with pytest.raises(SettingError, match="is not there; the study needs all five"):
-        source_digest(tmp_path / "05_analysis.ipynb")
-    (tmp_path / "broken.ipynb").write_text("{")
-    with pytest.raises(SettingError, match="is not a notebook"):
-        source_digest(tmp_path / "broken.ipynb")
+def test_sensitivity_is_of_chapter_4_and_the_other_scans_of_chapter_3(tmp_path) -> None:
+    names = ["minilmv2+scan-heads", "minilmv2+heads-0.2+sensitivity", "minilmv2+qat-int8+sensitivity"]
+    chain = open_chain("sst2", "demo", 0, tmp_path, {"models": names})
+    assert [chain.plan[name].chapter for name in names] == [3, 4, 4]
+    assert not any(chain.plan[name].crossing for name in names)
+    with pytest.raises(StageError, match="minilmv2 is missing"):
+        next(chain.todo("scan"))
+    with pytest.raises(StageError, match="minilmv2.heads-0.2 is missing"):
+        next(chain.todo("sensitivity"))
 
 
-def test_a_folder_that_cannot_be_written_or_is_too_full(tmp_path, small_project, monkeypatch):
-    project = small_project(tmp_path)
-    monkeypatch.chdir(project)
-    (project / "study").write_text("a file stands in the way")
-    with pytest.raises(StorageError, match="choose another --output-dir"):
-        run_quietly(project)
-    (project / "study").unlink()
-    usage = shutil.disk_usage(project)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
-    with pytest.raises(StorageError, match="0.01 GB free and this study may take 0.4 GB"):
-        run_quietly(project)
-    assert not list(project.glob("study/*/seed-0"))
-
-
-def test_little_memory_is_said_but_refuses_nothing(project, monkeypatch):
-    (project / "study/sst2/seed-0/notebooks/04_quantization.ipynb").unlink()
-    monkeypatch.setattr(study, "available_memory_bytes", lambda: 5 * 10**8)
-    result, output = run_quietly(project, tasks=["sst2"])
-    assert "0.5 GB of memory are free" in output and result.complete
-
-
-# ---- stopped from outside ---------------------------------------------------------------------------------------
-
-
-def start_hanging_study(project: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """A study whose kernel hangs in 02_distillation, and that kernel's process."""
-    (project / "sst2.02_distillation.py").write_text("import time; (run.study / 'hangs').touch(); time.sleep(600)")
-    command = [sys.executable, "-m", "edgemin_utils", "run", "--tasks", "sst2", "--output-dir", "study"]
-    # A test run in the background may have Ctrl-C switched off, which a child would inherit.
-    runner = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=project,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    waiting_until = time.monotonic() + 60
-    while not (project / "study" / "hangs").exists():
-        assert time.monotonic() < waiting_until and runner.poll() is None, runner.communicate()
-        time.sleep(0.1)
-    kernels = [
-        process
-        for process in psutil.Process(runner.pid).children(recursive=True)
-        if "ipykernel_launcher" in process.cmdline()
-    ]
-    assert len(kernels) == 1
-    return runner, kernels
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_study_leaves_no_kernel_and_resumes(project, number):
-    shutil.rmtree(project / "study/sst2/seed-0/distillation")
-    runner, kernels = start_hanging_study(project)
-    runner.send_signal(number)
-    _, message = runner.communicate(timeout=30)
-    if number != signal.SIGKILL:
-        assert runner.returncode == 130
-        assert "the same command takes the study up" in message and "Traceback" not in message
-    _, alive = psutil.wait_procs(kernels, timeout=10)
-    assert not alive, "a kernel outlived its study"
-    (project / "sst2.02_distillation.py").unlink()
-    result, _ = run_quietly(project, tasks=["sst2"])
-    assert statuses(result, "sst2, seed 0") == ["skipped", "executed", "skipped", "skipped"]
-
-
-# ---- smaller pieces ---------------------------------------------------------------------------------------------
-
-
-def test_status_says_what_is_stale_and_why(project):
-    runs = plan_study(tasks=["sst2", "qqp"], overrides={"recovery_epochs": 9}, output_dir=project / "study")
-    rows = {(row.task, row.key): row for row in study_status(runs)}
-    assert rows["sst2", "teacher/fine-tuned"].status == "done"
-    assert rows["sst2", "teacher/fine-tuned"].wall_seconds >= 0
-    stale = rows["sst2", pruning_key(load_settings(), "minilmv2")]
-    assert stale.status == "stale" and f"recovery_epochs was {load_settings().recovery_epochs}, now 9.0" in stale.reason
-    assert rows["qqp", "teacher/fine-tuned"].status == "missing"
-    assert rows["qqp", "measurement/cost"].notebook == "05_analysis"
-
-
-def test_the_last_command_is_noted_and_stays_true_elsewhere(project, tmp_path, monkeypatch):
-    rows = project / "data" / "reviews.csv"
-    rows.parent.mkdir()
-    rows.write_text("text,label\n" + "".join(f"row {number},{number % 2}\n" for number in range(40)))
-    overrides = {"task_file": "data/reviews.csv", "text_columns": ["text"], "teacher_epochs": 2}
-    result, _ = run_quietly(project, tasks=(), overrides=overrides)
-    assert result.notebooks[0].chain == "reviews, seed 0" and result.complete
-    note = (project / "study" / "study.json").read_text()
-    assert str(tmp_path) not in note, "a note must not name folders of the machine"
-    monkeypatch.chdir("/")
-    last = read_study_file(project / "study")
-    assert last["overrides"] == {"task_file": str(rows), "text_columns": ["text"], "teacher_epochs": 2.0}
-    assert last["tasks"] == ["reviews"] and "--set task_file=data/reviews.csv" in last["command"]
-    (project / "study" / "study.json").write_text("{}")
-    assert read_study_file(project / "study") == {}
-
-
-def test_paths_become_absolute_and_hub_ids_stay(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    given = {
-        "data_dir": "glue",
-        "teacher": "mine",
-        "student": "prajjwal1/bert-tiny",
-        "task_file": None,
-        "dev_file": "none",
-        "batch_size": 8,
-    }
-    assert absolute_paths(given) == {**given, "data_dir": str(tmp_path / "glue"), "teacher": str(tmp_path / "mine")}
-    assert absolute_paths({"teacher": "./typo"}) == {"teacher": str(tmp_path / "typo")}
-    recipes = "+".join(["distill"] * 60)  # longer than a file name may be
-    assert absolute_paths({"recipe": recipes}) == {"recipe": recipes}
-
-
-def test_threads_are_divided_and_given_back(monkeypatch):
-    monkeypatch.setattr(execution.joblib, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with threads_per_chain(3) as threads:
-        assert threads == 2 and os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "2"
-        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert "OMP_WAIT_POLICY" not in os.environ, "models are timed with the default"
-    assert "OMP_NUM_THREADS" not in os.environ
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    with threads_per_chain(2):
-        assert os.environ["OMP_NUM_THREADS"] == "2", "the user's limit counts as the number of cores"
-    with threads_per_chain(1):
-        assert os.environ["OMP_NUM_THREADS"] == "4"
-    with threads_per_chain(9) as threads:
-        assert threads == 1
-    assert os.environ["OMP_NUM_THREADS"] == "4"
-
-
-def test_kernels_use_this_interpreter(tmp_path):
-    write_notebook(tmp_path / "which.ipynb", "import sys; print(sys.executable)")
-    assert execute_notebook(tmp_path / "which.ipynb", tmp_path / "out" / "which.ipynb", {"seed": 3}) is None
-    assert sys.executable in (tmp_path / "out" / "which.ipynb").read_text()
-
-
-def test_estimate_goes_by_the_same_stage_then_its_kind_then_the_mean():
-    finished = {"teacher/fine-tuned": [60.0, 80.0], "pruning/a": [10.0], "pruning/b": [30.0]}
-    assert estimate_seconds_left(["teacher/fine-tuned"], finished) == 70
-    assert estimate_seconds_left(["pruning/c"], finished) == 20
-    assert estimate_seconds_left(["quantization/a"], finished) == 45  # (60 + 80 + 10 + 30) / 4
-    assert estimate_seconds_left(["teacher/fine-tuned", "pruning/a"], finished, running_for=25) == 55
-    assert estimate_seconds_left(["pruning/a", "pruning/b"], finished, running_for=500) == 30
-    assert estimate_seconds_left(["pruning/a"], {}) is None
-    assert estimate_seconds_left([], {}) == 0
-
-
-def test_progress_sees_records_as_they_appear(tmp_path):
-    wanted = {tmp_path / "teacher": ("teacher/fine-tuned", "aa"), tmp_path / "pruned": ("pruning/a", "bb")}
-    progress = StudyProgress([Line("chain", wanted)], Console(file=io.StringIO(), width=200))
-    line = progress.lines["chain"]
-    progress.begin("chain", "01_teacher")
-    assert progress.left(line) == "estimating"
-    for folder, fingerprint in (("teacher", "aa"), ("pruned", "of other settings")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "record.json").write_text(json.dumps({"fingerprint": fingerprint, "wall_seconds": 90}))
-    progress.poll()
-    assert line.stages_left == ["pruning/a"]
-    assert progress.left(line) in ("about 1 min 30 s", "about 1 min 29 s")
-    progress.end("chain", "failed")
-    assert progress.left(line) == "" and "chain: failed" in progress.console.file.getvalue()
-
-
-def test_progress_draws_one_line_a_chain_on_a_terminal(tmp_path):
-    screen = Console(file=io.StringIO(), force_terminal=True, width=200)
-    lines = [Line("sst2, seed 0", {}), Line("mnli, seed 0", {tmp_path: ("teacher/fine-tuned", "aa")})]
-    with StudyProgress(lines, screen) as progress:
-        progress.begin("mnli, seed 0", "01_teacher")
-        progress.poll()
-    shown = screen.file.getvalue()
-    assert "sst2, seed 0" in shown and "01_teacher" in shown and "0/1" in shown and "estimating" in shown
-    assert "started" not in shown, "events are for logs"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text
+def test_status_imports_no_torch(tmp_path) -> None:
+    make_all(chain_in(tmp_path))
+    code = f"""import sys; from edgemin_utils.study import find_chains, study_status
+rows = study_status(find_chains({str(tmp_path)!r}))
+print(len(rows), sorted({{'torch', 'transformers', 'datasets', 'pandas'}} & set(sys.modules)))"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split(maxsplit=1) == ["5", "[]\n"]
+    assert json.loads((tmp_path / "sst2" / "seed-0" / "chain.json").read_text())["overrides"]["models"]

@@ -11,7 +11,6 @@ every label, separated by tabs. Rows are answered as they come, in constant memo
 """
 
 import argparse
-import collections
 import csv
 import hashlib
 import io
@@ -19,7 +18,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -27,14 +26,14 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE = "bundle.json", "model.onnx", "tokenizer.json"
-# Bytes read at once; rows and characters answered at once; bytes of the longest line.
-BLOCK, WINDOW_ROWS, WINDOW_CHARACTERS, LONGEST_LINE = 2**16, 1024, 2**20, 2**20
-# With more, rows share the scale of their numbers, and an answer depends a little on the rows beside it.
-BATCH_SIZE = 1
-# How far probabilities may lie from those of the machine that made the bundle: kernels differ between processors.
+BLOCK, LONGEST_LINE = 2**15, 2**20  # bytes read, and so answered, at once; bytes of the longest line
+CPU_FILE = Path("/proc/cpuinfo")
+# How far probabilities may lie from those of the machine that made the bundle: sums are rounded in another order.
 CHECK_TOLERANCE = 0.05
+PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+_NEEDED = {"labels": list, "text_columns": list, "max_length": int, "rules": dict, "files": dict}
 
 Row = tuple[str, ...]
 
@@ -44,113 +43,66 @@ class ClassifyError(Exception):
 
 
 class Bundle:
-    """A bundle that has been checked and loaded.
-
-    Args:
-        folder: holds bundle.json, model.onnx and tokenizer.json.
-        threads: of ONNX Runtime, 0 for all cores.
-
-    Attributes:
-        content: bundle.json.
-        labels: names in the order of the model's outputs.
-        text_columns: names of the one or two texts of a row.
-
-    Raises:
-        ClassifyError: a file is missing or not the one that was written, this program does not know the format, or
-            onnxruntime is older than the model needs.
-    """
+    """A bundle that has been checked and loaded: `content` is bundle.json, with `labels` in the order of the model's
+    outputs; `session` runs the graph on so many threads, 0 for all cores. Raises ClassifyError where a file is missing,
+    not the one that was written, or cannot be loaded here."""
 
     def __init__(self, folder: str | os.PathLike, threads: int = 1):
         self.folder = Path(folder)
         self.content = read_content(self.folder)
-        self.labels: list[str] = self.content["labels"]
-        self.text_columns: list[str] = self.content["text_columns"]
-        check_runtime(self.content["provenance"]["minimum_onnxruntime"])
-        # What is loaded are the very bytes that were checked.
+        self.labels, self.text_columns = self.content["labels"], self.content["text_columns"]
         model, rules = (checked_bytes(self.folder, name, self.content) for name in (MODEL_FILE, TOKENIZER_FILE))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if threads == 1 else "true")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
-            self._session = onnxruntime.InferenceSession(
-                model, session_options(threads), providers=["CPUExecutionProvider"]
-            )
+            self.tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
+            self.session = onnxruntime.InferenceSession(model, session_options(threads), ["CPUExecutionProvider"])
         except Exception as error:  # both libraries raise kinds of their own
-            raise ClassifyError(
-                f"{self.folder} cannot be loaded with onnxruntime {onnxruntime.__version__} and "
-                f"tokenizers {tokenizers.__version__}: {str(error).splitlines()[0]}"
-            ) from error
+            versions = f"onnxruntime {onnxruntime.__version__} (1.20 is needed), tokenizers {tokenizers.__version__}"
+            said = f"{versions}: {str(error).splitlines()[0]}"
+            raise ClassifyError(f"{self.folder} cannot be loaded with {said}") from error
 
-    def logits(self, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    def logits(self, rows: Sequence[Row], batch_size: int = 1) -> np.ndarray:
         """The model's outputs, float32 (rows, labels), for rows of one or two texts. Rows of like length are computed
-        together, at most `batch_size` of them."""
+        together, at most `batch_size` of them; with more than one, an answer depends a little on the rows beside it."""
         pair = len(self.text_columns) == 2
-        encoded = self._tokenizer.encode_batch_fast([row if pair else row[0] for row in rows])
+        encoded = self.tokenizer.encode_batch_fast([row if pair else row[0] for row in rows])
         order = sorted(range(len(rows)), key=lambda place: len(encoded[place].ids))
         found = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for start in range(0, len(rows), batch_size):
             places = order[start : start + batch_size]
-            found[places] = self._session.run(None, self._inputs([encoded[place] for place in places]))[0]
+            found[places] = self.session.run(None, self.inputs([encoded[place] for place in places]))[0]
         return found
 
-    def probabilities(self, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> np.ndarray:
+    def probabilities(self, rows: Sequence[Row], batch_size: int = 1) -> np.ndarray:
         """Probability of every label, float64 (rows, labels)."""
         logits = self.logits(rows, batch_size).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """Logits of given token ids: int64 (batch, tokens) arrays by name; what the model does not take is left out."""
-        return self._session.run(None, {name: inputs[name] for name in self.content["inputs"]})[0]
-
-    def _inputs(self, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
-        """int64 (batch, tokens) arrays, padded to the longest row."""
+    def inputs(self, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
+        """int64 (batch, tokens) arrays of what the tokenizer gave, padded on the right to the longest row."""
         tokens = max(len(row.ids) for row in encoded)
-        given = {
-            "input_ids": np.full((len(encoded), tokens), self.content["pad_token_id"], dtype=np.int64),
-            "attention_mask": np.zeros((len(encoded), tokens), dtype=np.int64),
-            "token_type_ids": np.zeros((len(encoded), tokens), dtype=np.int64),
-        }
-        for number, row in enumerate(encoded):
-            for name, values in (
-                ("input_ids", row.ids),
-                ("attention_mask", row.attention_mask),
-                ("token_type_ids", row.type_ids),
-            ):
-                given[name][number, : len(row.ids)] = values
-        return {name: given[name] for name in self.content["inputs"]}
-
-
-# ---- what is checked before anything is loaded --------------------------------------------------------------------
+        for row in encoded:
+            row.pad(tokens, pad_id=self.content["rules"].get("pad_token_id", 0))
+        names = [item.name for item in self.session.get_inputs()]
+        return {name: np.array([getattr(row, PARTS[name]) for row in encoded], dtype=np.int64) for name in names}
 
 
 def read_content(folder: Path) -> dict[str, Any]:
     """bundle.json. Raises ClassifyError if it is missing, damaged or of another format."""
+    path = folder / BUNDLE_FILE
     try:
-        content = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise ClassifyError(f"{folder} holds no {BUNDLE_FILE}, so it is no bundle; check the path") from None
     except (OSError, ValueError) as error:
-        raise ClassifyError(f"{folder / BUNDLE_FILE} is damaged ({error}); copy or make the bundle anew") from None
+        raise ClassifyError(f"{path} is damaged ({error}); copy or make the bundle anew") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise ClassifyError(
-            f"{folder} is a bundle of format {version}, and this program reads {FORMAT_VERSION}; use "
-            "the classify.py that lies in the bundle, or make the bundle anew"
-        )
-    needed = {
-        "labels": list,
-        "text_columns": list,
-        "max_length": int,
-        "inputs": list,
-        "pad_token_id": int,
-        "files": dict,
-        "provenance": dict,
-    }
-    wrong = [name for name, kind in needed.items() if not isinstance(content.get(name), kind)]
-    if wrong or "minimum_onnxruntime" not in content["provenance"]:
-        raise ClassifyError(
-            f"{folder / BUNDLE_FILE} lacks {', '.join(wrong) or 'minimum_onnxruntime'}; copy or make the bundle anew"
-        )
+        said = f"is a bundle of format {version}, and this program reads {FORMAT_VERSION}"
+        raise ClassifyError(f"{folder} {said}; use the classify.py in the bundle, or make the bundle anew")
+    if wrong := [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]:
+        raise ClassifyError(f"{path} lacks {', '.join(wrong)}; copy or make the bundle anew")
     return content
 
 
@@ -164,30 +116,13 @@ def checked_bytes(folder: Path, name: str, content: dict[str, Any]) -> bytes:
     except OSError as error:
         raise ClassifyError(f"{folder / name} cannot be read ({error.strerror}); copy the bundle anew") from None
     if hashlib.sha256(found).hexdigest() != wanted.get("sha256"):
-        raise ClassifyError(
-            f"{folder / name} is damaged: {len(found):,} bytes whose checksum is not that of the "
-            f"{wanted.get('bytes', 0):,} bytes in {BUNDLE_FILE}; copy the bundle anew"
-        )
+        said = f"is damaged: its checksum is not the one in {BUNDLE_FILE}"
+        raise ClassifyError(f"{folder / name} {said}; copy the bundle anew")
     return found
 
 
-def check_runtime(minimum: str) -> None:
-    """Raises ClassifyError if the installed onnxruntime is older than `minimum`, as in "1.20"."""
-    if _numbers(onnxruntime.__version__) < _numbers(minimum):
-        raise ClassifyError(
-            f"this bundle needs onnxruntime {minimum} or newer, and {onnxruntime.__version__} is "
-            "installed; run: python -m pip install --upgrade onnxruntime"
-        )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    digits = ("".join(character for character in part if character.isdigit()) for part in version.split(".")[:3])
-    return tuple(int(part or 0) for part in digits)
-
-
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """How a bundle's graph is run: on so many threads (0 for all cores), which sleep between calls, with exact
-    products."""
+    """How a graph is run: on so many threads (0: all cores), which sleep between calls, with exact products."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what fails is raised
@@ -198,272 +133,165 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _adds_in_32_bits() -> bool:
-    """Whether products of 8-bit integers are known to be added in 32 bits: everywhere but on x86 without VNNI, which
-    adds pairs of them in 16 bits, where they may overflow. Systems that do not list what an x86 can are taken for one
-    without."""
+    """Whether products of 8-bit integers are known to be added in 32 bits: but on x86 without VNNI, where pairs of them
+    are added in 16 bits and may overflow. An x86 that does not list what it can is taken for one."""
     if platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686"):
         return True
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return "vnni" in file.read(BLOCK)
-    except OSError:
-        return False
+    return CPU_FILE.is_file() and "vnni" in CPU_FILE.read_text(encoding="utf-8", errors="replace")
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------------
+def read_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, str, bool]]:
+    """Number and text of every line of a byte stream as they come, and whether the next has to be waited for. Raises
+    ClassifyError at one that is not UTF-8 or longer than LONGEST_LINE bytes."""
+    number, rest, block = 0, b"", b"first"
+    while block:
+        block = stream.read1(BLOCK)
+        *whole, rest = (rest + block).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            raise ClassifyError(f"line {number + 1} is longer than {LONGEST_LINE:,} bytes; is this a text file?")
+        whole += [rest] * (rest != b"" and not block)
+        for left, line in enumerate(whole, 1 - len(whole)):
+            number += 1
+            try:
+                text = line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, text, left == 0
+            except UnicodeDecodeError as error:
+                said = f"line {number} is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})"
+                raise ClassifyError(f"{said}; convert the input, as with iconv -f latin1 -t utf-8") from None
 
 
-class Lines:
-    """Lines of a byte stream, decoded, as far as they have come; `number` is that of the last one given.
-
-    Raises (while iterating):
-        ClassifyError: a line is not UTF-8 or longer than LONGEST_LINE bytes.
-    """
-
-    def __init__(self, stream: io.BufferedIOBase):
-        self.number = 0
-        self._stream, self._rest, self._ended = stream, b"", False
-        self._waiting: collections.deque[bytes] = collections.deque()
-
-    @property
-    def drained(self) -> bool:
-        """Whether the next line would have to be waited for."""
-        return not self._waiting
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        while not self._waiting:
-            if self._ended:
-                raise StopIteration
-            self._read()
-        self.number += 1
-        line = self._waiting.popleft().removesuffix(b"\r")
-        try:
-            return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ClassifyError(
-                f"line {self.number} is not UTF-8 (byte {error.start + 1} is "
-                f"0x{line[error.start]:02x}); convert the input to UTF-8, as with iconv"
-            ) from None
-
-    def _read(self) -> None:
-        block = self._stream.read1(BLOCK)
-        if block:
-            *whole, self._rest = (self._rest + block).split(b"\n")
-            self._waiting.extend(whole)
-            if not whole and len(self._rest) > LONGEST_LINE:
-                raise ClassifyError(
-                    f"line {self.number + 1} is longer than {LONGEST_LINE:,} bytes; is this a text file?"
-                )
-        else:
-            self._ended = True
-            if self._rest:
-                self._waiting.append(self._rest)
-
-
-def tab_rows(lines: Lines, columns: Sequence[str]) -> Iterator[Row]:
-    """One row a line: the whole line, or its two texts with a tab between them."""
-    for line in lines:
+def tab_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tuple[Row, bool]]:
+    """One row a line: the whole line, or its two texts with a tab between them; and as `read_lines`."""
+    for number, line, last in read_lines(stream):
         row = (line,) if len(columns) == 1 else tuple(line.split("\t"))
         if len(row) != len(columns):
-            raise ClassifyError(
-                f"line {lines.number} has {len(row)} column{'s' * (len(row) > 1)} where "
-                f"{len(columns)} are needed: {' TAB '.join(columns)}"
-            )
-        yield row
+            needed = f"{len(columns)} are needed: {' TAB '.join(columns)}"
+            raise ClassifyError(f"line {number} has {len(row)} column{'s' * (len(row) > 1)} where {needed}")
+        yield row, last
 
 
-def csv_rows(lines: Lines, columns: Sequence[str]) -> Iterator[Row]:
-    """One row a record of CSV whose first record names the columns; blank lines are passed over."""
+def csv_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tuple[Row, bool]]:
+    """One row a record of CSV whose first record names the columns, without blank lines; and as `read_lines`."""
+    last = [False]
     csv.field_size_limit(LONGEST_LINE)
-    records = csv.reader(f"{line}\n" for line in lines)
+    records = csv.reader(f"{text}\n" for _, text, last[0] in read_lines(stream))
     try:
-        header = next(records, [])
-        absent = [name for name in columns if name not in header]
-        if absent:
-            raise ClassifyError(
-                f"the CSV has no column {absent[0]!r}, only {', '.join(header) or 'none'}; name the "
-                "text columns with --column"
-            )
+        header = [name.strip() for name in next(records, [])]
+        if absent := [name for name in columns if name not in header]:
+            named = f"no column {absent[0]!r}, only {', '.join(header) or 'none'}"
+            raise ClassifyError(f"the CSV has {named}; name the text columns with --column")
         places = [header.index(name) for name in columns]
-        for record in records:
-            if record and len(record) <= max(places):
-                raise ClassifyError(f"line {lines.number} has {len(record)} columns where the header has {len(header)}")
-            if record:
-                yield tuple(record[place] for place in places)
+        for record in filter(None, records):
+            if len(record) <= max(places):
+                found = f"{len(record)} columns where the header has {len(header)}"
+                raise ClassifyError(f"line {records.line_num} has {found}")
+            yield tuple(record[place] for place in places), last[0]
     except csv.Error as error:
-        raise ClassifyError(f"line {lines.number} cannot be read as CSV ({error})") from None
+        raise ClassifyError(f"line {records.line_num} cannot be read as CSV ({error})") from None
 
 
-def windows(rows: Iterable[Row], lines: Lines) -> Iterator[list[Row]]:
-    """Rows in groups: as many as have come, within bounds that keep memory constant. A row that cannot be read ends
-    them, after those before it."""
-    window: list[Row] = []
-    characters = 0
-    try:
-        for row in rows:
-            window.append(row)
-            characters += sum(map(len, row))
-            if lines.drained or len(window) == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
-                yield window
-                window, characters = [], 0
-    except ClassifyError:
-        if window:
-            yield window
-        raise
-    if window:
-        yield window
-
-
-# ---- answers ------------------------------------------------------------------------------------------------------
-
-
-def header_line(labels: Sequence[str]) -> str:
-    """Names of the columns that `answer_lines` gives."""
-    return "\t".join(["label", *map(_in_one_field, labels)]) + "\n"
-
-
-def answer_lines(bundle: Bundle, rows: Sequence[Row], batch_size: int = BATCH_SIZE) -> str:
-    """One line a row: its label and the probability of every label, separated by tabs."""
-    return "".join(
-        "\t".join([_in_one_field(bundle.labels[int(row.argmax())]), *(f"{value:.6f}" for value in row)]) + "\n"
-        for row in bundle.probabilities(rows, batch_size)
-    )
-
-
-def _in_one_field(text: str) -> str:
-    return " ".join(text.split())
+def answer_lines(bundle: Bundle, rows: Sequence[Row], batch_size: int = 1, header: bool = False) -> str:
+    """One line a row: its label and the probability of every label, separated by tabs; a header names them."""
+    labels = [" ".join(label.split()) for label in bundle.labels]
+    lines = [["label", *labels]] if header else []
+    if rows:
+        found = bundle.probabilities(rows, batch_size)
+        lines += [[labels[row.argmax()], *(f"{value:.6f}" for value in row)] for row in found]
+    return "".join("\t".join(line) + "\n" for line in lines)
 
 
 def classify_stream(
-    bundle: Bundle,
-    source: io.BufferedIOBase,
-    target: TextIO,
-    as_csv: bool,
-    columns: Sequence[str],
-    batch_size: int,
-    header: bool,
+    bundle: Bundle, source: io.BufferedIOBase, target: TextIO, as_csv: bool, columns: Sequence[str], batch_size: int = 1
 ) -> None:
-    """Writes an answer for every row of `source`, and writes out each window as soon as it is answered.
+    """Writes an answer for every row of `source`, those that have come together at once. Raises ClassifyError where a
+    row cannot be read, after the answers to those before it."""
+    rows = list[Row]()
+    try:
+        for row, last in (csv_rows if as_csv else tab_rows)(source, columns):
+            rows.append(row)
+            if last:
+                target.write(answer_lines(bundle, rows, batch_size))
+                target.flush()
+                rows.clear()
+    finally:
+        target.write(answer_lines(bundle, rows, batch_size))
 
-    Raises:
-        ClassifyError: a row cannot be read; the rows before it have been answered.
-    """
-    if header:
-        target.write(header_line(bundle.labels))
-        target.flush()
-    lines = Lines(source)
-    rows = csv_rows(lines, columns) if as_csv else tab_rows(lines, columns)
-    for window in windows(rows, lines):
-        target.write(answer_lines(bundle, window, batch_size))
-        target.flush()
+
+def predict_texts(folder: str | os.PathLike, texts: Sequence[str], threads: int = 1) -> str:
+    """What a bundle answers to rows of one text or, in turns, two. Raises ClassifyError."""
+    bundle = Bundle(folder, threads)
+    count, named = len(bundle.text_columns), ", ".join(bundle.text_columns)
+    if len(texts) % count:
+        raise ClassifyError(f"a row of this bundle has {count} texts ({named}), and {len(texts)} were given")
+    if wrong := [text for text in texts if text.encode(errors="ignore").decode() != text]:
+        raise ClassifyError(f"{wrong[0]!r} is not UTF-8; convert it, as with iconv")
+    rows = [tuple(texts[start : start + count]) for start in range(0, len(texts), count)]
+    return answer_lines(bundle, rows, header=True)
 
 
 def check(bundle: Bundle) -> str:
-    """What `--check` prints. Raises ClassifyError if a file is damaged, or if the model answers otherwise here than
-    where it was made."""
-    for name in bundle.content["files"]:
-        checked_bytes(bundle.folder, name, bundle.content)
-    stored = bundle.content.get("check", {"texts": [], "probabilities": []})
-    rows = [tuple(row) for row in stored["texts"]]
+    """What `--check` prints. Raises ClassifyError if a file is damaged, or the model answers otherwise than it did."""
+    content, stored = bundle.content, bundle.content.get("check", {"texts": [], "probabilities": []})
+    size = sum(len(checked_bytes(bundle.folder, name, content)) for name in content["files"]) / 1e6
     apart = 0.0
-    if rows:
-        apart = float(np.abs(bundle.probabilities(rows, 1) - np.array(stored["probabilities"])).max())
+    if rows := [tuple(row) for row in stored["texts"]]:
+        apart = float(np.abs(bundle.probabilities(rows) - np.array(stored["probabilities"])).max())
     if not apart <= CHECK_TOLERANCE:
-        raise ClassifyError(
-            f"this model's probabilities lie {apart:.3f} from those of the machine that made it; this "
-            "processor or this onnxruntime computes its integers otherwise"
-        )
-    size = sum(item["bytes"] for item in bundle.content["files"].values())
+        said = f"this model's probabilities lie {apart:.3f} from those of the machine that made it"
+        raise ClassifyError(f"{said}; this processor or this onnxruntime computes its integers otherwise")
     return (
-        f"{bundle.content['task']}: {len(bundle.content['files'])} files, {size / 1e6:.2f} MB, all as they were "
-        f"written\nlabels: {', '.join(bundle.labels)}\ntexts of a row: {', '.join(bundle.text_columns)}\n"
+        f"{content.get('task', 'model')}: {len(content['files'])} files, {size:.2f} MB, all as they were written\n"
+        f"labels: {', '.join(bundle.labels)}\ntexts of a row: {', '.join(bundle.text_columns)}\n"
         f"{len(rows)} texts answered as where the bundle was made (largest difference {apart:.4f})\n"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and gives its exit status: 0, 2 after an error in the input or bundle, 130 when stopped."""
+    """Runs the program; its exit status is 0, 2 after an error in the input or bundle, or 130 when stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("file", nargs="?", default="-", help="rows to classify (default: standard input)")
-    add(
-        "--format",
-        choices=("lines", "csv"),
-        help="how rows are written (default: csv if the file's name ends in .csv, else lines)",
-    )
-    add(
-        "--column",
-        action="append",
-        metavar="NAME",
-        help="text column of a CSV, given once for each text of a row (default: those of the bundle)",
-    )
-    add(
-        "--batch-size",
-        type=_positive,
-        default=BATCH_SIZE,
-        metavar="N",
-        help=f"rows of like length computed "
-        f"together (default: {BATCH_SIZE}); more is faster, but then an answer depends a little on the rows beside it",
-    )
-    add("--threads", type=_threads, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
+    add("--format", choices=("lines", "csv"), help="how rows are written (default: by the file's name)")
+    add("--column", action="append", metavar="NAME", help="text column of a CSV, once for each text of a row")
+    add("--batch-size", type=int, default=1, metavar="N", help="rows computed together, faster, a little less exact")
+    add("--threads", type=int, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
     add("--no-header", action="store_true", help="leave out the line that names the columns")
     add("--check", action="store_true", help="check every file and some answers, and classify nothing")
-    add(
-        "--bundle",
-        default=str(Path(__file__).resolve().parent),
-        metavar="DIR",
-        help="the bundle (default: the folder of this program)",
-    )
+    add("--bundle", default=Path(__file__).resolve().parent, metavar="DIR", help="the bundle (default: this folder)")
+    for stream in (sys.stdout, sys.stderr):  # a label or a file's name need not fit the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", newline="\n")
     options = parser.parse_args(arguments)
     try:
         return _run(options)
     except ClassifyError as error:
         print(f"classify: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of a pipe (head, less) had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         print(f"classify: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    return 2
 
 
 def _run(options: argparse.Namespace) -> int:
     bundle = Bundle(options.bundle, options.threads)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     if options.check:
         sys.stdout.write(check(bundle))
-        sys.stdout.flush()
         return 0
     columns = options.column or bundle.text_columns
     if len(columns) != len(bundle.text_columns):
-        raise ClassifyError(
-            f"--column names {', '.join(columns)}, and a row of this model has "
-            f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}"
-        )
+        needed = f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}"
+        raise ClassifyError(f"--column names {', '.join(columns)}, and a row of this model has {needed}")
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
-    source = cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb")
-    with source:
-        classify_stream(bundle, source, sys.stdout, as_csv, columns, options.batch_size, not options.no_header)
+    with cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb") as source:
+        if not options.no_header:
+            sys.stdout.write(answer_lines(bundle, [], header=True))
+            sys.stdout.flush()
+        classify_stream(bundle, source, sys.stdout, as_csv, columns, max(1, options.batch_size))
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 if __name__ == "__main__":

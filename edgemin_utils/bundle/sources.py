@@ -1,196 +1,126 @@
-"""What a bundle is made from: a float model of a study's stage, of a folder or of the hub, with its dev rows and its
-own answers to them."""
+"""What a bundle is made from: a model of a study's stage or of a plain folder, its dev rows and its answers to them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import pandas as pd
+from transformers import PretrainedConfig, PreTrainedModel
 
-from edgemin_utils import quantization
-from edgemin_utils.checkpoints import load_model
-from edgemin_utils.config import Settings, load_settings
-from edgemin_utils.data import TaskData, load_task_data
-from edgemin_utils.encoders import longest_input
-from edgemin_utils.errors import ModelError, StageError
-from edgemin_utils.evaluation import read_predictions
-from edgemin_utils.records import RECORD_FILE, Record, Run, open_chain, read_record
-from edgemin_utils.tasks import Task, custom_task, resolve_task
-from edgemin_utils.tokenization import load_tokenizer, tokenize
+from edgemin_utils.checkpoints import load_config
+from edgemin_utils.errors import ModelError, SettingError, StageError
+from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE
+from edgemin_utils.quantization.schemes import load_model, scheme_of
+from edgemin_utils.rows.labels import folded
+from edgemin_utils.rows.splits import TaskData, load_task_data
+from edgemin_utils.rows.tasks import Task, own_task_name
+from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows
+from edgemin_utils.settings import Settings, load_settings
+from edgemin_utils.study import Record, open_chain_folder, read_record
 from edgemin_utils.training import predict
 
-# Of a model that is no stage of a study, which would know both.
-DEFAULT_TASK, DEFAULT_MAX_LENGTH = "sst2", 128
+DEFAULTS = {"max_length": 128, "holdout_fraction": 0}  # of a model that is no stage of a study, which would know
 
 
 @dataclass(frozen=True)
 class BundleSource:
-    """A model that is to be bundled.
-
-    Attributes:
-        model: a float classifier in evaluation mode.
-        tokenizer: the model's, cut with its vocabulary where that was cut.
-        task: its columns; `labels` below, not the task's, are in the order of the model's outputs.
-        labels: label names in the order of the model's outputs.
-        max_length: most tokens of an input.
-        train: train rows with the task's text columns, to which 4-bit matrices are fitted.
-        dev: dev split -> rows with the task's text columns and `label`, a number in the order of `labels`.
-        logits: dev split -> what the model answers to those rows, float32 (rows, labels).
-        provenance: plain data for bundle.json; no path of this machine is in it.
-    """
+    """A float classifier to be bundled, with rows tokenized for it. `labels` are in the order of its outputs; `logits`
+    maps dev splits to float32 (rows, labels); `provenance` holds no path of this machine; `graph` is the folder of a
+    stage with an edge scheme; `synthetic`: it has learnt from the embedded corpora alone."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
+    rows: Rows
     labels: tuple[str, ...]
-    max_length: int
-    train: Dataset
-    dev: Mapping[str, Dataset]
     logits: Mapping[str, np.ndarray]
     provenance: Mapping[str, Any]
+    graph: Path | None = None
+    scheme: str = ""
+    synthetic: bool = False
 
 
 def open_source(model: str, task: str | None = None, overrides: Mapping[str, Any] | None = None) -> BundleSource:
-    """The model in a stage's folder, in another folder or behind a hub id.
-
-    Args:
-        task: whose dev rows the bundle is judged on; None takes the stage's own, or that of `task_file`, or SST-2.
-        overrides: settings that say where rows come from, as `data_dir`; a stage has its own.
-
-    Raises:
-        ModelError: there is no such model, it is quantized already, or its labels are not the task's.
-        SettingError: no such task or setting.
-        DataError: the rows cannot be read.
-        StageError: a stage's folder is given together with another task or other rows, or its rows have changed.
-    """
+    """The model in a stage's folder, which knows its rows, or in another or behind a hub id: then `task` and
+    `overrides` (settings, as `data_dir`) say which rows it is judged on. Raises ModelError for no float model with the
+    task's labels, SettingError where no task is named, StageError for a stage with another or whose rows changed."""
     folder = Path(model).expanduser()
-    run = open_chain(folder.resolve().parents[1]) if (folder / RECORD_FILE).is_file() else None
-    if run is not None:
-        return _stage_folder_source(run, folder.resolve(), task, dict(overrides or {}))
-    settings = load_settings("demo", {"max_length": DEFAULT_MAX_LENGTH, **(overrides or {})})
-    chosen = custom_task(settings) if settings.task_file and not task else resolve_task(settings, task or DEFAULT_TASK)
-    if quantization.scheme_of(folder):
-        raise ModelError(f"{model} holds weights that are integers already; bundle the float model that it came from")
-    loaded = quantization.load_model(folder) if folder.is_dir() else load_model(model)
-    return _plain_source(
-        loaded,
-        load_tokenizer(str(folder) if folder.is_dir() else model),
-        load_task_data(settings, chosen.name, 0),
-        settings,
-        {"source": folder.name if folder.is_dir() else model, "steps": [], "fingerprint": None},
+    if (folder / "record.json").is_file():
+        record = read_record(folder.resolve())
+        if asked := [f"task {task}"] * (task not in (None, record.task)) + list(overrides or {}):
+            said = f"is a stage of a study on {record.task} and knows its own rows"
+            raise StageError(f"{folder} {said}; leave out {', '.join(asked)}")
+        return stage_source(record)
+    settings = load_settings("demo", {**DEFAULTS, **(overrides or {})})
+    task = task or (own_task_name(settings.task_file) if settings.task_file else None)
+    if task is None:
+        raise SettingError(f"{model} is no stage of a study; name the rows to judge it on with --task or --task-file")
+    if scheme := scheme_of(folder):
+        raise ModelError(f"{model} was quantized by {scheme} already; bundle the float model that it came from")
+    name = str(folder) if folder.is_dir() else model
+    data = load_task_data(settings, task, 0)
+    labels, note = labels_of_outputs(load_config(name), data.task, model)
+    rows = _rows(loaded := load_model(name), name, data, settings)
+    logits = {split: predict(loaded, dev, rows.tokenizer) for split, dev in rows.dev.items()}
+    provenance = {"source": folder.name if folder.is_dir() else model, "rows": data.source, "note": note}
+    return BundleSource(loaded, rows, labels, logits, provenance)
+
+
+def stage_source(record: Record) -> BundleSource:
+    """The model of a finished stage; of one with an edge scheme its graph, and the float model that it came from.
+    Raises ModelError where there is none, StageError where dev rows have changed."""
+    chain, folder, scheme = open_chain_folder(record.folder.parent), record.folder, ""
+    if record.refused or record.kind == "scan":
+        why = record.refused or "a scan leaves none"
+        raise ModelError(f"{folder} holds no model ({why}); name the folder of a trained or pruned one")
+    if record.kind == "quantization":
+        name, _, scheme = record.model.rpartition("+")
+        folder, scheme = chain.folder / name, scheme.split(",")[0]
+        if not scheme.startswith("edge-"):
+            raise ModelError(f"{record.folder} holds integers already; bundle the float model it came from: {folder}")
+    model, data = load_model(folder), load_task_data(chain.settings, chain.task, chain.seed)
+    rows = _rows(model, str(folder), data, chain.settings)
+    stored, logits = pd.read_parquet(folder / PREDICTIONS_FILE), {}
+    for split, dev in data.dev.items():
+        own = stored[stored["split"] == split]
+        if own["row"].tolist() != list(dev["row"]) or own["label"].tolist() != list(dev["label"]):
+            raise StageError(f"the rows of {split} are not those that {folder} was judged on; run the study again")
+        logits[split] = own.filter(regex=r"^logit_\d+$").to_numpy(dtype=np.float32)
+    place, said = (
+        f"{chain.task}/seed-{chain.seed}",
+        {"rows": data.source, "fingerprint": read_record(folder).fingerprint},
     )
+    provenance = {"source": f"{place}/{record.model}", "float_source": f"{place}/{folder.name}", **said}
+    graph, synthetic = record.folder if scheme else None, chain.settings.data_source == "embedded"
+    return BundleSource(model, rows, data.task.labels, logits, provenance, graph, scheme, synthetic)
 
 
-def stage_source(run: Run, record: Record) -> BundleSource:
-    """The float model that a finished stage left, of these settings or of earlier ones.
-
-    Raises:
-        ModelError: the stage holds no model, or a quantized one; the message names what to bundle instead.
-        StageError: the chain's dev rows are no longer those that the stage was judged on.
-    """
-    folder, content = record.folder, record.content
-    if record.refused or not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder} holds no model{f' ({record.refused})' if record.refused else ''}; name the folder "
-            "of a trained or pruned one"
-        )
-    if quantization.scheme_of(folder):
-        raise ModelError(
-            f"{folder} holds weights that are integers already; bundle the float model that it came from: "
-            f"{run.stage_folder(content['source'])}"
-        )
-    model, tokenizer = quantization.load_model(folder), load_tokenizer(str(folder))
-    data = load_task_data(run.settings, run.task, run.seed)
-    longest = content["identity"]["settings"].get("max_length", run.settings.max_length)
-    return BundleSource(
-        model,
-        tokenizer,
-        data.task,
-        data.task.labels,
-        _longest(longest, model, tokenizer),
-        data.train,
-        data.dev,
-        {split: _stored_logits(folder, split, rows) for split, rows in data.dev.items()},
-        {
-            "source": f"{run.task}/seed-{run.seed}/{record.key}",
-            "steps": list(content["steps"]),
-            "profile": content["profile"],
-            "fingerprint": content["fingerprint"],
-            "rows": data.source,
-        },
-    )
+def _rows(model: PreTrainedModel, name: str, data: TaskData, settings: Settings) -> Rows:
+    few = data.train.select(range(min(settings.calibration_rows, len(data.train))))
+    return tokenize_rows(replace(data, train=few), load_tokenizer(name), settings.max_length, configs=[model.config])
 
 
-def _stage_folder_source(run: Run, folder: Path, task: str | None, overrides: Mapping[str, Any]) -> BundleSource:
-    record = read_record(folder)
-    if task not in (None, record.task) or overrides:
-        asked = f"task {task}" if task not in (None, record.task) else ", ".join(overrides)
-        raise StageError(f"{folder} is a stage of a study on {record.task} and knows its own rows; leave out {asked}")
-    return stage_source(run, record)
-
-
-def _plain_source(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-    settings: Settings,
-    provenance: Mapping[str, Any],
-) -> BundleSource:
-    labels = labels_of_outputs(model, data.task, provenance["source"])
-    numbers = {data.task.labels.index(name): place for place, name in enumerate(labels)}
-    dev = {
-        split: rows.cast_column("label", Value("int64")).map(lambda row: {"label": numbers[row["label"]]})
-        for split, rows in data.dev.items()
-    }
-    longest = _longest(settings.max_length, model, tokenizer)
-    logits = {
-        split: predict(model, tokenize(rows, tokenizer, data.task, longest)[0], tokenizer)
-        for split, rows in dev.items()
-    }
-    provenance = {**provenance, "rows": data.source}
-    return BundleSource(model, tokenizer, data.task, labels, longest, data.train, dev, logits, provenance)
-
-
-def labels_of_outputs(model: PreTrainedModel, task: Task, name: str) -> tuple[str, ...]:
-    """The task's label names in the order of the model's outputs: checkpoints order MNLI's labels otherwise. A model
-    whose labels have no names (LABEL_0, LABEL_1, ...) is taken to have the task's order.
-
-    Raises:
-        ModelError: the model has other labels than the task.
-    """
-    found = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-    known = {label.lower(): label for label in task.labels}
-    if len(found) == len(known) and all(label.startswith("LABEL_") for label in found):
-        return task.labels
-    if len(found) != len(known) or {label.lower() for label in found} != known.keys():
-        raise ModelError(
-            f"{name} answers with {', '.join(found)}, and the labels of {task.title} are "
-            f"{', '.join(task.labels)}; name the model's own task with --task"
-        )
-    return tuple(known[label.lower()] for label in found)
-
-
-def _stored_logits(folder: Path, split: str, rows: Dataset) -> np.ndarray:
-    """What the stage answered to its dev rows when it was made. Raises StageError if these are other rows."""
-    stored = read_predictions(folder, split)
-    if stored["row"].tolist() != list(rows["row"]) or stored["label"].tolist() != list(rows["label"]):
-        raise StageError(f"the rows of {split} are not those that {folder} was judged on; run the study again")
-    columns = [f"logit_{number}" for number in range(sum(name.startswith("logit_") for name in stored))]
-    return stored[columns].to_numpy(dtype=np.float32)
-
-
-def _longest(max_length: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    return min(max_length, longest_input(model), tokenizer.model_max_length)
-
-
-def texts_of(rows: Dataset, task: Task) -> list[tuple[str, ...]]:
-    """The one or two texts of every row, in order."""
-    return list(zip(*(rows[column] for column in task.text_columns), strict=True))
-
-
-def share_right(answers: np.ndarray, labels: Sequence[int]) -> float:
-    """Share of rows whose largest logit, of (rows, labels), is that of their label."""
-    return float((answers.argmax(axis=1) == np.asarray(labels)).mean())
+def labels_of_outputs(config: PretrainedConfig, task: Task, name: str) -> tuple[tuple[str, ...], str]:
+    """The task's label names in the order of the model's outputs, and what is to be said of it: names that say nothing
+    (LABEL_1) are taken by their numbers. Raises ModelError where they are not the task's or not numbered from 0."""
+    names = {int(number): str(label) for number, label in config.id2label.items()}
+    if config.problem_type == "multi_label_classification":
+        raise ModelError(f"{name} gives a row several labels at once; a bundle gives it one")
+    if sorted(names) != list(range(len(names))):
+        found = ", ".join(f"{number} {label}" for number, label in sorted(names.items()))
+        raise ModelError(f"config.json of {name} numbers its labels {found}; correct id2label, so that they start at 0")
+    given = [names[number] for number in range(len(names))]
+    numbers = [int(label[6:]) for label in given if re.fullmatch(r"LABEL_\d+", label)]
+    if sorted(numbers) == list(range(len(task.labels))) and len(given) == len(numbers):
+        labels = tuple(task.labels[number] for number in numbers)
+        meant = ", ".join(f"{label} is {meaning}" for label, meaning in zip(given, labels, strict=True))
+        return labels, f"the labels of {name} have no names and were taken by their numbers: {meant}"
+    # Spelling counts only where the task tells labels apart by it.
+    key = folded if len({folded(label) for label in task.labels}) == len(task.labels) else str
+    known = {key(label): label for label in task.labels}
+    if sorted(map(key, given)) != sorted(known):
+        theirs, ours = ", ".join(given), ", ".join(task.labels)
+        said = f"{name} answers with {theirs}, and the labels of {task.title} are {ours}"
+        raise ModelError(f"{said}; name its own rows with --task or --task-file")
+    return tuple(known[key(label)] for label in given), ""

@@ -1,177 +1,88 @@
-"""The QQP-like corpus: synthetic question pairs, about 37 % of them asking for the same thing.
+"""The QQP-like grammar: question pairs, 37 % of them two wordings of one question; the others change one thing, such as
+what is asked or done, a negation, a quantifier or the roles, and keep most words."""
 
-Each construction states one meaning in several wordings. Duplicates are two wordings of one meaning; the others change
-the meaning by one step that keeps most words: another thing is asked about the same entity in the same frame, two roles
-are swapped, a direction or an order is reversed, a negation or another quantifier comes in, or another entity.
-"""
+from collections.abc import Sequence
+from random import Random
 
-from collections.abc import Callable
+from edgemin_utils.corpus import lexicon as lex
+from edgemin_utils.corpus.lexicon import choose, choose_two, with_article, words
 
-import numpy as np
-
-from edgemin_utils.corpus import questions
-from edgemin_utils.corpus.grammar import Text, chance, choose, choose_common, choose_two, weighted
-
-COLUMNS = ("question1", "question2")
-LABELS = ("not_duplicate", "duplicate")
 SHARES = (0.63, 0.37)
-
-CONTEXT_SHARE = 0.3
-"""Share of the pairs whose two questions end in one common phrase."""
-
-OTHER_ENTITY_SHARE = 0.12
-"""Share of the non-duplicates on one entity that ask the same about another entity."""
-
-LEAN = 1.0
-"""How much more often the first meaning of a construction occurs in duplicates than the second, third, ... (Zipf).
-
-If every meaning were as likely in both classes, each word alone would say exactly nothing, and a small transformer
-trained from scratch would have no gradient to start from. The lean gives it a foothold; see also ORDERED_SHARE.
-"""
-
-ORDERED_SHARE = 0.75
-"""Share of the pairs that are in the order of the tables: the earlier meaning asked first, or x before y."""
-
 Pair = tuple[str, str]
+FOODS = tuple(kind for name in words("fruit vegetable dessert drink") for kind in lex.KINDS[name])
+THINGS = tuple(kind for kinds in lex.KINDS.values() for kind in kinds if kind not in FOODS)
+PEOPLE, PLACES = (tuple(word for topic in lex.TOPICS for word in topic[side]) for side in (0, 1))
+BEASTS = tuple(f"{animal}s" for animal in lex.ANIMALS if animal not in ("sheep", "goose", "wolf", "fox", "moose"))
 
-
-def two_meanings(rng: np.random.Generator, meanings: tuple[tuple[str, ...], ...], duplicate: bool) -> tuple[str, str]:
-    """Draw two wordings, of one meaning or of two."""
-    if duplicate:
-        return choose_two(rng, choose_common(rng, meanings, LEAN))
-    first, second = choose_two(rng, range(len(meanings)))
-    if (first > second) == chance(rng, ORDERED_SHARE):
-        first, second = second, first
-    # The same position in two meanings is often the same frame: overlap without agreement.
-    if chance(rng, 0.4):
-        position = int(rng.integers(min(len(meanings[first]), len(meanings[second]))))
-        return meanings[first][position], meanings[second][position]
-    return choose(rng, meanings[first]), choose(rng, meanings[second])
-
-
-def about_entity(
-    rng: np.random.Generator, duplicate: bool, entities: tuple[str, ...], meanings: tuple[tuple[str, ...], ...]
-) -> Pair:
-    """What is asked about one thing or place."""
-    entity, other = choose_two(rng, entities)
-    if not duplicate and chance(rng, OTHER_ENTITY_SHARE):
-        first, second = choose_two(rng, choose(rng, meanings))
-        return first.format(x=entity), second.format(x=other)
-    first, second = two_meanings(rng, meanings, duplicate)
-    return first.format(x=entity), second.format(x=entity)
-
-
-def things(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """What is asked about a thing."""
-    return about_entity(rng, duplicate, questions.THINGS, questions.THING_MEANINGS)
-
-
-def places(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """What is asked about a place."""
-    return about_entity(rng, duplicate, questions.PLACES, questions.PLACE_MEANINGS)
-
-
-def errands(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """How, where or when to do something with a thing; both the question word and the deed must agree."""
-    thing = choose(rng, questions.THINGS)
-    if chance(rng, 0.5):
-        first, second = two_meanings(rng, questions.ASKING, duplicate)
-        deed = choose(rng, choose(rng, questions.ACTIONS))
-        return f"{first} {deed} a {thing}", f"{second} {deed} a {thing}"
-    first, second = two_meanings(rng, questions.ACTIONS, duplicate)
-    asking = choose(rng, choose(rng, questions.ASKING))
-    return f"{asking} {first} a {thing}", f"{asking} {second} a {thing}"
-
-
-def two_slots(
-    rng: np.random.Generator,
-    duplicate: bool,
-    left: tuple[str, ...],
-    right: tuple[str, ...],
-    meanings: tuple[tuple[str, ...], ...],
-) -> Pair:
-    """A question with two places to fill, both filled alike; a non-duplicate asks something else of them."""
-    x, y = choose(rng, left), choose(rng, right)
-    first, second = two_meanings(rng, meanings, duplicate)
-    return first.format(x=x, y=y), second.format(x=x, y=y)
-
-
-def likings(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Why a group of people likes something, or dislikes it."""
-    return two_slots(rng, duplicate, questions.GROUPS, questions.PLEASURES, questions.LIKING)
-
-
-def health(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Whether a food is good or bad for an organ."""
-    return two_slots(rng, duplicate, questions.FOODS, questions.ORGANS, questions.HEALTH)
-
-
-def amounts(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Whether all, some or none of a group do something."""
-    return two_slots(rng, duplicate, questions.GROUPS, questions.TRAITS, questions.AMOUNTS)
-
-
-def two_roles(
-    rng: np.random.Generator, duplicate: bool, entities: tuple[Pair, ...], wordings: tuple[str, ...], **fixed: str
-) -> Pair:
-    """Two entities of which the order matters; a non-duplicate has them swapped."""
-    x, y = choose(rng, entities)
-    if not chance(rng, ORDERED_SHARE):
-        x, y = y, x
-    if duplicate:
-        first, second = choose_two(rng, wordings)
-        return first.format(x=x, y=y, **fixed), second.format(x=x, y=y, **fixed)
-    return choose(rng, wordings).format(x=x, y=y, **fixed), choose(rng, wordings).format(x=y, y=x, **fixed)
-
-
-def directions(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """From one of two to the other: units, languages and the like."""
-    return two_roles(rng, duplicate, *choose(rng, questions.DIRECTIONS))
-
-
-def comparisons(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Which of two rivals has more of a quality, said as more or as less."""
-    more, less = choose(rng, questions.QUALITIES)
-    return two_roles(rng, duplicate, questions.RIVALS, questions.COMPARING, more=more, less=less)
-
-
-def causes(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Whether one thing causes the other."""
-    return two_roles(rng, duplicate, questions.CAUSES, questions.CAUSING)
-
-
-def orders(rng: np.random.Generator, duplicate: bool) -> Pair:
-    """Which of two deeds of a routine comes first."""
-    return two_roles(rng, duplicate, questions.ROUTINES, questions.ORDERING)
-
-
-Construction = Callable[[np.random.Generator, bool], Pair]
-CONSTRUCTIONS: tuple[tuple[Construction, float], ...] = (
-    (things, 0.18),
-    (places, 0.18),
-    (errands, 0.1),
-    (likings, 0.15),
-    (health, 0.15),
-    (amounts, 0.12),
-    (directions, 0.04),
-    (comparisons, 0.04),
-    (causes, 0.02),
-    (orders, 0.02),
+# Meanings that are mistaken for each other, each in several wordings.
+ASKING = (
+    (words("how_do_i how_can_i what_is_the_best_way_to"), words("where_do_i where_can_i what_is_the_best_place_to")),
+    (words("when_do_i when_can_i what_is_the_best_time_to"), words("why_do_i why_should_i what_is_the_reason_to")),
 )
+DOING = (
+    (words("buy purchase get"), words("sell auction trade")),
+    (words("repair fix mend"), words("break damage wreck")),
+    (words("keep store hold"), words("lend rent share")),
+    (words("clean wash polish"), words("build assemble make")),
+)
+LIKING = (words("like love enjoy not_dislike not_hate"), words("dislike hate detest not_like not_enjoy"))
+SHARE = tuple(map(words, ("all every_one_of_the", "most a_majority_of_the", "some at_least_some", "no not_one_of_the")))
+TRAITS = words("bite swim dream sleep fly snore climb jump travel sing hunt hide sneeze dance jog read")
+TRAVELLING = ("how do i travel from {x} to {y}", "how can i get from {x} to {y}", "how do i get to {y} from {x}")
+COMPARING = ("is {x} better than {y}", "do people like {x} more than {y}", "is {y} worse than {x}")
 
 
-def draw(rng: np.random.Generator, label: int) -> Text:
-    """Draw one pair.
+def two_of(random: Random, meanings: Sequence[Sequence[str]], same: bool) -> Pair:
+    """Two wordings of one meaning, or one of each of two; early meanings lean to one class, to give a model a start."""
+    if same:
+        return choose_two(random, choose(random, meanings, 1.8))
+    left, right = sorted(choose_two(random, range(len(meanings))))[:: 1 if random.random() < 0.85 else -1]
+    return choose(random, meanings[left]), choose(random, meanings[right])
 
-    Args:
-        rng: source of the draws.
-        label: 0 for two meanings, 1 for two wordings of one meaning.
 
-    Returns:
-        (question1, question2), lower-case, without the question mark, 4 to about 14 words each.
-    """
-    first, second = weighted(rng, CONSTRUCTIONS)(rng, label == 1)
-    if chance(rng, CONTEXT_SHARE):
-        context = choose(rng, questions.CONTEXTS)
-        first, second = f"{first} {context}", f"{second} {context}"
+def errands(random: Random, same: bool) -> Pair:
+    """How, where, when or why to do something with a thing, in other words for the one or the other."""
+    other_thing = not same and random.random() < 0.06
+    asking, doing = choose(random, ASKING), choose(random, DOING)
+    asked, done = (choose(random, choose(random, asking)),) * 2, (choose(random, choose(random, doing)),) * 2
+    if random.random() < 0.5:
+        asked = two_of(random, asking, same or other_thing)
+    else:
+        done = two_of(random, doing, same or other_thing)
+    adjective = f"{choose(random, lex.NEGATIVE + lex.POSITIVE)} " if random.random() < 0.15 else ""
+    things = [with_article(adjective + thing) for thing in choose_two(random, THINGS)]
+    return f"{asked[0]} {done[0]} {things[0]}", f"{asked[1]} {done[1]} {things[other_thing]}"
+
+
+def tastes(random: Random, same: bool) -> Pair:
+    """Whether people like or dislike something."""
+    (first, second), who, what = two_of(random, LIKING, same), choose(random, PEOPLE), choose(random, FOODS)
+    return f"why do {who}s {first} {what}", f"why do {who}s {second} {what}"
+
+
+def shares(random: Random, same: bool) -> Pair:
+    """Whether all, most, some or no animals do something."""
+    (first, second), rest = two_of(random, SHARE, same), f"{choose(random, BEASTS)} {choose(random, TRAITS)}"
+    return f"do {first} {rest}", f"is it true that {second} {rest}"
+
+
+def roles(random: Random, same: bool) -> Pair:
+    """From one place to another, or one thing better than another: a swap changes the question."""
+    wordings, x, y = choose(random, ((TRAVELLING, lex.CITIES, lex.COUNTRIES), (COMPARING, FOODS, THINGS)))
+    one, other = (choose(random, x), choose(random, y))[:: 1 if random.random() < 0.88 else -1]
+    first, second = choose_two(random, wordings)
+    return first.format(x=one, y=other), second.format(x=one if same else other, y=other if same else one)
+
+
+WEIGHTS = {errands: 34, tastes: 27, shares: 33, roles: 6}
+
+
+def draw(random: Random, label: int) -> Pair:
+    """Draw two lower-case questions of 4 to about 14 words; label 1 is a duplicate."""
+    (construction,) = random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    first, second = construction(random, label == 1)
+    if random.random() < 0.18:
+        where = choose(random, (f"in {choose(random, lex.CITIES)}", f"near the {choose(random, PLACES)}"))
+        ending = choose(random, (where, f"asks {choose(random, lex.NAMES)}", f"asks the {choose(random, PEOPLE)}"))
+        return f"{first} {ending}", f"{second} {ending}"
     return first, second

@@ -1,123 +1,54 @@
-r"""MLKD-BERT (Zhang et al. 2024): features and relations at several levels, in two stages.
+"""MLKD-BERT (Zhang et al. 2024): features and relations at several levels, in two stages.
 
-Stage one, with student layer n learning from teacher layer m, evenly spread:
+Stage one, layers evenly spread: similarities of the embeddings' tokens (L_EMB), and of the heads' outputs, split into
+parts so that head counts may differ (L_MHA); errors of the layers' outputs (L_FFN). Stage two: similarities of the
+batch's rows by their last [CLS] vectors (L_SS), supervised contrast of them (L_SC), soft targets (L_KD).
 
-.. math:: L_1 = L_{EMB} + L_{MHA} + L_{FFN}
-
-- :math:`L_{EMB}`: mean KL between the token similarities :math:`\mathrm{softmax}(E E^\top / \sqrt{d})` of the
-  embeddings;
-- :math:`L_{MHA}`: the same between the outputs of the attention heads, split into A_s parts, so that head counts may
-  differ ("MHA-split"), summed over the layers;
-- :math:`L_{FFN}`: :math:`\sum_n \mathrm{MSE}(H^S_n W_h, H^T_m)` between the layers' outputs.
-
-Stage two:
-
-.. math:: L_2 = L_{SS} + L_{SC} + L_{KD}
-
-- :math:`L_{SS}`: mean KL between the similarities of the batch's rows, from their last [CLS] vectors;
-- :math:`L_{SC}`: supervised InfoNCE over 2b such vectors, rows of one label being positives;
-- :math:`L_{KD}`: soft targets.
-
-Deviations: A_s is the student's number of heads where that divides the teacher's, as published, else their greatest
-common divisor. The 2b vectors of :math:`L_{SC}` are taken to be the teacher's and the student's of the batch, at
-temperature 0.1 (Khosla et al. 2020). Projections are learned only where sizes differ. :math:`L_{KD}` stands beside
-the labels as in all objectives here; `soft_target_weight` 1 leaves them out.
-"""
+Deviations: the parts are the greatest common divisor of both head counts (as published where the student's divides the
+teacher's); L_SC has the batch's 2b vectors, at temperature 0.1 (Khosla et al. 2020); projections are learned only where
+sizes differ; L_KD stands beside the labels."""
 
 import math
+from typing import Any
 
-import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-from edgemin_utils.distillation.losses import (
-    contrastive_loss,
-    hidden_state_error,
-    relation_divergence,
-    relation_scores,
-    sample_divergence,
-    sum_of_terms,
-)
-from edgemin_utils.distillation.objective import Lesson, Objective, in_full_precision, student_states, uniform_layers
-from edgemin_utils.distillation.soft_targets import answer_loss
+from edgemin_utils.distillation import losses
+from edgemin_utils.distillation.objective import Objective, named, total, uniform_layers
+from edgemin_utils.distillation.teacher import States, Teacher
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.training import Batch, Phase
 
 CONTRASTIVE_TEMPERATURE = 0.1
-
-
-def own_relations(teacher: torch.Tensor, student: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Tensor:
-    """`relation_divergence` of the relations of two states, (batch, tokens, hidden) each, with themselves."""
-    return relation_divergence(relation_scores(teacher, teacher, heads), relation_scores(student, student, heads), mask)
+LAST = "cls.-1"
 
 
 class MultiLevel(Objective):
     """Token relations and hidden states, then row relations and soft targets."""
 
-    def signals(self, lesson: Lesson) -> tuple[str, ...]:
-        layers = uniform_layers(lesson.teacher, lesson.student)
-        return (
-            "logits",
-            "embeddings",
-            f"cls.{len(encoder_layers(lesson.teacher)) - 1}",
-            *dict.fromkeys(f"{state}.{other}" for _, other in layers for state in ("context", "hidden")),
-        )
+    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+        layers = uniform_layers(teacher.model, student)
+        ours, others = ([layer.num_heads for layer in encoder_layers(model)] for model in (student, teacher.model))
+        project, project_rows = (self.projection(student, state, teacher, state) for state in ("hidden.0", LAST))
 
-    def phases(self, lesson: Lesson) -> list[Phase]:
-        return [self._tokens(lesson), self._rows(lesson)]
+        def of_tokens(own: States, theirs: States, batch: Batch) -> Any:
+            mask, heads, hidden = batch["attention_mask"], [], []
+            for layer, other in layers:
+                parts = math.gcd(ours[layer], others[other])
+                heads.append(losses.own_divergence(theirs[f"context.{other}"], own[f"context.{layer}"], parts, mask))
+                projected = project(own[f"hidden.{layer}"])
+                hidden.append(losses.hidden_state_error(theirs[f"hidden.{other}"], projected, mask))
+            embeddings = losses.own_divergence(theirs["embeddings"], own["embeddings"], 1, mask)
+            found = {"embeddings": embeddings, "attention heads": total(heads), "hidden states": total(hidden)}
+            return total(found.values()), found
 
-    def _tokens(self, lesson: Lesson) -> Phase:
-        settings, layers = lesson.settings, uniform_layers(lesson.teacher, lesson.student)
-        teacher_heads, heads = (
-            [layer.num_heads for layer in encoder_layers(model)] for model in (lesson.teacher, lesson.student)
-        )
-        splits = [math.gcd(heads[own], teacher_heads[other]) for own, other in layers]
-        project = lesson.projection("hidden.0", "hidden.0")
-        names = ["embeddings", *(f"{state}.{own}" for own, _ in layers for state in ("context", "hidden"))]
-
-        def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            _, states = student_states(model, batch, names)
-            teacher, mask = lesson.signals(batch), batch["attention_mask"]
-            with in_full_precision(batch):
-                embeddings = own_relations(teacher["embeddings"], states["embeddings"], 1, mask)
-                heads = sum_of_terms(
-                    own_relations(teacher[f"context.{other}"], states[f"context.{own}"], count, mask)
-                    for (own, other), count in zip(layers, splits, strict=True)
-                )
-                hidden = sum_of_terms(
-                    hidden_state_error(teacher[f"hidden.{other}"], project(states[f"hidden.{own}"]), mask)
-                    for own, other in layers
-                )
-            return embeddings + heads + hidden, {
-                "embeddings": embeddings,
-                "attention heads": heads,
-                "hidden states": hidden,
-            }
-
-        return Phase(
-            "token relations",
-            settings.distillation_epochs,
-            settings.distillation_learning_rate,
-            loss,
-            evaluates=False,
-            projections=project,
-        )
-
-    def _rows(self, lesson: Lesson) -> Phase:
-        settings = lesson.settings
-        own, theirs = (f"cls.{len(encoder_layers(model)) - 1}" for model in (lesson.student, lesson.teacher))
-        project = lesson.projection(own, theirs)
-
-        def loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            logits, states = student_states(model, batch, [own])
-            teacher, labels = lesson.signals(batch), batch["labels"]
-            with in_full_precision(batch):
-                answers, parts = answer_loss(
-                    teacher["logits"], logits, labels, settings.temperature, settings.soft_target_weight
-                )
-                similarity = sample_divergence(teacher[theirs], states[own])
-                contrast = contrastive_loss(teacher[theirs], project(states[own]), labels, CONTRASTIVE_TEMPERATURE)
+        def of_rows(own: States, theirs: States, batch: Batch) -> Any:
+            answers, parts = self.answers(own, theirs, batch)
+            similarity = losses.sample_divergence(theirs[LAST], own[LAST])
+            projected = project_rows(own[LAST])
+            contrast = losses.contrastive_loss(theirs[LAST], projected, batch["labels"], CONTRASTIVE_TEMPERATURE)
             return answers + similarity + contrast, {**parts, "row similarity": similarity, "row contrast": contrast}
 
-        return Phase(
-            "row relations", settings.prediction_epochs, settings.prediction_learning_rate, loss, projections=project
-        )
+        own, theirs = (["embeddings", *named(["context", "hidden"], numbers)] for numbers in zip(*layers, strict=True))
+        tokens = self.phase("token relations", teacher, of_tokens, own, theirs, project, "first")
+        return [tokens, self.phase("row relations", teacher, of_rows, ["logits", LAST], None, project_rows, "last")]

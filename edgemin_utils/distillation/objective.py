@@ -1,70 +1,68 @@
-"""What every objective has in common: its shape, the student's states, maps between layers, learned projections."""
+"""What an objective is: what a student matches of its teacher, and in which phases. One of one's own, whole:
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+    class LastHidden(Objective):
+        states = ("logits", "hidden.-1")  # of both models, named as in `encoders.captured_states`
+        def loss(self, student, teacher, batch):
+            error = hidden_state_error(teacher["hidden.-1"], student["hidden.-1"], batch["attention_mask"])
+            return error + label_divergence(student["logits"], batch["labels"])
+    register("last-hidden", LastHidden)
+
+It trains for all epochs; one of several phases, or with learned projections, overrides `phases`."""
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from edgemin_utils.config import Settings
-from edgemin_utils.distillation.losses import full_precision
-from edgemin_utils.encoder_states import captured_states, state_width
-from edgemin_utils.encoders import encoder_layers
-from edgemin_utils.errors import MethodRefused, StageError
-from edgemin_utils.training import Batch, Phase, model_inputs
+from edgemin_utils.distillation.losses import label_divergence, relation_scores, soft_target_divergence
+from edgemin_utils.distillation.teacher import States, Teacher, student_states
+from edgemin_utils.encoders import encoder_layers, state_width
+from edgemin_utils.errors import MethodRefused, SettingError
+from edgemin_utils.names import register_method
+from edgemin_utils.settings import Settings, nearest
+from edgemin_utils.training import Batch, LossFunction, Phase, label_loss
 
-# batch -> named teacher signals of the batch's rows (see teacher_signals)
-SignalSource = Callable[[Batch], Mapping[str, torch.Tensor]]
-
-
-def no_signals(batch: Batch) -> Mapping[str, torch.Tensor]:
-    """Stands in place of `teacher_signals.signal_source` while only the fit of teacher and student is checked.
-
-    Raises:
-        StageError: always: a loss was computed in a lesson without a teacher's signals.
-    """
-    raise StageError("this lesson has no teacher signals; give it a source of them (teacher_signals.signal_source)")
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One student and its teacher.
-
-    Attributes:
-        settings: of the student's stage.
-        teacher, student: classifiers over one vocabulary.
-        signals: where the teacher's signals of a batch come from; `no_signals` while only the fit of the two is
-            checked.
-        seed: of learned projections.
-    """
-
-    settings: Settings
-    teacher: nn.Module
-    student: nn.Module
-    signals: SignalSource = no_signals
-    seed: int = 0
-
-    @property
-    def epochs(self) -> float:
-        """Of both phases together, for an objective that has one."""
-        return self.settings.distillation_epochs + self.settings.prediction_epochs
-
-    def projection(self, state: str, teacher_state: str) -> nn.Module:
-        """A matrix from a student state to a teacher state (names as in `encoder_states.captured_states`), drawn
-        from the seed. Where the two have one size nothing is projected and nothing learned."""
-        size, wanted = state_width(self.student, state), state_width(self.teacher, teacher_state)
-        if size == wanted:
-            return nn.Identity()
-        linear = nn.Linear(size, wanted, bias=False)
-        generator = torch.Generator().manual_seed(self.seed)
-        nn.init.normal_(linear.weight, std=size**-0.5, generator=generator)
-        return linear
+# Name -> "module:class" in this folder, or the class of an objective of one's own.
+IMPLEMENTATIONS: dict[str, Any] = {
+    **dict.fromkeys(("none", "none-pretrained"), "objective:NoDistillation"),
+    "logits": "objective:SoftTargets",
+    "distilbert": "hidden_states:LastHiddenStates",
+    "pkd": "hidden_states:PatientSkip",
+    "pkd-last": "hidden_states:PatientLast",
+    "tinybert": "hidden_states:AllLayers",
+    "minilm": "relations:AttentionAndValues",
+    "minilmv2": "relations:Relations",
+    "mlkd": "mlkd:MultiLevel",
+    "shd": "shd:SqueezedHeads",
+}
+# (student's states, teacher's states, batch) -> loss, or (loss, named parts of it), in full precision
+Comparison = Callable[[States, States, Batch], Any]
 
 
-@dataclass(frozen=True)
-class RelationView:
-    """Which relations an objective matches, for looking at them: pairs of projections, how many heads, which layers."""
+def find_objective(name: str, settings: Settings, seed: int = 0) -> "Objective":
+    """The objective of that name, for a stage's settings; raises SettingError if unknown."""
+    if name not in IMPLEMENTATIONS:
+        raise SettingError(f"unknown distillation objective {name!r}; {nearest(name, IMPLEMENTATIONS)}")
+    found = IMPLEMENTATIONS[name]
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        found = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return found(settings, seed)
+
+
+def register(name: str, objective: type["Objective"], settings: Sequence[str] = ()) -> None:
+    """Makes an objective of one's own known by a name for `models`; `settings` are what it feels beside epochs and
+    learning rates. Raises SettingError as `names.register_method`."""
+    register_method(name, "distillation", objective, settings)
+    IMPLEMENTATIONS[name] = objective
+
+
+class RelationView(NamedTuple):
+    """Which relations an objective matches, for looking at them; layers count from 0."""
 
     pairs: tuple[str, ...]
     heads: int
@@ -72,57 +70,137 @@ class RelationView:
     student_layer: int
 
 
-class Objective(ABC):
-    """What a student learns from."""
+class Objective:
+    """What a student learns from, under a stage's `settings`; `seed` draws learned projections. `states` are what
+    `loss` sees of both models: "logits", or names as in `encoders.captured_states`."""
 
-    def signals(self, lesson: Lesson) -> tuple[str, ...]:
-        """Names of the teacher signals needed: "logits", "query.5", ... (layers counted from 0)."""
-        return ()
+    states: Sequence[str] = ("logits",)
 
-    @abstractmethod
-    def phases(self, lesson: Lesson) -> list[Phase]:
-        """The training phases. Raises MethodRefused where teacher and student do not fit the objective."""
+    def __init__(self, settings: Settings, seed: int = 0):
+        self.settings, self.seed = settings, seed
 
-    def relations(self, lesson: Lesson) -> RelationView | None:
+    def loss(self, student: States, teacher: States, batch: Batch) -> Any:
+        """The loss of a batch, or (loss, named parts of it), from the `states` of both models: logits (batch, labels),
+        others (batch, tokens, size). A text without a label has -1 in batch["labels"]."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither `loss` nor `phases`")
+
+    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+        """The training phases; here one, of `loss`. Raises MethodRefused where teacher and student do not fit."""
+        return [self.phase("distillation", teacher, self.loss, self.states)]
+
+    def relations(self, teacher: Teacher, student: PreTrainedModel) -> RelationView | None:
         """The relations between tokens that it matches, if it does."""
         return None
 
+    def phase(
+        self,
+        name: str,
+        teacher: Teacher,
+        compare: Comparison,
+        own: Sequence[str],
+        theirs: Sequence[str] | None = None,
+        projections: nn.Module | None = None,
+        part: str = "whole",
+    ) -> Phase:
+        """A phase in which `compare` sees the student's states `own` and the teacher's `theirs` (None: the same names),
+        and learns `projections` too. `part` is "first" (what is inside the model), "last" (the answers) or "whole"."""
+        settings, signals = self.settings, teacher.signals(own if theirs is None else theirs)
+        epochs = {"first": settings.distillation_epochs, "last": settings.prediction_epochs}
+        rate = settings.distillation_learning_rate if part == "first" else settings.prediction_learning_rate
 
-def student_states(
-    model: nn.Module, batch: Batch, names: Sequence[str]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits (batch, labels) and the named states of one forward pass, in float32 or float64."""
-    with captured_states(model, names) as states:
-        logits = model(**model_inputs(model, batch)).logits
-    return full_precision(logits), {name: full_precision(states[name]) for name in names}
+        def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            student = student_states(model, batch, own)
+            # Autocast, where training uses it, is for the models alone.
+            with torch.autocast(batch["input_ids"].device.type, enabled=False):
+                found = compare(student, signals(batch), batch)
+            return found if isinstance(found, tuple) else (found, {})
+
+        phase = Phase(
+            name, epochs.get(part, sum(epochs.values())), rate, loss, part != "first", None, projections, True
+        )
+        by_token = any(state != "logits" and not state.startswith("cls.") for state in own)
+        return replace(phase, check=teacher.require_same_tokens) if by_token else phase
+
+    def beside_answers(
+        self, what: str, teacher: Teacher, inner: Comparison, *states: Sequence[str], project: Any = None
+    ) -> list[Phase]:
+        """A phase of the answers plus `intermediate_weight` times a distance, called `what`, of both models' states."""
+
+        def compare(student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            (loss, parts), distance = self.answers(student, teacher, batch), inner(student, teacher, batch)
+            return loss + self.settings.intermediate_weight * distance, {**parts, what: distance}
+
+        own, theirs = (["logits", *names] for names in states)
+        return [self.phase(f"soft targets and {what}", teacher, compare, own, theirs, project)]
+
+    def answers(self, student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`soft_target_weight` times the soft targets plus the rest times the labels, from logits (batch, labels), and
+        these two parts (Hinton et al. 2015, section 2)."""
+        soft = soft_target_divergence(teacher["logits"], student["logits"], self.settings.temperature)
+        hard, weight = label_divergence(student["logits"], batch["labels"]), self.settings.soft_target_weight
+        return weight * soft + (1 - weight) * hard, {"soft targets": soft, "labels": hard}
+
+    def soft_targets(self, teacher: Teacher, part: str = "last") -> Phase:
+        """The phase of `answers`, which ends every objective of two phases."""
+        return self.phase("soft targets", teacher, self.answers, ["logits"], part=part)
+
+    def projection(self, student: PreTrainedModel, own: str, teacher: Teacher, theirs: str) -> nn.Module:
+        """A matrix from a student state to a teacher state, drawn from the seed; the identity where sizes are equal."""
+        size, wanted = state_width(student, own), state_width(teacher.model, theirs)
+        if size == wanted:
+            return nn.Identity()
+        linear = nn.Linear(size, wanted, bias=False)
+        nn.init.normal_(linear.weight, std=size**-0.5, generator=torch.Generator().manual_seed(self.seed))
+        return linear
 
 
-def in_full_precision(batch: Batch) -> torch.autocast:
-    """Context in which a batch's losses are computed: autocast, where training uses it, is for the models alone.
+class NoDistillation(Objective):
+    """Fine-tuning alone, for as many epochs as a distilled student gets in all: every comparison's baseline."""
 
-    Args:
-        batch: tensors (batch, tokens); only their device matters.
-    """
-    return torch.autocast(batch["input_ids"].device.type, enabled=False)
+    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+        epochs = self.settings.distillation_epochs + self.settings.prediction_epochs
+        return [Phase("labels", epochs, self.settings.prediction_learning_rate, label_loss)]
 
 
-def uniform_layers(teacher: nn.Module, student: nn.Module) -> list[tuple[int, int]]:
-    """(student layer, teacher layer) of every student layer, evenly spread, the last on the last.
+class SoftTargets(Objective):
+    """Soft targets at temperature T beside the labels (Hinton et al. 2015), for all epochs."""
 
-    TinyBERT (Jiao et al. 2020, section 3.1): layer m of M learns from layer m N / M of N, counted from 1; rounded up
-    where M does not divide N. Here both are counted from 0.
-    """
+    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+        return [self.soft_targets(teacher, "whole")]
+
+
+def recovery_loss(teacher: Teacher | None, settings: Settings) -> LossFunction:
+    """What a compressed model is trained on again: the labels, and its teacher's soft targets where it has one."""
+    return label_loss if teacher is None else SoftTargets(settings).soft_targets(teacher).loss
+
+
+def uniform_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> list[tuple[int, int]]:
+    """(student layer, teacher layer), counted from 0, evenly spread: counted from 1, layer m of M learns from layer
+    m N / M of N, rounded up where M does not divide N (TinyBERT, Jiao et al. 2020, section 3.1)."""
     depth, count = len(encoder_layers(teacher)), len(encoder_layers(student))
     return [(layer, -(-(layer + 1) * depth // count) - 1) for layer in range(count)]
 
 
-def require_equal_heads(lesson: Lesson, layers: Sequence[tuple[int, int]], method: str) -> None:
+def named(states: Sequence[str], layers: Sequence[int]) -> list[str]:
+    """Names of those states of those layers, each once: "query.0", "key.0", "query.1", ..."""
+    return list(dict.fromkeys(f"{state}.{layer}" for layer in layers for state in states))
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Sum of a loss's terms, scalars (of shape ()), in their order."""
+    return sum(terms, start=torch.zeros(()))
+
+
+def require_equal_heads(teacher: nn.Module, student: nn.Module, layers: Sequence[tuple[int, int]], method: str) -> None:
     """Raises MethodRefused where a student layer and its teacher layer have different numbers of attention heads."""
-    teacher, student = encoder_layers(lesson.teacher), encoder_layers(lesson.student)
+    theirs, ours = ([layer.num_heads for layer in encoder_layers(model)] for model in (teacher, student))
     for own, other in layers:
-        if student[own].num_heads != teacher[other].num_heads:
-            raise MethodRefused(
-                f"{method} compares attention head by head, but teacher layer {other} has {teacher[other].num_heads} "
-                f"heads and student layer {own} has {student[own].num_heads}; give the student as many heads, or "
-                "choose minilmv2, mlkd or shd"
-            )
+        if ours[own] != theirs[other]:
+            counts = f"teacher layer {other} has {theirs[other]} heads and student layer {own} has {ours[own]}"
+            raise MethodRefused(f"{method} compares head by head, but {counts}; choose minilmv2, mlkd or shd")
+
+
+def scores_of(pair: str, states: States, layer: int, heads: int) -> Tensor:
+    """`relation_scores` of a pair such as "query-key", of states (batch, tokens, hidden) by name."""
+    first, second = (states[f"{name}.{layer}"] for name in pair.split("-"))
+    return relation_scores(first, second, heads)

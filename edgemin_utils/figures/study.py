@@ -1,285 +1,189 @@
-"""Figures over a whole study: accuracy, cost, and the trade between them. All take `tables.summarize`'s frame."""
+"""Figures over a whole study: all select from its frames."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.typing import LineStyleType
 
-from edgemin_utils.figures.style import (
-    GREY,
-    PALETTE,
-    STAGE_COLOURS,
-    StudyFigure,
-    annotate_bars,
-    model_style,
-    new_figure,
-    note_figure,
-    styled,
-    three_digits,
-)
-from edgemin_utils.tables.layout import task_labels
-from edgemin_utils.tables.summary import longest_input
+from edgemin_utils.figures import style
+from edgemin_utils.results.budgets import candidates, pareto_front
+from edgemin_utils.results.comparisons import factorial_effects, process_medians, summary
+from edgemin_utils.results.table import Frames
+from edgemin_utils.results.tables import path_of
 
-LARGEST_BUBBLE = 420.0
-"""Area in square points of the largest file's bubble."""
-DASHES = (0, (1.6, 1.1))
-"""Edge of the students without distillation in `accuracy_over_latency`."""
+# Kind of a model's last step -> what it is called, colour, marker.
+KINDS = {"teacher": ("teacher", style.BLACK, "*"), "distillation": ("student", style.BLUE, "o")}
+KINDS |= {"pruning": ("cut", style.GREEN, "^"), "tuning": ("tuned", style.ORANGE, "s")}
+KINDS |= {"quantization": ("quantized", style.VERMILION, "D")}
+_OVER = {"latency": "ms_128", "size": "bytes"}
+_OWN, _MOST_NAMED = ("of one's own", style.PURPLE, "P"), 9
 
 
-@styled
-def accuracy_over_latency(frame: pd.DataFrame, input_name: str | None = None) -> StudyFigure:
-    """Accuracy over latency, a panel per task and dev split; a hollow marker's area is its file's size, and the edges
-    of students without distillation are dashed, so that models in one place can all be seen.
-
-    Args:
-        frame: `tables.summarize(study)`.
-        input_name: the timed input, e.g. "1x128"; without it the longest one.
-    """
-    input_name = input_name or longest_input(frame)
-    column = f"latency_{input_name}"
-    if column not in frame or frame[column].isna().all():
-        return note_figure("latency is not measured yet: run notebooks/05_analysis.ipynb")
-    rows = frame.assign(panel=panel_labels(frame)).dropna(subset=[column, "accuracy"])
-    panels = list(dict.fromkeys(rows["panel"]))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    models = rows.drop_duplicates("model")
-    legend_rows = -(-len(models) // 3)
-    figure = new_figure(2.7 * down + 0.22 * legend_rows + 1.1)
-    grid = figure.subplots(down, across, squeeze=False)
-    largest = rows["megabytes"].max()
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw_trade(axes, rows[rows["panel"] == panel], column, largest)
-        axes.set(title=panel, xlabel=f"median latency, {input_name}, one thread (ms)", ylabel="accuracy (%)")
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    figure.legend(
-        handles=_model_handles(models),
-        loc="outside lower center",
-        ncols=3,
-        title="model (colour: student, marker: steps, dashed edge: not distilled)",
-    )
-    if pd.notna(largest):
-        figure.legend(
-            handles=_size_handles(largest),
-            loc="outside upper center",
-            ncols=4,
-            title="file size (area)",
-            labelspacing=1.2,
-            handletextpad=1.2,
-            columnspacing=2.5,
-        )
+@style.styled
+def accuracy_over(frames: Frames, column: str = "ms_128") -> style.StudyFigure:
+    """Accuracy of every model over its latency or file (`column` as in the table), with 95 % intervals over seeds and
+    rows; numbered are those that no other model beats in accuracy, file and latency; the line is the front of the two
+    that are drawn."""
+    latency, factor = ("ms_128", 1e-6) if column == "bytes" else (column, 1.0)
+    inputs = {"bytes": "saved file (MB = 10$^6$ bytes)", "ms_rows": "ms, dev rows, one thread"}
+    label = inputs.get(column, f"ms, 1x{column.split('_')[-1]}, one thread")
+    found = {task: candidates(frames, task, latency).dropna(subset=[column]) for task in frames.tasks}
+    every = {task: rows.assign(x=factor * rows[column]) for task, rows in found.items() if len(rows)}
+    if not every:
+        return style.note_figure("latency is not measured yet: run notebooks/05_analysis.ipynb")
+    width = 56 if len(every) > 1 else 120
+    named = {task: _numbered(rows[rows["on_front"]]["model"], width) for task, rows in every.items()}
+    figure = style.new_figure(3.2 + 0.14 * max(map(len, named.values())), max(4.6, 3.3 * len(every)))
+    for axes, (task, rows) in zip(figure.subplots(1, len(every), squeeze=False)[0], every.items(), strict=True):
+        for kind, part in rows.groupby("kind", sort=False):
+            name, colour, marker = KINDS.get(str(kind), _OWN)
+            values, bars = style.points_with_intervals(part, "accuracy", 100)
+            look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.6, "label": name}
+            axes.errorbar(part["x"], values, yerr=bars, **look)
+        front = rows[pareto_front(rows[["x"]].assign(y=-rows["accuracy"]))].sort_values("x")
+        axes.step(front["x"], 100 * front["accuracy"], where="post", color=style.GREY, linewidth=1.2, zorder=0)
+        for number, row in enumerate(rows[rows["on_front"]].head(_MOST_NAMED).to_dict("records"), start=1):
+            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7.5, "fontweight": "bold"}
+            axes.annotate(str(number), (row["x"], 100 * row["accuracy"]), **place)
+        axes.set(xlabel=label, title=frames.label(task))
+        style.logarithmic(axes)
+        place = {"xytext": (0, -36), "textcoords": "offset points", "va": "top", "fontsize": 6.8}
+        axes.annotate("\n".join(named[task]), (0, 0), xycoords="axes fraction", **place)
+    figure.axes[0].set_ylabel("accuracy (%)")
+    looks = dict.fromkeys(KINDS.get(kind, _OWN) for rows in every.values() for kind in rows["kind"])
+    handles = [Line2D([], [], color=c, marker=m, linestyle="none", label=name) for name, c, m in looks]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
-@styled
-def accuracy_by_stage(frame: pd.DataFrame) -> StudyFigure:
-    """Every model's accuracy with its 95 % interval, a panel per task and dev split; the line is the teacher's."""
-    if frame.empty:
-        return note_figure("no model has been evaluated yet")
-    rows = frame.assign(panel=panel_labels(frame))
-    panels, models = list(dict.fromkeys(rows["panel"])), list(dict.fromkeys(rows["model"]))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure = new_figure(down * (0.21 * len(models) + 0.85) + 0.2)
-    grid = figure.subplots(down, across, squeeze=False, sharey=True)
-    place = {model: number for number, model in enumerate(models)}
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        for row in rows[rows["panel"] == panel].to_dict("records"):
-            error = _interval(row, "accuracy")
-            axes.errorbar(
-                row["accuracy"], place[row["model"]], xerr=error, capsize=2.5, linestyle="none", **model_style(row)
-            )
-            if not row["student"]:
-                axes.axvline(row["accuracy"], color=GREY, linestyle=":", linewidth=1)
-        axes.set(title=panel, xlabel="accuracy (%)", yticks=range(len(models)), yticklabels=models)
-        axes.set_ylim(len(models) - 0.5, -0.5)
-        axes.grid(axis="x")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("model")
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+def _numbered(models: Iterable[str], width: int) -> list[str]:
+    texts = [f"{number}  {model}" for number, model in enumerate(list(models)[:_MOST_NAMED], start=1)]
+    return [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="     ")]
+
+
+@style.styled
+def accuracies(frames: Frames, models: Sequence[str] = (), task: str = "") -> style.StudyFigure:
+    """Accuracy of models side by side with 95 % intervals over seeds and rows, a colour and marker for each dev split;
+    the dotted line is the teacher's. By default the models of the paper's path, of all tasks."""
+    tasks, frame = [task] if task else frames.tasks, summary(frames)
+    shown = {name: list(models) or list(path_of(frames, name).values()) for name in tasks}
+    figure = style.new_figure(-(-len(tasks) // 3) * (0.8 + 0.22 * max(map(len, shown.values()))) + 0.3)
+    every = style.panels(figure, len(tasks), sharey=len(set(map(tuple, shown.values()))) == 1)
+    most = max(range(len(tasks)), key=lambda place: len(frames.splits(tasks[place])))
+    for axes, name in zip(every, tasks, strict=True):
+        rows = frame[(frame["task"] == name) & frame["accuracy"].notna()]
+        for number, split in enumerate(frames.splits(name)):
+            part = rows[rows["split"] == split].set_index("model").reindex(shown[name])
+            places = np.arange(len(part)) + 0.22 * (number - (len(frames.splits(name)) - 1) / 2)
+            values, bars = style.points_with_intervals(part, "accuracy", 100)
+            look = {**style.look(number), "linestyle": "none", "capsize": 2}
+            axes.errorbar(values, places, xerr=bars, label=split, **look)
+            for value in 100 * rows.loc[(rows["split"] == split) & (rows["model"] == "teacher"), "accuracy"]:
+                axes.axvline(value, color=style.CYCLE[number], linestyle=":", linewidth=1)
+        axes.set(xlabel="accuracy (%)", title=frames.label(name).replace(f" {frames.splits(name)[0]}", ""))
+        style.name_rows(axes, shown[name])
+    if len(frames.splits(tasks[most])) > 1:
+        style.place_legend(figure, every[most])
     return figure
 
 
-@styled
-def cost_by_stage(frame: pd.DataFrame) -> StudyFigure:
-    """Weights, file size, operations, latency and memory along the paper's path, of the frame's first task; what was
-    measured for no model is left out."""
-    frame = frame[frame["main"] & ~_is_baseline(frame)] if len(frame) else frame
-    if frame.empty:
-        return note_figure("no model has been made yet")
-    rows = frame[frame["task"] == frame["task"].iloc[0]].drop_duplicates("key").reset_index(drop=True)
-    longest = longest_input(rows)
-    quantities = [
-        ("parameters", "stored weights\n(millions)", 1e-6),
-        ("megabytes", "file (MB)", 1),
-        (f"macs_{longest}", f"MACs at {longest}\n(millions)", 1e-6),
-        (f"latency_{longest}", f"latency at {longest}\none thread (ms)", 1),
-        ("peak_memory", "peak memory (MB)", 1),
-    ]
-    quantities = [each for each in quantities if each[0] in rows and rows[each[0]].notna().any()]
-    if not quantities:
-        return note_figure("no cost is measured yet")
-    title = f"{panel_labels(rows.head(1))[0]}: cost of each stage"
-    across = min(3, len(quantities))
-    down = -(-len(quantities) // across)
-    figure = new_figure(down * (0.3 * len(rows) + 1.05) + 0.4, title=title)
-    grid = figure.subplots(down, across, sharey=True, squeeze=False)
-    colours = [STAGE_COLOURS[number % len(STAGE_COLOURS)] for number in range(len(rows))]
-    for axes, (column, label, scale) in zip(grid.flat, quantities, strict=False):
-        values = scale * rows[column].astype(float)
-        axes.barh(rows["model"], values.fillna(0), color=colours)
-        axes.set_xlabel(label)
-        annotate_bars(axes, ["not measured" if pd.isna(value) else three_digits(value) for value in values])
-        axes.set_xlim(left=0)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("model")
-    grid[0, 0].invert_yaxis()
-    for axes in grid.flat[len(quantities) :]:
-        axes.remove()
+@style.styled
+def factorial_interaction(frames: Frames) -> style.StudyFigure:
+    """What distillation, pruning and quantization do alone and together, to accuracy and to latency at 1x128, with 95 %
+    intervals; where nothing is cut the model trained as long."""
+    rows = factorial_effects(frames)
+    if rows.empty:
+        return style.note_figure("not all eight models of distilled x pruned x quantized are there: add `factorial`")
+    effects, labels = list(dict.fromkeys(rows["effect"])), list(dict.fromkeys(rows["label"]))
+    timed = rows["latency"].notna().any()
+    figure = style.new_figure(0.9 + 0.16 * len(effects) * max(2, len(labels)))
+    every = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    outcomes = [("difference", "accuracy (points)", 100.0, 0.0), ("latency", "latency (ratio, under 1: faster)", 1, 1)]
+    for axes, (column, title, factor, none) in zip(every, outcomes, strict=False):
+        for number, label in enumerate(labels):
+            part = rows[rows["label"] == label].set_index("effect").reindex(effects)
+            places = np.arange(len(effects)) + 0.7 * ((number + 0.5) / len(labels) - 0.5)
+            values, bars = style.points_with_intervals(part, column, factor)
+            look = {**style.look(number), "linestyle": "none", "capsize": 2}
+            axes.errorbar(values, places, xerr=bars, label=label, **look)
+        axes.axvline(none, color=style.BLACK, linewidth=0.8)
+        axes.set_xlabel(title)
+        style.name_rows(axes, effects)
+    style.place_legend(figure, every[0], 3)
     return figure
 
 
-@styled
-def factorial_effects_figure(effects: pd.DataFrame) -> StudyFigure:
-    """Main effects and interactions on accuracy, and on latency where it was timed, with their 95 % intervals.
-
-    Args:
-        effects: `tables.factorial_effects(study)`.
-    """
-    if effects.empty:
-        return note_figure("the eight models of distilled x pruned x quantized are not all there")
-    rows = effects.assign(panel=panel_labels(effects))
-    names, panels = list(dict.fromkeys(rows["effect"])), list(dict.fromkeys(rows["panel"]))
-    timed = "latency_ratio" in rows and rows["latency_ratio"].notna().any()
-    figure = new_figure(0.22 * len(names) * max(1.0, len(panels) / 2) + 1.5)
-    every_axes = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    outcomes = [("accuracy_effect", "accuracy (percentage points)", 0.0)]
-    if timed:
-        outcomes.append(("latency_ratio", "latency (ratio, under 1: faster)", 1.0))
-    colours = [PALETTE[name] for name in ("blue", "vermilion", "green", "purple", "orange", "sky blue")]
-    height = 0.8 / len(panels)
-    for axes, (column, label, none) in zip(every_axes, outcomes, strict=True):
-        for number, panel in enumerate(panels):
-            found = rows[rows["panel"] == panel].set_index("effect").reindex(names)
-            values, places = found[column], np.arange(len(names)) - 0.4 + height * (number + 0.5)
-            axes.barh(
-                places, values - none, left=none, height=height, label=panel, color=colours[number % len(colours)]
-            )
-            axes.errorbar(
-                values, places, xerr=_distances(found, column), fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
-            )
-        axes.axvline(none, color="black", linewidth=0.8)
-        axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
-        axes.grid(axis="x")
-    every_axes[0].set_ylabel("effect")
-    every_axes[0].invert_yaxis()
-    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(panels)))
+@style.styled
+def speed_ups(frames: Frames, task: str, models: Sequence[str] = (), name: str = "1x128") -> style.StudyFigure:
+    """Latency of each fresh process (points) and its median (bar), one thread; the number is how many times as fast as
+    the teacher, with the interval that a second measurement would lie in. By default the models of the paper's path."""
+    shown = list(models) or list(path_of(frames, task).values())
+    medians = {model: process_medians(frames, task, [model], name) for model in shown}
+    timed = {model: each[0] for model, each in medians.items() if each is not None}
+    if not timed:
+        return style.note_figure("latency is not measured yet: run notebooks/05_analysis.ipynb")
+    known = summary(frames).query("task == @task").drop_duplicates("model").set_index("model")
+    figure, axes = style.one_panel(0.9 + 0.3 * len(timed))
+    longest = max(each.max() for each in timed.values())
+    for number, (model, each) in enumerate(timed.items()):
+        axes.barh(number, np.median(each), color=KINDS.get(known.loc[model, "kind"], _OWN)[1], height=0.6)
+        axes.plot(each, [number] * len(each), "|", color=style.GREY, markersize=9, markeredgewidth=1.2)
+        value, low, high = (known.loc[model, column] for column in ("faster", "faster_low", "faster_high"))
+        text = "" if pd.isna(value) else f"{value:.2f}x" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+        axes.text(max(each.max(), np.median(each)) + 0.015 * longest, number, text, va="center", fontsize=8)
+    axes.set(xlim=(0, 1.3 * longest), xlabel=f"latency, {name}, one thread (ms)", title=frames.label(task))
+    style.name_rows(axes, timed)
     return figure
 
 
-def panel_labels(frame: pd.DataFrame) -> list[str]:
-    """Each row's task and dev split; where its data are synthetic, the label says so."""
-    synthetic = frame["synthetic"] if "synthetic" in frame else [False] * len(frame)
-    return [
-        f"{label} (synthetic data)" if made_up else label
-        for label, made_up in zip(task_labels(frame), synthetic, strict=True)
-    ]
+@style.styled
+def roofline(costs: Mapping[str, Any], name: str = "1x128") -> style.StudyFigure:
+    """How far each model's one-thread latency lies above the least that this machine needs for its arithmetic and its
+    bytes (roofline, Williams et al. 2009), by the results of a chain's costs."""
+    rows = pd.DataFrame(costs.get("latency", []))
+    if not rows.empty:
+        rows = rows[(rows["input"] == name) & (rows["threads"] == 1) & (rows["model"] == rows["timed_as"])]
+    if rows.empty or "bound_ms" not in rows or rows["bound_ms"].isna().all():
+        return style.note_figure(f"latency at {name} is not measured: run notebooks/05_analysis.ipynb")
+    medians = rows.groupby("model", sort=False)[["median_ms", "bound_ms"]].median()
+    figure, axes = style.one_panel(0.9 + 0.22 * len(medians))
+    axes.hlines(range(len(medians)), medians["bound_ms"], medians["median_ms"], color="#BBBBBB", linewidth=2, zorder=0)
+    least: dict[str, Any] = {"color": style.VERMILION, "markersize": 10, "markeredgewidth": 2.2}
+    axes.plot(medians["bound_ms"], range(len(medians)), "|", **least, label="least this machine needs")
+    axes.plot(medians["median_ms"], range(len(medians)), "o", color=style.BLUE, label="measured")
+    for number, (bound, median) in enumerate(medians[["bound_ms", "median_ms"]].to_numpy()):
+        axes.text(1.03 * median, number, f" {median / bound:.1f}x", va="center", fontsize=7.5)
+    axes.set_xlabel(f"latency, {name}, one thread (ms)")
+    style.name_rows(axes, medians.index)
+    style.logarithmic(axes)
+    style.place_legend(figure, axes)
+    return figure
 
 
-def _draw_trade(axes: Axes, rows: pd.DataFrame, column: str, largest: float) -> None:
-    """One panel of `accuracy_over_latency`; the axes leave room for the markers. What is dashed is drawn last, so that
-    a solid edge or bar in the same place shows through its gaps."""
-    for row in sorted(rows.to_dict("records"), key=_is_dashed):
-        style = model_style(row)
-        dashes: LineStyleType = DASHES if _is_dashed(row) else "-"
-        bars = axes.errorbar(
-            row[column],
-            row["accuracy"],
-            yerr=_interval(row, "accuracy"),
-            color=style["color"],
-            linewidth=0.9,
-            capsize=3.5 if _is_dashed(row) else 2,
-            zorder=1,
-        )
-        for bar in bars.lines[2]:
-            bar.set_linestyle(dashes)
-        axes.scatter(
-            row[column],
-            row["accuracy"],
-            s=_area(row["megabytes"], largest),
-            marker=style["marker"],
-            facecolors="none",
-            edgecolors=style["color"],
-            linewidths=1.5,
-            linestyles=[dashes],
-            zorder=2,
-        )
-        axes.plot(row[column], row["accuracy"], marker=".", markersize=3, color=style["color"], zorder=3)
-    axes.set_xlim(left=0)
-    axes.margins(0.15)
-    axes.set_xlim(0, 1.15 * rows[column].max())
-    axes.grid()
+@style.styled
+def claims_figure(claims: pd.DataFrame) -> style.StudyFigure:
+    """The paper's numbers beside the same quantity counted or measured honestly, with its interval, each as a share of
+    the claim: on the line it holds. Takes rows as of `paper.claimed_numbers`."""
+    rows = claims.dropna(subset=["claimed", "ours"]).reset_index(drop=True)
+    figure, axes = style.one_panel(0.9 + 0.24 * len(rows))
+    share, low, high = (rows[name].astype(float) / rows["claimed"] for name in ("ours", "low", "high"))
+    axes.axvline(1, color=style.VERMILION, linewidth=1.2, label="claimed")
+    look = {"xerr": style.error_bars(share, low, high), "fmt": "o", "color": style.BLUE, "capsize": 2}
+    axes.errorbar(share, rows.index, **look, label="here")
+    axes.set_xlabel("ours / claimed")
+    style.name_rows(axes, rows["number"] + "  " + rows["quantity"])
+    style.logarithmic(axes)
+    style.place_legend(figure, axes, 2)
+    return figure
 
 
-def _is_dashed(row: dict) -> bool:
-    """Whether its edge is dashed: a student that was trained without distillation."""
-    return bool(row["student"]) and not row["distilled"]
-
-
-def _area(megabytes: float, largest: float) -> float:
-    return 40.0 if pd.isna(megabytes) or not largest else LARGEST_BUBBLE * megabytes / largest
-
-
-def _interval(row: dict, name: str) -> np.ndarray | None:
-    """Distances from the value to both ends of its interval, as matplotlib's error bars take them."""
-    value, low, high = (row.get(column) for column in (name, f"{name}_low", f"{name}_high"))
-    if low is None or high is None or pd.isna(low) or pd.isna(high):
-        return None
-    return np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
-
-
-def _distances(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """(2, rows): from each value down and up to the ends of its interval; no length where it has none."""
-    ends = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
-    return np.clip(np.nan_to_num(np.array(ends, dtype=float)), 0, None)
-
-
-def _is_baseline(frame: pd.DataFrame) -> pd.Series:
-    return (frame["student"] != "") & ~frame["distilled"].astype(bool)
-
-
-def _model_handles(models: pd.DataFrame) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            markersize=6.5,
-            markerfacecolor="none",
-            markeredgewidth=1.5,
-            label=row["model"],
-            **model_style(row),
-        )
-        for row in models.to_dict("records")
-    ]
-
-
-def _size_handles(largest: float) -> list[Line2D]:
-    sizes = [largest * share for share in (0.1, 0.25, 0.5, 1.0)]
-    return [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color=GREY,
-            markerfacecolor="none",
-            markeredgewidth=1.5,
-            label=f"{size:.3g} MB",
-            markersize=np.sqrt(_area(size, largest)),
-        )
-        for size in sizes
-    ]
+def write_figures(frames: Frames, folder: Path) -> list[Path]:
+    """The figures of a whole study as svg and png into `folder`, of what there is to draw; returns the paths."""
+    made = {"accuracies": accuracies(frames), "factorial_interaction": factorial_interaction(frames)}
+    made |= {f"accuracy_over_{name}": accuracy_over(frames, column) for name, column in _OVER.items()}
+    made |= {f"speed_ups_{task}": speed_ups(frames, task) for task in frames.tasks}
+    return [path for name, each in made.items() if not each.is_note for path in style.save_figure(each, folder, name)]

@@ -1,15 +1,12 @@
-"""Cutting the vocabulary: the tokenizer without the tokens that a corpus does not need, the embedding without their
-rows.
-
-WordPiece cuts a word greedily, the longest known piece first (Wu et al. 2016). A text whose pieces are all kept is
-therefore cut just as before, and gets the same logits; a word that lost a piece falls into shorter ones, in the end
-into single characters, which are always kept.
-"""
+"""Cutting the vocabulary: a tokenizer without the tokens that a corpus does not need, the embedding without their rows.
+WordPiece cuts a word greedily, the longest known piece first (Wu et al. 2016): a text whose pieces are all kept is cut
+as before and gets the same logits; a word that lost one falls into shorter ones, down to characters, which are kept."""
 
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import tokenizers
 import torch
@@ -22,15 +19,9 @@ from edgemin_utils.errors import MethodRefused
 def tokens_in_use(
     tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1, most: int | None = None
 ) -> list[int]:
-    """Ids to keep, sorted: tokens seen in `texts` at least `occurrences` times, special and added tokens, and all
-    single characters, alone and as continuations.
-
-    Args:
-        most: ids kept at most; the tokens seen most often stay, of equally frequent ones the lower numbers.
-
-    Raises:
-        MethodRefused: the tokenizer is not WordPiece, or `most` does not even hold special tokens and characters.
-    """
+    """Ids to keep, sorted: special and added tokens, single characters, alone and as continuations, and tokens seen in
+    `texts` at least `occurrences` times, of more than `most` those seen most often. Raises MethodRefused where the
+    tokenizer is not WordPiece, or `most` holds too few."""
     model = _word_piece(tokenizer)
     prefix = model["continuing_subword_prefix"]
     kept = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -44,25 +35,18 @@ def tokens_in_use(
     seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
     if most is not None:
         if most < len(kept):
-            raise MethodRefused(
-                f"a vocabulary of {most:,} tokens does not hold the {len(kept):,} special tokens and "
-                "single characters that always stay; allow more"
-            )
+            always = f"the {len(kept):,} special tokens and single characters that always stay"
+            raise MethodRefused(f"a vocabulary of {most:,} tokens does not hold {always}; allow more")
         seen = sorted(seen, key=lambda number: (-counts[number], number))[: most - len(kept)]
     return sorted(kept.union(seen))
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerFast:
-    """A copy of the tokenizer that knows only the tokens of the given ids, numbered anew in their order.
-
-    Raises:
-        MethodRefused: the tokenizer is not WordPiece.
-    """
+    """A copy of the tokenizer that knows only the tokens of the given ids, numbered anew in their order."""
     _word_piece(tokenizer)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    numbers = {old: new for new, old in enumerate(kept)}
-    vocabulary = backend["model"]["vocab"]
-    backend["model"]["vocab"] = {token: numbers[old] for token, old in vocabulary.items() if old in numbers}
+    backend, numbers = json.loads(tokenizer.backend_tokenizer.to_str()), {old: new for new, old in enumerate(kept)}
+    vocabulary = backend["model"]["vocab"].items()
+    backend["model"]["vocab"] = {token: numbers[old] for token, old in vocabulary if old in numbers}
     for token in backend["added_tokens"]:
         token["id"] = numbers[token["id"]]
     _renumber(backend["post_processor"], numbers)
@@ -72,16 +56,14 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> Pr
 
 
 def keep_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Cuts the word embedding down to the rows of the given token ids, in place, in their order; the padding token
-    keeps its part."""
+    """Cuts the word embedding down to the rows of the given token ids, in place; the padding token keeps its part."""
     word = model.get_input_embeddings()
     padding = kept.index(model.config.pad_token_id) if model.config.pad_token_id in kept else None
     smaller = nn.Embedding(len(kept), word.embedding_dim, padding_idx=padding, device=word.weight.device)
     with torch.no_grad():
         smaller.weight.copy_(word.weight[torch.tensor(kept, device=word.weight.device)])
     model.set_input_embeddings(smaller)
-    model.config.vocab_size = len(kept)
-    model.config.pad_token_id = padding
+    model.config.vocab_size, model.config.pad_token_id = len(kept), padding
 
 
 def parameters_of_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> int:
@@ -90,29 +72,20 @@ def parameters_of_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> int
     return (word.num_embeddings - len(kept)) * word.embedding_dim
 
 
-def _word_piece(tokenizer: PreTrainedTokenizerFast) -> dict:
-    """The tokenizer's model as tokenizer.json has it, if it is WordPiece."""
+def _word_piece(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece":
-        raise MethodRefused(
-            f"a {model['type']} vocabulary is not cut: its longer tokens are merges of shorter ones, so that a token "
-            "is needed by every longer one, used or not; cut the vocabulary of a WordPiece model (BERT, DistilBERT, "
-            "ELECTRA)"
-        )
+        why = f"a {model['type']} vocabulary is not cut: its longer tokens are merges of shorter ones"
+        raise MethodRefused(f"{why}; cut that of a WordPiece model (BERT, DistilBERT, ELECTRA)")
     return model
 
 
-def _renumber(processor: dict | None, numbers: dict[int, int]) -> None:
-    """New ids for the special tokens that a post-processor puts around a text, in place."""
-    if processor is None:
-        return
-    if processor["type"] == "Sequence":
-        for part in processor["processors"]:
-            _renumber(part, numbers)
-    elif processor["type"] == "TemplateProcessing":
-        for special in processor["special_tokens"].values():
-            special["ids"] = [numbers[old] for old in special["ids"]]
-    else:  # BertProcessing
-        for name in ("sep", "cls"):
-            if name in processor:
-                processor[name] = [processor[name][0], numbers[processor[name][1]]]
+def _renumber(processor: Any, numbers: Mapping[int, int]) -> None:
+    """New ids for the special tokens that a post-processor of any kind puts around a text, in place."""
+    processor = processor or {}
+    for part in processor.get("processors", []):
+        _renumber(part, numbers)
+    for special in processor.get("special_tokens", {}).values():
+        special["ids"] = [numbers[old] for old in special["ids"]]
+    for name in {"sep", "cls"}.intersection(processor):
+        processor[name] = [processor[name][0], numbers[processor[name][1]]]

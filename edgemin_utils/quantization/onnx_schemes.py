@@ -1,309 +1,200 @@
-"""Schemes of ONNX Runtime: the exported model in float32, and its dynamic and static INT8 forms."""
+"""Schemes of ONNX Runtime: a classifier's graph in float32, in INT8 and INT4, and as an edge bundle deploys it."""
 
-import hashlib
+import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from edgemin_utils.encoders import encoder_layers, input_names, layer_shapes
+from edgemin_utils.encoders import empty_model, layer_shapes
 from edgemin_utils.errors import MethodRefused
-from edgemin_utils.library_messages import quiet_onnx
-from edgemin_utils.quantization.onnx_export import check_against, export_graph, fuse, operator_counts
-from edgemin_utils.quantization.onnx_model import ONNX_FILE, OnnxClassifier, with_notes
-from edgemin_utils.quantization.scheme import Scheme
+from edgemin_utils.quantization import int4
+from edgemin_utils.quantization.onnx_graph import Graph, classifier_graph, look_ups, operator
+from edgemin_utils.quantization.schemes import Rows, Scheme, quiet_libraries
+from edgemin_utils.quantization.sessions import OnnxSession
 
-if TYPE_CHECKING:
-    import onnx
-
-# A fused graph has operators of which ONNX's shape inference knows nothing: what it cannot infer is float32.
-_UNKNOWN_IS_FLOAT = {"DefaultTensorType": 1}
-_LINEAR_OPERATORS = ["MatMul", "Gemm"]
-# The last model's exported graph by its digest: a chain quantizes one model by several schemes, and exporting takes
-# seconds.
-_last_export: "dict[str, onnx.ModelProto]" = {}
+ONNX_FILE = "model.onnx"
+_DEFAULT_TYPE = {"DefaultTensorType": TensorProto.FLOAT}  # of what ONNX's own inference does not know
 
 
+class OnnxClassifier(nn.Module):
+    """A classifier that runs in ONNX Runtime on the CPU, called like a torch model, with as many threads as torch has
+    then, so that every back end is measured alike. `graph` is serialized or a file, `shapes` are heads and feed-forward
+    size of every layer, `notes` sizes, operators and fused_attention."""
+
+    def __init__(self, graph: bytes | Path, config: PretrainedConfig, shapes: Mapping[str, Any], notes: dict[str, Any]):
+        super().__init__()
+        self.graph, self.config, self.shapes, self.notes = graph, config, shapes, notes
+        self._threads, self._session = torch.get_num_threads(), OnnxSession(graph, torch.get_num_threads())
+
+    def forward(self, input_ids: torch.Tensor, **others: torch.Tensor) -> SequenceClassifierOutput:
+        """Logits, float32 (batch, labels), from int64 tensors (batch, tokens); see `OnnxSession`."""
+        return SequenceClassifierOutput(logits=torch.from_numpy(self.session()({"input_ids": input_ids, **others})))
+
+    @functools.cached_property
+    def structure(self) -> nn.Module:
+        """The torch modules that the graph was exported from, without weights."""
+        return empty_model(self.config, self.shapes)
+
+    def stored_sizes(self) -> dict[str, tuple[int, int]]:
+        """Name of a parameter -> (weights, bytes) in the graph."""
+        return {name: tuple(size) for name, size in self.notes["sizes"].items()}
+
+    def session(self) -> OnnxSession:
+        """The session for torch's present number of threads."""
+        if torch.get_num_threads() != self._threads:
+            self._threads, self._session = torch.get_num_threads(), OnnxSession(self.graph, torch.get_num_threads())
+        return self._session
+
+
+@dataclass(frozen=True)
 class OnnxScheme(Scheme):
-    """What the schemes of ONNX Runtime share: export and fusion before, notes on the graph after."""
+    """The graph with weights of few bits; biases, norms, small tables and products of activations stay float32. 8-bit
+    matrices are signed and symmetric; their inputs are quantized as they come, unsigned, with one scale for the whole
+    batch, or by fixed scales of a range that training rows show: MinMax (all of it), Percentile (its middle 99.999 %),
+    Entropy (whose 128 steps lose least, by Kullback-Leibler divergence). 4-bit weights are as `int4` says."""
 
-    needs = ("onnx", "onnxruntime", "onnxscript")
-    fuses_attention = True
-
-    def quantize(self, model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]] = ()) -> nn.Module:
-        graph = fuse(exported(model), model, self.fuses_attention)
-        float_model = _classifier(graph, model, float_sizes(model), self.fuses_attention)
-        check_against(model, lambda inputs: float_model(**inputs).logits)
-        with quiet_onnx():
-            graph, sizes = self.transform(graph, model, rows)
-        return _classifier(graph, model, sizes, self.fuses_attention)
-
-    def transform(
-        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
-        """The graph as the scheme stores it, and name -> (weights, bytes) of every weight in it."""
-        return graph, float_sizes(model)
-
-    def save(self, quantized: nn.Module, folder: Path) -> None:
-        cast(OnnxClassifier, quantized).save(folder)
-
-    def load(
-        self, folder: Path, config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str
-    ) -> nn.Module:
-        return OnnxClassifier(folder / ONNX_FILE, config, shapes)
-
-    def describe(self, quantized: nn.Module) -> dict[str, Any]:
-        notes = cast(OnnxClassifier, quantized).notes
-        return {
-            **super().describe(quantized),
-            **{name: notes[name] for name in ("operators", "fused_attention", "fusion")},
-        }
-
-
-@dataclass(frozen=True)
-class OnnxFloat(OnnxScheme):
-    """The exported, fused graph in float32: what the INT8 graphs are to be compared with."""
-
-    source = "torch.onnx export, fused by ONNX Runtime's transformer optimizer"
-    arithmetic = "FP32 in ONNX Runtime"
-
-
-@dataclass(frozen=True)
-class OnnxDynamic(OnnxScheme):
-    """Linear layers with signed 8-bit weights, symmetric; activations are quantized as they come, unsigned, with one
-    scale for the whole batch.
-
-    Attributes:
-        per_channel: one scale for every output of a layer rather than one for the whole matrix.
-        embeddings: whether the word embedding is quantized too (unsigned 8 bit, one scale).
-    """
-
-    per_channel: bool = False
-    embeddings: bool = False
-    source = "onnxruntime.quantization.quantize_dynamic on the fused graph"
-    arithmetic = "INT8 products in ONNX Runtime, activations quantized batch by batch"
-
-    def transform(
-        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
-        operators = ["MatMul", "Attention"] + (["Gather"] if self.embeddings else [])
-        quantized = quantize_dynamically(graph, operators, self.per_channel, other_look_ups(graph, model))
-        return quantized, _int8_sizes(quantized, model, self.per_channel, self.embeddings)
-
-
-@dataclass(frozen=True)
-class OnnxStatic(OnnxScheme):
-    """Linear layers with signed 8-bit weights, symmetric, one scale a matrix, and with fixed scales for their inputs,
-    taken from training rows. A row's logits do not depend on the rows beside it. Products of activations, as in
-    attention, stay float32, as in the dynamic schemes.
-
-    Attention is not fused: this quantizer does not know the operator and would leave its projections in float32.
-
-    Attributes:
-        method: how a range is taken from what the rows show: MinMax (all of it), Percentile (its middle 99.999 %) or
-            Entropy (the range whose 128 steps lose least, by Kullback-Leibler divergence).
-    """
-
-    method: str
-    calibrated = True
-    fuses_attention = False
-    arithmetic = "INT8 products in ONNX Runtime, fixed activation scales"
+    matrices: int = 32  # bits: 32, 8 or 4
+    table: int = 32  # bits of the word embedding
+    channels: bool = False  # one scale for every output of an 8-bit matrix
+    ranges: str = ""  # of fixed scales
+    compensated: bool = False  # 4-bit matrices are rounded by GPTQ
+    edge: bool = False  # the graph of a bundle, which sees in rows whether texts come in pairs
 
     @property
-    def source(self) -> str:
-        return f"onnxruntime.quantization.quantize_static, {self.method} calibration, QDQ format"
+    def calibrated(self) -> bool:  # type: ignore[override]
+        """Whether it looks at training rows."""
+        return bool(self.ranges) or self.compensated or self.edge
 
-    def transform(
-        self, graph: "onnx.ModelProto", model: nn.Module, rows: Sequence[Mapping[str, torch.Tensor]]
-    ) -> tuple["onnx.ModelProto", dict[str, tuple[int, int]]]:
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    def quantize(self, model: PreTrainedModel, rows: Rows, longest: int) -> nn.Module:
+        pair = any(bool(row["token_type_ids"].any()) for row in rows if "token_type_ids" in row)
+        separate = self.matrices == 4 or bool(self.ranges)
+        graph = classifier_graph(model, not separate, self.edge, pair, longest)
+        names = graph.names
+        with quiet_libraries():
+            if self.ranges:
+                graph = quantize_statically(graph, self.ranges, rows)
+            elif self.matrices == 8:
+                graph = quantize_dynamically(graph, self.table == 8 and not self.edge, self.channels)
+            # ONNX Runtime's quantizers do not know a 4-bit table; 4-bit matrices are fitted to what it gives.
+            for node in look_ups(graph, word=True) if self.table == 4 else []:
+                int4.quantize_table(graph, node)
+            if self.edge:
+                quantize_tables(graph)
+            if self.matrices == 4:
+                int4.quantize_products(graph, rows if self.compensated else ())
+        graph.names = names
+        operators, sizes = graph.operators(), graph.sizes(model)
+        self._check(model, graph, sizes)
+        # Names of operators and types, which only quantizers ask for, are of a small model a tenth of the file.
+        del graph.model.graph.value_info[:]
+        for node in graph.model.graph.node:
+            node.name = ""
+        fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
+        notes = {"sizes": sizes, "operators": operators, "fused_attention": fused}
+        return OnnxClassifier(graph.serialized(), model.config, layer_shapes(model), notes)
 
-        # One row at a time (a stride of 1), so that the outputs of no more than one lie in memory.
-        options = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": _LINEAR_OPERATORS}
-        quantized = _through_file(
-            lambda path: quantize_static(
-                graph,
-                path,
-                _rows_reader(rows, input_names(model)),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=_LINEAR_OPERATORS,
-                nodes_to_exclude=_activation_products(graph),
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod[self.method],
-                extra_options=options,
-            )
-        )
-        _check_inputs_are_quantized(quantized)
-        return quantized, _int8_sizes(quantized, model, per_channel=False, embeddings=False)
+    def save(self, quantized: nn.Module, folder: Path) -> None:
+        graph = cast(OnnxClassifier, quantized).graph
+        (folder / ONNX_FILE).write_bytes(graph if isinstance(graph, bytes) else graph.read_bytes())
+
+    def load(self, folder: Path, config: PretrainedConfig, saved: Mapping[str, Any], attention: str) -> nn.Module:
+        return OnnxClassifier(folder / ONNX_FILE, config, saved, saved["notes"])
+
+    def describe(self, quantized: nn.Module) -> dict[str, Any]:
+        kind = {32: "FP32", 8: "INT8 products", 4: "INT4 weights in INT8 products, inputs quantized token by token"}
+        scales = "fixed activation scales" if self.ranges else "activations quantized batch by batch"
+        how = {32: "", 8: f", quantize_{'static' if self.ranges else 'dynamic'} {self.ranges}", 4: ", blocks of 64"}
+        notes = cast(OnnxClassifier, quantized).notes
+        return {
+            "source": f"fused graph{how[self.matrices]}{', GPTQ' * self.compensated}",
+            "arithmetic": f"{kind[self.matrices]} in ONNX Runtime{f', {scales}' * (self.matrices == 8)}",
+            **{name: notes[name] for name in ("operators", "fused_attention")},
+        }
+
+    def _check(self, model: PreTrainedModel, graph: Graph, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises MethodRefused for a matrix that is left in float32, or an 8-bit layer of a static graph that computes
+        with float32 inputs: quantizers pass over what they do not know."""
+        word, modules = model.get_input_embeddings(), dict(model.named_modules())
+        few = {name: self.matrices for name, module in modules.items() if isinstance(module, nn.Linear)}
+        few |= {name: self.table for name, module in modules.items() if module is word}
+        low = [sizes[f"{name}.weight"] for name, bits in few.items() if bits < 32]
+        left = sum(size >= 4 * count for count, size in low)
+        restored = {name for node in graph.nodes if node.op_type == "DequantizeLinear" for name in node.output}
+        products = [node.input for node in graph.nodes if node.op_type == "MatMul"]
+        half = sum(weight in restored and states not in restored for states, weight in products)
+        if left or half:
+            what = f"{left} of {len(low)} matrices and the inputs of {half} layers"
+            raise MethodRefused(f"ONNX Runtime left {what} in float32; this version treats the graph otherwise")
 
 
-def _rows_reader(rows: Sequence[Mapping[str, torch.Tensor]], names: Sequence[str]) -> Any:
-    """Hands calibration exactly the given rows, each once."""
-    from onnxruntime.quantization import CalibrationDataReader
+def quantize_dynamically(graph: Graph, table: bool, channels: bool) -> Graph:
+    """The graph with signed 8-bit matrices, and word embedding if `table`, whose inputs are quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    class RowsReader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.set_range(0, len(rows))
-
-        def __len__(self) -> int:
-            return len(rows)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.waiting = iter(rows[start_index:end_index])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            row = next(self.waiting, None)
-            return (
-                None
-                if row is None
-                else {name: row.get(name, torch.zeros_like(row["input_ids"])).numpy() for name in names}
-            )
-
-    return RowsReader()
+    options = {"op_types_to_quantize": ["MatMul", "Attention", *["Gather"] * table], "per_channel": channels}
+    options |= {"weight_type": QuantType.QInt8, "extra_options": dict(_DEFAULT_TYPE)}
+    options |= {"nodes_to_exclude": [node.name for node in look_ups(graph, word=False)]}
+    return _through_file(lambda path: quantize_dynamic(graph.model, path, **options))
 
 
-def _through_file(quantize: Callable[[str], None]) -> "onnx.ModelProto":
+def quantize_statically(graph: Graph, ranges: str, rows: Rows) -> Graph:
+    """The graph, with projections apart from attention, with signed 8-bit weights and fixed ranges of their inputs."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    session = OnnxSession(graph.serialized())
+    # ONNX's own inference knows nothing of fused operators, and the quantizer passes over tensors of unknown type.
+    fused = [name for node in graph.nodes if node.domain for name in node.output]
+    graph.model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in fused)
+    reader = _Reader(session.feed(row) for row in rows)
+    options = {"quant_format": QuantFormat.QDQ, "op_types_to_quantize": ["MatMul"], "weight_type": QuantType.QInt8}
+    options |= {"activation_type": QuantType.QUInt8, "calibrate_method": CalibrationMethod[ranges]}
+    # One row at a time (a stride of 1), so that the outputs of no more than one lie in memory.
+    more = {"CalibStridedMinMax": 1, "OpTypesToExcludeOutputQuantization": ["MatMul"], **_DEFAULT_TYPE}
+    options["extra_options"] = more
+    return _through_file(lambda path: quantize_static(graph.model, path, reader, **options))
+
+
+def quantize_tables(graph: Graph) -> None:
+    """Makes tables of more than two rows that are left in float32 INT8 with one scale a row, in place."""
+    made, shapes = {}, {name: item.dims for name, item in graph.tensors().items() if len(item.dims) == 2}
+    for node in graph.nodes:
+        if node.op_type == "Gather" and shapes.get(node.input[0], [0])[0] > 2:
+            (table, ids), name = node.input, node.output[0]
+            parts = zip(("quantized", "scale"), quantize_rows(graph.array(table)), strict=True)
+            taken = [(f"{name}_{part}", graph.store(f"{table}_{part}", value)) for part, value in parts]
+            made[name] = [operator("Gather", [stored, ids], one) for one, stored in taken]
+            made[name].append(operator("Cast", [f"{name}_quantized"], f"{name}_float", to=TensorProto.FLOAT))
+            made[name].append(operator("Mul", [f"{name}_float", f"{name}_scale"], name))
+    graph.replace(made)
+
+
+def quantize_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 (rows, size), float32 (rows, 1)): each row as integers of at most 127 and their scale."""
+    scales = np.abs(table).max(axis=1, keepdims=True).astype(np.float32) / 127
+    return np.rint(table / np.where(scales == 0, 1, scales)).astype(np.int8), scales
+
+
+class _Reader(list[Mapping[str, np.ndarray]]):
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self.waiting = iter(self[start_index:end_index])
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        return next(self.waiting, None)
+
+
+def _through_file(quantize: Callable[[str], None]) -> Graph:
     """What the quantizer wrote: it returns nothing."""
-    import onnx
-
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / ONNX_FILE)
         quantize(path)
-        return onnx.load(path)
-
-
-def quantize_dynamically(
-    graph: "onnx.ModelProto", operators: Sequence[str], per_channel: bool, excluded: Sequence[str] = ()
-) -> "onnx.ModelProto":
-    """The graph with signed 8-bit weights in the given operators but for the nodes named in `excluded`, and with
-    activations that are quantized as they come."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    return _through_file(
-        lambda path: quantize_dynamic(
-            graph,
-            path,
-            op_types_to_quantize=list(operators),
-            per_channel=per_channel,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(excluded),
-            extra_options=dict(_UNKNOWN_IS_FLOAT),
-        )
-    )
-
-
-def exported(model: PreTrainedModel) -> "onnx.ModelProto":
-    """A copy of the model's graph, exported only if it is not the model that was exported last."""
-    digest = hashlib.sha256(repr((model.config.to_json_string(), layer_shapes(model))).encode())
-    for parameter in model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-    if digest.hexdigest() not in _last_export:
-        _last_export.clear()
-        _last_export[digest.hexdigest()] = export_graph(model)
-    return _copy(_last_export[digest.hexdigest()])
-
-
-def _classifier(
-    graph: "onnx.ModelProto", model: nn.Module, sizes: Mapping[str, tuple[int, int]], fuses_attention: bool
-) -> OnnxClassifier:
-    operators = operator_counts(graph)
-    fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
-    notes = {
-        "sizes": sizes,
-        "operators": operators,
-        "fused_attention": fused,
-        "fusion": _fusion_note(model, fused, fuses_attention),
-    }
-    return OnnxClassifier(with_notes(_copy(graph), notes), model.config, layer_shapes(model))
-
-
-def _copy(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    copied = type(graph)()
-    copied.CopyFrom(graph)
-    return copied
-
-
-def _fusion_note(model: nn.Module, fused: int, fuses_attention: bool) -> str:
-    layers = encoder_layers(model)
-    if not fuses_attention:
-        return "attention is left as single products, so that its projections can be quantized"
-    if fused == len(layers):
-        return f"attention is one operator in each of the {fused} layers"
-    return f"attention is fused in {fused} of {len(layers)} layers"
-
-
-def other_look_ups(graph: "onnx.ModelProto", model: PreTrainedModel) -> list[str]:
-    """Names of the look-ups that are not the word embedding's; position and token-type tables stay float32."""
-    shapes = {constant.name: tuple(constant.dims) for constant in graph.graph.initializer}
-    word = tuple(model.get_input_embeddings().weight.shape)
-    return [
-        node.name
-        for node in graph.graph.node
-        if node.op_type == "Gather" and not (shapes.get(node.input[0]) == word and node.input[1] == "input_ids")
-    ]
-
-
-def _activation_products(graph: "onnx.ModelProto") -> list[str]:
-    """Names of the products of two activations, which are not linear layers."""
-    constants = {constant.name for constant in graph.graph.initializer}
-    return [node.name for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] not in constants]
-
-
-def _check_inputs_are_quantized(graph: "onnx.ModelProto") -> None:
-    """Raises MethodRefused if a layer has INT8 weights but computes with float32 inputs."""
-    restored = {output for node in graph.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    half = [
-        node.name
-        for node in graph.graph.node
-        if node.op_type in _LINEAR_OPERATORS and node.input[1] in restored and node.input[0] not in restored
-    ]
-    if half:
-        raise MethodRefused(f"ONNX Runtime left the inputs of {len(half)} layers in float32, such as {half[0]}")
-
-
-def float_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name -> (weights, bytes) of a model in float32."""
-    return {name: (parameter.numel(), 4 * parameter.numel()) for name, parameter in model.named_parameters()}
-
-
-def _int8_sizes(
-    graph: "onnx.ModelProto", model: PreTrainedModel, per_channel: bool, embeddings: bool
-) -> dict[str, tuple[int, int]]:
-    """Name -> (weights, bytes): one byte a quantized weight, five for each scale with its zero point.
-
-    Raises:
-        MethodRefused: the graph does not hold as many INT8 weights as the layers that were to be quantized.
-    """
-    sizes = float_sizes(model)
-    matrices = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (embeddings and module is model.get_input_embeddings())
-    }
-    for name, module in matrices.items():
-        scales = module.weight.shape[0] if per_channel and isinstance(module, nn.Linear) else 1
-        sizes[name] = (module.weight.numel(), module.weight.numel() + 5 * scales)
-    wanted, found = sum(module.weight.numel() for module in matrices.values()), _eight_bit_weights(graph)
-    if wanted != found:
-        raise MethodRefused(
-            f"ONNX Runtime quantized {found:,} weights where the model has {wanted:,} in the layers "
-            "that the scheme is for; this version treats the graph otherwise"
-        )
-    return sizes
-
-
-def _eight_bit_weights(graph: "onnx.ModelProto") -> int:
-    from onnx import TensorProto
-
-    return sum(
-        int(np.prod(constant.dims))
-        for constant in graph.graph.initializer
-        if constant.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(constant.dims) == 2
-    )
+        return Graph(onnx.load(path))

@@ -1,10 +1,12 @@
 // An edge bundle as a function from texts to probabilities: files checked, texts tokenized, the graph run. Nothing here
 // touches the page.
 
+import { makeTokenizer } from "./characters.mjs";
+
 /** What went wrong, as one sentence for the visitor. */
 export class DemoError extends Error {}
 
-const FORMAT_VERSION = 1;
+const FORMAT_VERSION = 2;
 export const RESTART = "start the server again with `make demo`";
 const AGAIN = "make the bundle again with `edgemin bundle`";
 // A function that returns a SIMD vector: what a runtime with SIMD validates and one without refuses.
@@ -80,12 +82,14 @@ export function lengthsThatFit(first, second, room) {
 
 /**
  * A function from one row (an array of one or two texts) to {ids, types, cut}: token ids and token types, special tokens
- * included, at most `maxLength` of them, and whether the row had more.
+ * included, at most `maxLength` of them, cut on the side that the rules name, and whether the row had more.
  * @param Tokenizer the class of @huggingface/tokenizers
  * @param {object} rules what tokenizer.json holds
  */
 export function makeEncoder(Tokenizer, rules, maxLength) {
-  const tokenizer = new Tokenizer(rules, {});
+  const tokenizer = makeTokenizer(Tokenizer, rules);
+  const kept = rules.truncation?.direction === "Left" ? (tokens, count) => tokens.slice(tokens.length - count)
+    : (tokens, count) => tokens.slice(0, count);
   const assemble = (first, second) => tokenizer.post_processor
     ? tokenizer.post_processor(first, second, true)
     : { tokens: [...first, ...(second ?? [])] };
@@ -94,8 +98,8 @@ export function makeEncoder(Tokenizer, rules, maxLength) {
     const special = assemble([], second && []).tokens.length;
     const length = first.length + (second?.length ?? 0);
     const [a, b] = lengthsThatFit(first.length, second?.length ?? 0, maxLength - special);
-    first = first.slice(0, a);
-    second = second?.slice(0, b) ?? null;
+    first = kept(first, a);
+    second = second && kept(second, b);
     const { tokens, token_type_ids: types } = assemble(first, second);
     const ids = tokens.map((token) => tokenizer.token_to_id(token) ?? tokenizer.model.unk_token_id);
     return { ids, types: types ?? ids.map(() => 0), cut: a + b < length };

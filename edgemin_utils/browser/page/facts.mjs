@@ -10,7 +10,6 @@ export const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 1)}\u00a0m
 export function manifestFacts({ measured = {}, provenance = {} }) {
   return {
     "Accuracy when made": accuracy(measured),
-    "Latency when made": latency(measured),
     "Where it came from": origin(provenance),
     "Rows it was judged on": provenance.rows,
   };
@@ -22,15 +21,7 @@ function accuracy({ accuracy: splits = {} }) {
     `${percent(agreement)} answered alike)`).join("; ") || undefined;
 }
 
-function latency({ latency: rows = [], processor }) {
-  const one = (row) => `${milliseconds(row.median_ms)} (IQR ${milliseconds(row.iqr_ms)}, ${row.runs} runs)`;
-  const bundle = rows.filter((row) => row.model === "bundle").map((row) => `${row.input} ${one(row)}`);
-  if (!bundle.length) return undefined;
-  return `${bundle.join(", ")}, outside a browser on one thread${processor ? ` of ${processor}` : ""}`;
-}
-
-function origin({ source, steps = [], edgemin, revision }) {
+function origin({ source, edgemin, revision }) {
   const made = [edgemin && `EdgeMIN ${edgemin}`, revision && `revision ${revision.slice(0, 10)}`].filter(Boolean);
-  return [source, steps.length && steps.join(", then "), made.length && `bundled by ${made.join(", ")}`]
-    .filter(Boolean).join("; ") || undefined;
+  return [source, made.length && `bundled by ${made.join(", ")}`].filter(Boolean).join("; ") || undefined;
 }

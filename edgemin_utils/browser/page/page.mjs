@@ -11,6 +11,7 @@ const FIXED_LENGTH = 128;
 const TYPING_PAUSE = 250; // milliseconds without a key after which the text is classified
 const CHECK_TOLERANCE = 0.05; // how far probabilities may lie from those where the bundle was made, as in classify.py
 const UNSTEADY = 0.1; // an IQR above this share of the median is marked, as in the study's tables
+// Where the bundle offers no examples.
 const FIRST_TEXTS = { 1: ["A warm, funny film that never outstays its welcome."],
   2: ["Somebody is playing a guitar on the stage.", "Somebody is making music."] };
 
@@ -43,7 +44,7 @@ async function start() {
     const fetched = performance.now();
     const encode = makeEncoder(libraries.Tokenizer, parse(rules), manifest.max_length);
     models.bundle = await openModel(libraries.runtime, graph, "model.onnx", encode, manifest);
-    makeFields(manifest.text_columns);
+    makeFields(manifest);
     const first = await answer();
     await showFacts({ fetched, answered: performance.now() }, rules.length);
     showComparison();
@@ -75,8 +76,13 @@ function parse(bytes) {
 
 // ---- trying it ----
 
-function makeFields(columns) {
-  const texts = FIRST_TEXTS[columns.length];
+function firstTexts({ examples = [], text_columns: columns }) {
+  return examples[0] ?? FIRST_TEXTS[columns.length];
+}
+
+function makeFields(manifest) {
+  const columns = manifest.text_columns;
+  const texts = firstTexts(manifest);
   const boxes = columns.map((column, index) => {
     const label = made("label", sentenceCase(column));
     const box = made("textarea", "", { id: `text-${index}`, name: column, rows: 3, value: texts[index] });
@@ -86,6 +92,15 @@ function makeFields(columns) {
     return field;
   });
   element("fields").append(...boxes);
+  element("synthetic").hidden = !manifest.synthetic;
+  element("examples").append(...(manifest.examples ?? []).map((example) => {
+    const button = made("button", example.join(" / "), { type: "button" });
+    button.addEventListener("click", () => {
+      boxes.forEach((field, index) => { field.querySelector("textarea").value = example[index]; });
+      answer().catch(fail);
+    });
+    return button;
+  }));
   let pause;
   element("form").addEventListener("input", () => {
     clearTimeout(pause);
@@ -137,7 +152,8 @@ function showAnswer({ label, probabilities, tokens, cut }) {
     item.append(made("span", name), made("span", percent(probabilities[index])), track);
     return item;
   }));
-  element("state").textContent = cut ? `The first ${tokens} tokens; the rest is beyond what this model reads`
+  const end = page.manifest.rules.truncation_side === "left" ? "last" : "first";
+  element("state").textContent = cut ? `The ${end} ${tokens} tokens; the rest is beyond what this model reads`
     : `${tokens} tokens`;
 }
 
@@ -164,7 +180,7 @@ function measure() {
 
 async function measureOnce() {
   const given = typedTexts();
-  const texts = given.every((text) => text.trim()) ? given : FIRST_TEXTS[page.manifest.text_columns.length];
+  const texts = given.every((text) => text.trim()) ? given : firstTexts(page.manifest);
   element("measure").disabled = true;
   element("protocol").textContent = "Measuring …";
   try {
@@ -240,7 +256,7 @@ function showAgreement(found, other) {
 // ---- what the bundle says of itself ----
 
 async function showFacts({ fetched, answered }, tokenizerBytes) {
-  const { task, labels, max_length: limit, files, models: described, check } = page.manifest;
+  const { task, labels, max_length: limit, files, what, check } = page.manifest;
   const total = Object.values(files).reduce((sum, file) => sum + file.bytes, 0);
   const facts = {
     Task: `${task}: ${labels.join(", ")}; texts are cut at ${limit} tokens`,
@@ -248,7 +264,7 @@ async function showFacts({ fetched, answered }, tokenizerBytes) {
       "went on fetching and checking files",
     Files: `model.onnx ${megabytes(models.bundle.bytes)}, tokenizer.json ${megabytes(tokenizerBytes)}, ` +
       `${megabytes(total)} in all; what runs was checked by SHA-256`,
-    Model: described?.["model.onnx"]?.what,
+    Model: what,
     ...manifestFacts(page.manifest),
     "Same as where it was made": check && await checkAnswers(check),
   };

@@ -1,0 +1,114 @@
+"""The teacher as its students see it: what it says about every training row, computed once."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edgemin_utils.distillation.losses import full_precision
+from edgemin_utils.encoders import captured_states, state_width
+from edgemin_utils.errors import MethodRefused
+from edgemin_utils.rows.tokens import Rows, rows_in_other_tokens, tokenize_rows
+from edgemin_utils.settings import Settings
+from edgemin_utils.training import Batch, BatchMaker, evaluation_mode, model_inputs
+
+# Name -> a batch's logits (batch, labels), vectors (batch, size) or states (batch, tokens, size)
+States = Mapping[str, Tensor]
+
+
+def teacher_signals(model: PreTrainedModel, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """Signals as `student_states` gives them, in evaluation mode, without gradients and autocast."""
+    with evaluation_mode(model), torch.no_grad(), torch.autocast(batch["input_ids"].device.type, enabled=False):
+        return student_states(model, batch, names)
+
+
+def student_states(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """Signals of one forward pass in float32 or float64, by name: "logits" (batch, labels), or a state as
+    `encoders.captured_states` names it, such as "query.5" or "hidden.-1"."""
+    inner, found = [name for name in names if name != "logits"], dict[str, Tensor]()
+    with captured_states(model, inner, stop_early=bool(inner) and "logits" not in names) as states:
+        found["logits"] = model(**model_inputs(model, batch)).logits
+    found |= states
+    return {name: full_precision(found[name]) for name in names}
+
+
+class Teacher:
+    """A teacher and its signals of the rows that students train on: computed when a loss asks, and cached up to
+    `settings.teacher_cache_gigabytes`, else computed batch by batch. Rows are found by `batch["position"]` and read
+    through the teacher's own `tokenizer`, which is not the student's once a vocabulary was cut."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, settings: Settings):
+        self.model, self.settings, self.rows = model, settings, rows
+        if tokenizer is not rows.tokenizer:
+            self.rows = tokenize_rows(rows.data, tokenizer, rows.limit, configs=[model.config])
+        self._wanted: dict[str, None] = {}
+        self._cache: dict[str, Tensor] = {}
+
+    def signals(self, names: Sequence[str]) -> Callable[[Batch], States]:
+        """A function from a batch to these signals (as `student_states` names them) of its rows, zero at padding. One
+        pass over the rows serves all names that were asked for before its first batch."""
+        self._wanted |= dict.fromkeys(names)
+        return lambda batch: self._signals_of(batch, names)
+
+    def require_same_tokens(self, rows: Rows) -> None:
+        """Raises MethodRefused where the student's rows are not the teacher's, token by token."""
+        if rows is not self.rows and (count := rows_in_other_tokens(self.rows, rows)):
+            self._wanted.clear()
+            other = f"{count:,} of {len(rows.learnt_from):,} train rows have other tokens"
+            way = "use an objective that does not compare token by token, or vocabulary_text = none"
+            raise MethodRefused(f"since the vocabulary was cut {other}; {way}")
+
+    @functools.cached_property
+    def _batch_of(self) -> BatchMaker:
+        return BatchMaker(self.rows.learnt_from, self.rows.tokenizer)
+
+    def _signals_of(self, batch: Batch, names: Sequence[str]) -> States:
+        cache, limit = self._cache, self.settings.teacher_cache_gigabytes * 1e9
+        missing = [name for name in {**self._wanted, **dict.fromkeys(names)} if name not in cache]
+        if missing:
+            if sum(map(self._bytes, [*cache, *missing])) > limit:
+                missing = list(names)
+                cache.clear()  # what other students used makes room
+            if sum(map(self._bytes, missing)) > limit:
+                self.model.to(batch["position"].device)
+                return teacher_signals(self.model, self._rows_at(batch["position"].cpu()), names)
+            self._fill(missing)
+            self._wanted = {}
+        places, width = batch["position"].cpu(), batch["input_ids"].shape[1]
+        at = {True: places, False: self._tokens(places, width)}
+        return {name: cache[name][at[_is_of_row(name)]].to(batch["position"].device) for name in names}
+
+    def _fill(self, names: Sequence[str]) -> None:
+        """Computes signals of all rows: (rows, size), or (real tokens of all rows + 1, size); the last is padding's."""
+        lengths = self._batch_of.lengths
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        for places in self._batch_of.longest_first(self.settings.evaluation_batch_size):
+            signals = teacher_signals(self.model, self._rows_at(places), names)
+            for name in names:
+                value, of_row = signals[name].cpu(), _is_of_row(name)
+                size = (len(lengths) if of_row else int(lengths.sum()) + 1, value.shape[-1])
+                store = self._cache.setdefault(name, value.new_zeros(size))
+                store[places if of_row else self._tokens(places, value.shape[1])] = value
+                store[len(lengths) if of_row else -1 :] = 0.0
+        self.model.cpu()
+
+    def _tokens(self, places: Tensor, width: int) -> Tensor:
+        """Where the tokens of those rows stand among the tokens of all, (rows, width); padding at the end."""
+        steps, make = torch.arange(width), self._batch_of
+        tokens = make.starts[places, None] + steps
+        return torch.where(steps < make.lengths[places, None], tokens, make.lengths.sum())
+
+    def _rows_at(self, places: Tensor) -> Batch:
+        return {name: value.to(self.model.device) for name, value in self._batch_of(places).items()}
+
+    def _bytes(self, name: str) -> int:
+        lengths = self._batch_of.lengths
+        size = self.model.config.num_labels if name == "logits" else state_width(self.model, name)
+        return 4 * size * (len(lengths) if _is_of_row(name) else int(lengths.sum()))
+
+
+def _is_of_row(name: str) -> bool:
+    """Whether a signal is one vector a row, rather than one a token."""
+    return name == "logits" or name.startswith("cls.")

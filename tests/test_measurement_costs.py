@@ -1,0 +1,120 @@
+"""A chain's costs from real fresh processes, and the sheet of `edgemin measure`."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_models import export_onnx, small_model, tokenized_sentences
+
+from edgemin_utils.checkpoints import save_model
+from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.measurement import costs
+from edgemin_utils.measurement.costs import measure_costs
+from edgemin_utils.measurement.sheet import measure_models, sheet_text
+from edgemin_utils.quantization.schemes import quantize, save_quantized
+from edgemin_utils.settings import load_settings
+
+TEXTS = [("the film was good",), ("a very dull story", "and the end")]
+SETTINGS = load_settings("demo", {"latency_threads": [1], "latency_lengths": [16, 128], "latency_processes": 2})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A plain model twice, a cut and a quantized one with their tokenizer, and an .onnx file by itself."""
+    place = tmp_path_factory.mktemp("measured")
+    _, tokenizer = tokenized_sentences(40)
+    model = small_model(layers=2)
+    save_model(model, place / "plain", tokenizer)
+    save_model(small_model(layers=2, seed=1), place / "other", tokenizer)
+    (place / "graph").mkdir()
+    export_onnx(small_model(layers=1), place / "graph" / "model.onnx")
+    encoder_layers(model)[0].keep_heads([1, 2])
+    save_model(model, place / "cut", tokenizer)
+    save_quantized(quantize(model, "int8"), place / "int8", "int8", tokenizer)
+    return place
+
+
+@pytest.fixture(scope="module")
+def measured(folder):
+    names = "plain other cut int8 graph".split()
+    with pytest.MonkeyPatch.context() as patch:
+        # The test of the sheet starts real processes.
+        patch.setattr(costs, "in_fresh_process", lambda module, asked, threads, what: costs._time(asked))
+        patch.setattr(costs.gc, "freeze", lambda: None)
+        patch.setattr(costs, "peak_memory", lambda source, runs: {"peak_bytes": len(str(source)), "runs": runs})
+        return measure_costs({name: folder / name for name in names}, TEXTS, SETTINGS, folder)
+
+
+def test_models_of_equal_shapes_are_timed_once(measured):
+    names = "plain other cut int8 graph".split()
+    assert measured["timed_as"] == {name: "plain" if name == "other" else name for name in names}
+    rows = pd.DataFrame(measured["latency"])
+    assert set(rows["input"]) == {"1x16", "dev rows"} and set(rows["process"]) == {0, 1}
+    assert len(rows) == 2 * (5 + 4)  # the .onnx file lies beside no tokenizer
+    of = {name: group.drop(columns="model").to_dict("records") for name, group in rows.groupby("model")}
+    assert of["other"] == of["plain"]
+    assert [row["model"] for row in measured["memory"]] == [row["model"] for row in measured["energy"]] == names
+    assert [note.split()[0] for note in measured["notes"]] == ["1x128", "No"]
+    assert json.loads(json.dumps(measured)) == measured
+
+
+def test_rows_agree_with_the_raw_times_and_have_their_bound(measured, folder):
+    times = pd.read_parquet(folder / costs.TIMES_FILE)
+    assert list(times) == "model input threads nanoseconds process run".split() and "other" not in set(times["model"])
+    for row in measured["latency"]:
+        own = times[(times["model"] == row["timed_as"]) & (times["input"] == row["input"])]
+        own = own[own["process"] == row["process"]]
+        assert own["run"].tolist() == list(range(15)) and row["runs"] == 15
+        assert row["median_ms"] == pytest.approx(np.median(own["nanoseconds"]) / 1e6)
+        assert row["bound_ms"] > 0
+    assert measured["protocol"] == {"name": "quick", "processes": 2, "runs": 15, "seconds": 0.0}
+    assert measured["tokenizer"]["median_ms"] > 0
+    assert all(row["cpu_seconds"] > 0 and row["input"] == "1x16" for row in measured["energy"])
+
+
+def test_runs_and_seconds_are_those_of_all_processes_and_memory_of_those_asked_for(monkeypatch, folder):
+    asked = []
+
+    def answer(module, request, threads, what):
+        asked.append((request["protocol"], threads, request["threads"], request["describe"]))
+        described = dict.fromkeys(("plain", "cut"), {"bounds": {}, "energy": {}})
+        return {"times": [], "described": described, **dict.fromkeys(("tokenizer", "notes"))}
+
+    monkeypatch.setattr(costs, "in_fresh_process", answer)
+    monkeypatch.setattr(costs, "peak_memory", lambda source, runs: {"runs": runs})
+    settings = load_settings("laptop", {"latency_threads": [1, 3], "latency_processes": 4})
+    models = {name: folder / name for name in ("plain", "cut")}
+    found = measure_costs(models, [], settings, memory_of=["cut"])
+    assert found["memory"] == [{"model": "cut", "timed_as": "cut", "runs": settings.memory_runs}]
+    protocol = {"name": "full", "warm_up": 10, "runs": 25, "seconds": 2.5}
+    assert asked == [(protocol, 3, [1, 3], place == 0) for place in range(4)]
+
+
+def test_texts_are_cut_and_tokenized_as_the_model_was_trained(folder):
+    encode = costs._encoder(folder / "plain", 5)
+    _, tokenizer = tokenized_sentences(40)
+    for texts in TEXTS:
+        wanted = tokenizer(*texts, truncation=True, max_length=5)
+        found = encode(texts)
+        assert found["input_ids"].tolist() == [wanted["input_ids"]] and found["input_ids"].shape == (1, 5)
+        assert found["token_type_ids"].tolist() == [wanted["token_type_ids"]]
+    assert costs._encoder(folder / "graph", 5) is None
+
+
+def test_the_sheet_holds_everything_and_prints_it(folder):
+    found = measure_models([str(folder / "plain"), str(folder / "graph" / "model.onnx")], [16], [1], "quick", TEXTS)
+    assert json.loads(json.dumps(found))["baseline"] == "plain"
+    assert [model["name"] for model in found["models"]] == ["plain", "model.onnx"]
+    assert found["models"][0]["operations"]["1x16"]["fvcore_ratio"] == pytest.approx(1, abs=0.01)
+    medians = pd.DataFrame(found["latency"]).groupby(["model", "input", "process"])["median_ms"].first()
+    for row in found["speed_ups"]:
+        ratios = medians["plain", row["input"]] / medians[row["model"], row["input"]]
+        assert row["ratio"] == pytest.approx(float(np.sqrt(ratios.prod()))) and row["low"] < row["ratio"] < row["high"]
+    assert all(row["peak_bytes"] > row["baseline_bytes"] > 0 for row in found["memory"])
+    # A graph is measured without torch.
+    assert found["memory"][1]["peak_bytes"] < found["memory"][0]["baseline_bytes"]
+    text = sheet_text(found)
+    assert f"{found['models'][0]['size']['stored_weights']:,}" in text and max(map(len, text.splitlines())) < 200
+    for part in ("file MB   MiB", "fvcore / formula", "bound_ms", "QUICK", "times as fast as plain", "model.onnx"):
+        assert part in text
