@@ -206,8 +206,8 @@ def _check_kernel() -> None:
 
 def _parameters(chain: Chain, overrides: Mapping[str, Any]) -> dict[str, Any]:
     place = {"task": chain.task, "profile": chain.settings.profile, "seed": chain.seed}
-    given = {name: getattr(chain.settings, name) for name in overrides}  # in the settings' types, with absolute paths
-    return {**place, "output_dir": str(chain.study), "overrides": plain(given), "replace": chain.replace}
+    given = plain({name: getattr(chain.settings, name) for name in overrides})  # read, with absolute paths
+    return {**place, "output_dir": str(chain.study), "overrides": given, "replace": chain.replace}
 
 
 def _run_chains(calls: list[tuple[Any, ...]], jobs: int, cluster: str) -> list[list[NotebookResult]]:

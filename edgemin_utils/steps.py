@@ -59,10 +59,9 @@ def load_rows(stage: Stage, tokenizer: Tokenizer, *models: nn.Module) -> Rows:
     """The rows of a stage's chain, tokenized for these models and cut to the shortest of their longest inputs."""
     configs, data = [model.config for model in models], read_rows(stage)
     rows = tokenize_rows(data, tokenizer, stage.settings.max_length, configs=configs)
-    for note in rows.notes if is_main_process() else ():
-        if note not in data.notes and note not in _SAID:
-            print(f"{stage.chain.task}: {note}")
-            _SAID.add(note)
+    for note in [note for note in rows.notes if is_main_process() and note not in {*data.notes, *_SAID}]:
+        print(f"{stage.chain.task}: {note}")
+        _SAID.add(note)
     return rows
 
 

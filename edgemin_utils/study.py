@@ -231,9 +231,12 @@ class Costs(Stage):
 
     @functools.cached_property
     def models(self) -> dict[str, Record]:
-        """Name -> record of every model of the plan that is on disk, stale ones too, and was not refused."""
-        folders = [self.chain.folder / name for name, stage in self.chain.plan.items() if stage.kind != "scan"]
-        return {record.model: record for record in _readable(folders) if not record.refused}
+        """Name -> record of every model on disk that was not refused: also those of other settings keep their costs."""
+        planned = [self.chain.folder / name for name in self.chain.plan]
+        others = sorted(set(self.chain.folder.glob("[!.]*/")) - set(planned))
+        found = {record.model: record for record in _readable([*planned, *others]) if not record.refused}
+        known = [name for name in found if names.is_known(name, self.chain.settings)]
+        return {name: found[name] for name in known if found[name].kind != "scan"}
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
