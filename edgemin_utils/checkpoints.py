@@ -16,15 +16,14 @@ from transformers.utils import logging
 
 from edgemin_utils import encoders
 from edgemin_utils.errors import ModelError
-from edgemin_utils.rows.sources import reach_hub
+from edgemin_utils.rows.tasks import reach_hub
 
 PRUNED_WEIGHTS_FILE = "pruned_model.safetensors"
 PRUNED_MODEL_TYPE = "pruned by EdgeMIN: load this folder with edgemin_utils.checkpoints.load_model(folder)"
 
 
 def save_model(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = None) -> None:
-    """Writes a model, and its tokenizer, as a plain transformers folder, or, where layers were cut to unequal shapes,
-    one whose config.json holds these under `edgemin`, with a model type that says how to load it."""
+    """Writes a plain transformers folder, or, of unequal layers, one whose config.json says them and how to load it."""
     with quiet_transformers():
         model.save_pretrained(folder)
     if not encoders.has_equal_shapes(model):
@@ -46,8 +45,7 @@ def load_model(
 ) -> PreTrainedModel:
     """A classifier from a hub id, a transformers folder or a folder of `save_model`, in evaluation mode. With `labels`
     (names in id order) it is made ready for training: a head of that size is kept, in that order; any other is new
-    (random). `dropout` None keeps the checkpoint's. Raises ModelError where it cannot be had or read, is of another
-    family, has weights missing or too many, or is no classifier of one label a row."""
+    (random). `dropout` None keeps the checkpoint's. Raises ModelError where it cannot be had, read or used."""
     folder = Path(name_or_folder).expanduser()
     if (folder / PRUNED_WEIGHTS_FILE).is_file():
         config, shapes = cut_config(folder)
@@ -57,7 +55,7 @@ def load_model(
         encoders.fill_parameters(model, weights)
     else:
         config, kind = load_config(name_or_folder), "single_label_classification"
-        encoders.parts_of(config)
+        encoders.parts_of(config.model_type)
         if config.problem_type not in (None, kind):
             raise ModelError(f"{name_or_folder} is made for {config.problem_type}; EdgeMIN's give one label a row")
         names = [str(config.id2label.get(number)) for number in range(len(config.id2label))]
@@ -89,13 +87,11 @@ def _check_weights(name: str, encoder: str, report: Mapping[str, Any], new_head:
     surplus = [key for key in report["unexpected_keys"] if "pooler." not in key]
     absent = {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
     if inner(absent):
-        some = f"{len(absent)} are missing or of another shape, such as {inner(absent)[0]}"
-        raise ModelError(f"the weights of {name} do not fit its config: {some}")
+        raise ModelError(f"the weights of {name} do not fit its config: {inner(absent)[0]} is missing or misshapen")
     if absent and not new_head:
         raise ModelError(f"{name} is not fine-tuned ({min(absent)} is missing); use `edgemin train` first")
     if inner(surplus) or (surplus and not new_head):
-        some = f"{len(surplus)} weights for which its family has no place, such as {min(inner(surplus) or surplus)}"
-        raise ModelError(f"{name} has {some}; without them its answers are not its own")
+        raise ModelError(f"{name} has weights that its family has no place for, as {min(inner(surplus) or surplus)}")
 
 
 def load_config(name_or_folder: str | Path) -> PretrainedConfig:
@@ -115,9 +111,9 @@ def cut_config(folder: Path) -> tuple[PretrainedConfig, dict[str, list[int]]]:
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        extra = content.pop("edgemin")
-        config = AutoConfig.for_model(extra["model_type"]).from_dict(content | {"model_type": extra["model_type"]})
-        return config, {name: extra[name] for name in ("heads", "intermediate_sizes")}
+        shapes = content.pop("edgemin")
+        content["model_type"] = shapes.pop("model_type")
+        return AutoConfig.for_model(content["model_type"]).from_dict(content), shapes
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} does not describe a cut model ({error!r}); make the folder anew") from error
 
@@ -138,13 +134,10 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _load_errors(name: str | Path) -> Iterator[None]:
-    """Turns what transformers, the hub and safetensors raise into one sentence."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         text = (str(error) or repr(error)).splitlines()[0]
         if isinstance(error, SafetensorError) or "model type" in text.lower() or Path(name).is_dir():
             raise ModelError(f"{name} cannot be loaded as a model, is it truncated or damaged? ({text})") from error
-        why = "either the hub cannot be reached from here or it knows no such id"
-        way = "Check the spelling, or give a folder with config.json, model.safetensors and the tokenizer"
-        raise ModelError(f"model {str(name)!r} cannot be had: {why}. {way}") from error
+        raise ModelError(f"no hub in reach has model {str(name)!r}. Check the spelling, or give a folder") from error

@@ -12,20 +12,19 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import edgemin_utils
-from edgemin_utils.errors import EdgeMINError, ModelError, SettingError, StageError
+from edgemin_utils.environment import joined_processes, launched_processes
+from edgemin_utils.errors import DataError, EdgeMINError, ModelError, SettingError, StageError
 from edgemin_utils.names import EXAMPLES, LISTS, METHODS
-from edgemin_utils.processes import is_main_process, joined_processes, launched_processes
-from edgemin_utils.run import chain_label, open_chains, run_study, say_rows
+from edgemin_utils.run import BROKEN, open_chains, run_study, say_rows
 from edgemin_utils.settings import PROFILES, load_settings, read_value, setting_fields, study_folder
-from edgemin_utils.study import Chain, find_chains, find_records, study_status
+from edgemin_utils.study import Chain, find_chains, find_records, say_once, study_status
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-# Every setting is an option of these commands, as in --train-rows 2000 or --set train_rows=2000.
-_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # which are left to `read_overrides`
 _MORE = (
     "Every setting is an option too (see `edgemin settings`), as in --models path,tinybert --train-rows 2000 "
     "--data-dir glue --teacher FOLDER; rows of one's own: --task-file my.csv --text-columns text --label-column stars."
@@ -63,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, str]:
-    """Setting -> value out of what a command did not know: --train-rows 2000, --train-rows=2000, --set train_rows=2000;
-    raises SettingError for an unknown setting, a word too many, or a setting given twice."""
+    """Setting -> value out of --train-rows 2000, --train-rows=2000, --set train_rows=2000; raises SettingError."""
     overrides, left = dict[str, str](), list(words)
     while left:
         name, equals, value = left.pop(0).partition("=")
@@ -106,68 +104,59 @@ def run(
 ) -> int:
     """Execute the notebooks of a study; what is current on disk is not run again.
 
-    Example: edgemin run --tasks sst2 --models path,tinybert --seeds 0,1,2 --jobs 2
-    """
+    Example: edgemin run --tasks sst2 --models path,tinybert --seeds 0,1,2 --jobs 2"""
     if launched_processes() > 1:
         raise SettingError("`run` is for one process; launch `edgemin train`, which several can share, then `run`")
-    overrides, started = read_overrides(more.args), time.monotonic()
-    chains = _chains(profile, tasks, seeds, overrides, output_dir, replace)
+    started, chains = time.monotonic(), _chains(more, profile, tasks, seeds, output_dir, replace)
     print(f"study: {chains[0].study}")
     # A stopped container or a time limit ends a study as Ctrl-C does: no kernel is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = run_study(chains, overrides, jobs, cluster)
-    counts = {status: sum(item.status == status for item in results) for status in "executed skipped failed".split()}
+    found = list(run_study(chains, jobs, cluster).values())
     if find_records(chains[0].study):
-        _show_results(chains[0].study, draw=counts["executed"] > 0)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "executed")
+        _show_results(chains[0].study, draw="executed" in found)
+    said = ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(["executed", *found]))
     print(f"notebooks: {said}, in {time.monotonic() - started:.0f} s")
-    return int(any(item.status in ("failed", "not run") for item in results))
+    return int(not BROKEN.isdisjoint(found))
 
 
 @app.command(context_settings=_SETTINGS, epilog=_MORE)
 def train(
     more: More, profile: Base = "demo", tasks: Tasks = "", seeds: Seed = "", output_dir: Out = "", replace: Anew = False
-) -> int:
+) -> None:
     """Train teachers and students without notebooks, as one process or several; `run` goes on from there.
 
     Example: edgemin train --task-file reviews.csv --text-columns text --label-column stars --output-dir mine
 
-    With several GPUs: accelerate launch --num_processes 2 -m edgemin_utils train --profile paper
-    """
-    chains = _chains(profile, tasks, seeds, read_overrides(more.args), output_dir, replace)
+    With several GPUs: accelerate launch --num_processes 2 -m edgemin_utils train --profile paper"""
+    chains = _chains(more, profile, tasks, seeds, output_dir, replace)
     for stage in (stage for chain in chains for stage in chain.plan.values()):
         stage.require()
+    if os.environ.get("RANK", "0") == "0":  # the first of the processes that a launcher started
+        say_rows(chains)  # what it refuses is refused before torch is imported
     with joined_processes():
-        from edgemin_utils.steps import make_kinds  # imports torch
+        from edgemin_utils.steps import make_kinds
 
-        say = print if is_main_process() else lambda *text: None
-        if is_main_process():
-            say_rows(chains)
         for chain in chains:
-            say(f"{chain_label(chain)}: {chain.folder}")
+            say_once(f"{chain}: {chain.folder}")
             for record in make_kinds(chain, "teacher", "distillation"):
-                say(f"{chain_label(chain)}: {record.model} done in {record.seconds:.0f} s")
-        say("`edgemin run` with the same options makes the rest: cuts, quantized models, measurements, tables, figures")
-    return 0
+                say_once(f"{chain}: {record.model}, {record.outcome}")
+        say_once("`edgemin run` with the same options makes the rest: cuts, quantized models, measurements, figures")
 
 
 @app.command(context_settings=_SETTINGS, epilog=_MORE)
-def status(more: More, profile: Base = "demo", tasks: Tasks = "", seeds: Seed = "", output_dir: Out = "") -> int:
+def status(more: More, profile: Base = "demo", tasks: Tasks = "", seeds: Seed = "", output_dir: Out = "") -> None:
     """What is done, what is stale and why; without settings, against those of the last run.
 
-    Example: edgemin status --tasks sst2 --relation-heads 4
-    """
-    overrides, study = read_overrides(more.args), study_folder(output_dir, load_settings(profile).profile)
-    found = [chain for chain in find_chains(study) if not tasks or chain.task in tasks.split(",")]
-    if overrides or seeds or not found:
-        found = _chains(profile, tasks, seeds, overrides, output_dir, False)
-    rows = study_status(found)
-    for row in rows:
-        row["took"] = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
-    columns = "task seed model status took reason".split()
-    _print_table(columns, [[row[column] for column in columns] for row in rows])
+    Example: edgemin status --tasks sst2 --relation-heads 4"""
+    study = _existing_study(profile, output_dir)
+    if not (known := find_chains(study)):
+        raise StageError(f"{study} holds no study; `edgemin run` makes one, or name another one with --output-dir")
+    asked = [chain for chain in known if not tasks or chain.task in tasks.split(",")]
+    if more.args or seeds or not asked:
+        asked = _chains(more, profile, tasks, seeds, output_dir)
+    rows = study_status(asked)
+    _print_table(list(rows[0]), [list(row.values()) for row in rows])
     print(f"{study}: {sum(row['status'] == 'done' for row in rows)} of {len(rows)} stages done")
-    return 0
 
 
 @app.command()
@@ -175,18 +164,16 @@ def report(
     profile: Base = "demo",
     output_dir: Out = "",
     publish: Annotated[str, typer.Option(help="Also publish results, without weights, in this folder.")] = "",
-) -> int:
+) -> None:
     """Draw tables, figures and the HTML report again, from what is on disk.
 
-    Example: edgemin report --output-dir outputs/laptop --publish outputs/reference
-    """
+    Example: edgemin report --output-dir outputs/laptop --publish outputs/reference"""
     study = _existing_study(profile, output_dir)
     _show_results(study, draw=True)
     if publish:
         from edgemin_utils.results.table import publish as publish_study
 
         print(f"published: {publish_study(study, publish)}")
-    return 0
 
 
 @app.command()
@@ -194,18 +181,18 @@ def predict(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; of a pair both, in turns.")],
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 1,
-) -> int:
+) -> None:
     """What a bundle answers to texts: a line each, with label and probabilities.
 
-    Example: edgemin predict sentiment "the acting is worse than the book"
-    """
+    Example: edgemin predict sentiment "the acting is worse than the book" --threads 2"""
+    for number in (number for number, text in enumerate(texts, 1) if not text.strip()):
+        raise DataError(f"text {number} of {len(texts)} is empty; give each text in quotation marks")
     from edgemin_utils.bundle.classify import ClassifyError, predict_texts
 
     try:
         print(predict_texts(Path(bundle).expanduser(), texts, threads), end="")
     except ClassifyError as error:
         raise ModelError(str(error)) from error
-    return 0
 
 
 @app.command(context_settings=_SETTINGS, epilog=_MORE)
@@ -216,18 +203,19 @@ def bundle(
     scheme: Annotated[str, typer.Option(help="edge-int8, edge-int8-int4 (smaller) or edge-int4 (smallest).")] = "",
     task: Annotated[str, typer.Option(help="The task that a plain checkpoint answers.")] = "",
     max_drop: Annotated[float, typer.Option(help="Points of accuracy that it may lose on the dev rows.")] = 1.0,
-) -> int:
+) -> None:
     """One folder that classifies text on a CPU without torch: graph, tokenizer, program, checksums.
 
-    Example: edgemin bundle outputs/demo/sst2/seed-0/minilmv2 --output sentiment
-    """
-    from edgemin_utils.bundle.making import describe_in_words, make_bundle  # imports torch
-    from edgemin_utils.bundle.sources import open_source
+    Example: edgemin bundle outputs/demo/sst2/seed-0/minilmv2 --output sentiment"""
+    from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target
 
-    source = open_source(model, task or None, read_overrides(more.args))
+    check_source(model, task or None, overrides := read_overrides(more.args))
+    check_target(Path(output).expanduser(), scheme or DEFAULT_SCHEME)
+    from edgemin_utils.bundle.making import describe_in_words, make_bundle, open_source  # imports torch
+
+    source = open_source(model, task or None, overrides)
     print(describe_in_words(make_bundle(source, output, scheme, max_drop)))
     print(f"bundle: {output}")
-    return 0
 
 
 @app.command()
@@ -242,12 +230,11 @@ def recommend(
 ) -> int:
     """The best measured models under a budget, and the commands that build their bundles.
 
-    Example: edgemin recommend --task sst2 --max-mb 10 --max-ms 5
-    """
-    from edgemin_utils.results.budgets import recommend_models  # imports pandas
+    Example: edgemin recommend --task sst2 --max-mb 10 --max-ms 5"""
+    from edgemin_utils.results.tables import recommend_models  # imports pandas
 
-    budget = task or None, max_mb, max_ms, min_accuracy, length
-    text, fits = recommend_models(_existing_study(profile, output_dir), *budget)
+    study = _existing_study(profile, output_dir)
+    text, fits = recommend_models(study, task or None, max_mb, max_ms, min_accuracy, length)
     print(text)
     return 0 if fits else 1
 
@@ -259,19 +246,17 @@ def measure(
     threads: Annotated[str, typer.Option(help="Thread counts; 0: all cores.")] = "1",
     quick: Annotated[bool, typer.Option("--quick", help="30 runs instead of 100 and 10 s.")] = False,
     out: Annotated[str, typer.Option(help="Also write the sheet as JSON into this file.")] = "",
-) -> int:
+) -> None:
     """The full sheet of models, side by side: parameters, bytes, operations, latency, memory, energy.
 
-    Example: edgemin measure outputs/demo/sst2/seed-0/teacher bundle --quick
-    """
-    from edgemin_utils.measurement.sheet import measure_models, sheet_text  # imports torch
+    Example: edgemin measure outputs/demo/sst2/seed-0/teacher bundle --quick"""
+    from edgemin_utils.measurement.costs import measure_models, sheet_text  # imports torch
 
     asked = (_numbers("--lengths", lengths), _numbers("--threads", threads), "quick" if quick else "full")
     sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr))
     print(sheet_text(sheet))
     if out:
         Path(out).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 @app.command()
@@ -279,23 +264,20 @@ def demo(
     bundle: Annotated[str, typer.Argument(help="A bundle; empty: one is made of the demo study.")] = "",
     port: Annotated[int, typer.Option(min=0, help="0: any free one.")] = 8000,
     float32: Annotated[str, typer.Option(help="The model it was made of, to compare with.")] = "",
-) -> int:
+) -> None:
     """A bundle in the browser: serves its page on this machine and prints the address (needs npm once).
 
-    Example: edgemin demo sentiment --port 8080
-    """
+    Example: edgemin demo sentiment --port 8080"""
     from edgemin_utils.browser.demo import serve_demo
 
     serve_demo(bundle or None, port, float32 or None)
-    return 0
 
 
 @app.command()
-def settings(profile: Base = "demo") -> int:
+def settings(profile: Base = "demo") -> None:
     """Every setting: its value in a profile, its unit and its meaning.
 
-    Example: edgemin settings --profile laptop
-    """
+    Example: edgemin settings --profile laptop"""
     values, rows = load_settings(profile), []
     for name, item in setting_fields().items():
         value, choices = getattr(values, name), ", ".join(item.metadata["choices"])
@@ -303,29 +285,27 @@ def settings(profile: Base = "demo") -> int:
         meaning = item.metadata["meaning"] + (f" ({choices})" if choices else "")
         rows.append((name, text, item.metadata["unit"], meaning))
     _print_table(["setting", f"value in {profile}", "unit", "meaning"], rows)
-    return 0
 
 
 @app.command()
-def models() -> int:
+def models() -> None:
     """The language of model names, and every step with its settings.
 
-    Example: edgemin run --models teacher,minilmv2,relation_heads=4,minilmv2+heads-0.4+onnx-int8
-    """
+    Example: edgemin run --models teacher,minilmv2,relation_heads=4,minilmv2+heads-0.4+onnx-int8"""
     print("A model's name says how it was made: steps joined by +, each with ,setting=value where it differs from the")
     print("profile. It begins with teacher or an objective; cuts and tuning follow; a scheme stands last.\n")
-    rows = [(EXAMPLES.get(name, name), one.kind, one.meaning, one.demands, *one.own) for name, one in METHODS.items()]
-    rows = [(*row[:4], " ".join(row[4:])) for row in rows]
-    rows.append(("assistant-OBJECTIVE", "distillation", "a teacher assistant, of a size between teacher and student"))
-    rows.append(("OBJECTIVE-by-assistant", "distillation", "a student that learns from it"))
+    rows = [
+        *((EXAMPLES.get(name, name), one.kind, one.meaning, one.demands, one.own) for name, one in METHODS.items()),
+        ("assistant-OBJECTIVE", "distillation", "a teacher assistant, of a size between teacher and student"),
+        ("OBJECTIVE-by-assistant", "distillation", "a student that learns from it"),
+    ]
     _print_table(["step", "kind", "what it does", "demands", "its own settings"], rows)
-    _print_table(["list", "models that it stands for"], [(name, " ".join(each)) for name, each in LISTS.items()])
-    return 0
+    _print_table(["list", "models that it stands for"], list(LISTS.items()))
 
 
-def _chains(profile: str, tasks: str, seeds: str, overrides: Any, output_dir: str, replace: bool) -> list[Chain]:
-    names = [item.strip() for item in tasks.split(",") if item.strip()]
-    return open_chains(profile, names, _numbers("--seeds", seeds or "0"), overrides, output_dir, replace)
+def _chains(more: More, profile: str, tasks: str, seeds: str, output_dir: str, replace: bool = False) -> list[Chain]:
+    names, numbers = [item.strip() for item in tasks.split(",") if item.strip()], _numbers("--seeds", seeds or "0")
+    return open_chains(profile, names, numbers, read_overrides(more.args), output_dir, replace)
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -354,10 +334,8 @@ def _show_results(study: Path, draw: bool) -> None:
 
 
 def _print_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table, console = Table(box=None, pad_edge=False), Console()
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    table = Table(*(Column(title, overflow="fold") for title in titles), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(" ".join(cell) if isinstance(cell, list | tuple) else str(cell)) for cell in row))
     # Without a terminal (a pipe, a log) rich would fold tables to 80 columns.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    Console(width=None if Console().is_terminal else 160).print(table)

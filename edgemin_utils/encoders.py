@@ -1,5 +1,4 @@
-"""The one place that knows how BERT, DistilBERT, RoBERTa and ELECTRA name their parts: all else sees `EncoderLayer` and
-`captured_states`. Also here: making classifiers, and cutting their layers to unequal shapes."""
+"""Classifiers, and the one place that knows how families name their parts: all else sees `EncoderLayer` and states."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,44 +13,31 @@ from transformers.pytorch_utils import prune_linear_layer
 
 from edgemin_utils.errors import MethodRefused, ModelError
 from edgemin_utils.rows.tokens import usable_positions
-from edgemin_utils.settings import nearest
 
-_DROPOUTS = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout seq_classif_dropout
-    classifier_dropout summary_last_dropout""".split()
-# What a family calls the list of layers in its encoder, the parts within a layer, and feed-forward size in its config;
-# what else a config holds transformers itself gives by one name for all.
+# What a family calls its list of layers, the parts of a layer, and, in its config, the feed-forward size.
 _PARTS = "layers query key value attention_output feed_forward_in feed_forward_out intermediate_size".split()
 _BERT = """encoder.layer attention.self.query attention.self.key attention.self.value attention.output.dense
     intermediate.dense output.dense intermediate_size""".split()
 _DISTILBERT = """transformer.layer attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2
     hidden_dim""".split()
-FAMILIES: dict[str, dict[str, str]] = {
-    family: dict(zip(_PARTS, names, strict=True))
-    for family, names in {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT, "electra": _BERT}.items()
-}
-
-
-def _projection(name: str) -> nn.Linear:
-    """A linear layer of `EncoderLayer`, or its quantized form, which is called and measured alike."""
-    # A property, typed as what reading it gives.
-    return cast(nn.Linear, property(lambda layer: layer.module.get_submodule(layer.paths[name])))
+_NAMES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT, "electra": _BERT}
+FAMILIES = {family: dict(zip(_PARTS, names, strict=True)) for family, names in _NAMES.items()}
 
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """A layer of any supported family, read live from the model. Weights: query, key, value (heads * head_size,
-    hidden_size); attention_output its transpose; feed_forward_in (intermediate_size, hidden_size); feed_forward_out."""
+    """A layer, read live from the model. Weights: query, key, value (heads * head_size, hidden_size), attention_output
+    its transpose; feed_forward_in (intermediate_size, hidden_size), feed_forward_out its transpose."""
 
     module: nn.Module
     paths: Mapping[str, str]
     head_size: int
 
-    query = _projection("query")
-    key = _projection("key")
-    value = _projection("value")
-    attention_output = _projection("attention_output")
-    feed_forward_in = _projection("feed_forward_in")
-    feed_forward_out = _projection("feed_forward_out")
+    def __getattr__(self, name: str) -> nn.Linear:
+        """One of those six, or its quantized form, which is called and measured alike."""
+        if name not in _PARTS:
+            raise AttributeError(name)
+        return cast(nn.Linear, self.module.get_submodule(self.paths[name]))
 
     @property
     def num_heads(self) -> int:
@@ -65,42 +51,33 @@ class EncoderLayer:
 
     def keep_heads(self, kept: Sequence[int]) -> None:
         """Cuts the layer down to these heads; raises ModelError where none would stay or one is not there."""
-        _check_kept(kept, self.num_heads, "attention head")
-        units = torch.cat([torch.arange(head * self.head_size, (head + 1) * self.head_size) for head in sorted(kept)])
-        self._cut("query key value".split(), "attention_output", units)
+        self._keep(kept, self.head_size, "query key value".split(), "attention_output")
 
     def keep_neurons(self, kept: Sequence[int]) -> None:
         """Cuts the layer down to these neurons; raises ModelError as `keep_heads`."""
-        _check_kept(kept, self.intermediate_size, "feed-forward neuron")
-        self._cut(["feed_forward_in"], "feed_forward_out", torch.tensor(sorted(kept)))
+        self._keep(kept, 1, ["feed_forward_in"], "feed_forward_out")
 
-    def _cut(self, ins: Sequence[str], out: str, units: torch.Tensor) -> None:
-        """Keeps these rows of the matrices that make the units and these columns of the one that takes them."""
-        with torch.no_grad():
-            for name in (*ins, out):
-                cut = prune_linear_layer(getattr(self, name), units, dim=1 if name == out else 0)
-                parent, _, attribute = self.paths[name].rpartition(".")
-                setattr(self.module.get_submodule(parent), attribute, cut)
-
-
-def _check_kept(kept: Sequence[int], count: int, what: str) -> None:
-    if not kept:
-        raise ModelError(f"at least one {what} must stay in each layer")
-    if len(set(kept)) != len(kept) or any(not 0 <= unit < count for unit in kept):
-        raise ModelError(f"{what}s {list(kept)} are not distinct numbers from 0 to {count - 1}")
+    def _keep(self, kept: Sequence[int], size: int, ins: Sequence[str], out: str) -> None:
+        there = torch.arange(getattr(self, ins[0]).out_features).unflatten(0, (-1, size))
+        if not kept or len({*kept} & {*range(len(there))}) < len(kept):
+            raise ModelError(f"{list(kept)} cannot stay of a layer's units; give one or more of 0 to {len(there) - 1}")
+        for name in (*ins, out):
+            with torch.no_grad():
+                cut = prune_linear_layer(getattr(self, name), there[sorted(kept)].flatten(), dim=int(name == out))
+            parent, _, attribute = self.paths[name].rpartition(".")
+            setattr(self.module.get_submodule(parent), attribute, cut)
 
 
-def parts_of(config: PretrainedConfig) -> Mapping[str, str]:
-    """What the family of a config calls its parts; raises ModelError where it is not supported."""
-    name = config.model_type
-    if name not in FAMILIES:
-        raise ModelError(f"model family {name!r} is not supported; supported families: {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+def parts_of(family: str) -> Mapping[str, str]:
+    """What a family calls its parts; raises ModelError where it is not supported."""
+    if family not in FAMILIES:
+        raise ModelError(f"model family {family!r} is not supported; supported families: {', '.join(FAMILIES)}")
+    return FAMILIES[family]
 
 
 def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """The model's transformer layers, first to last."""
-    parts, size = parts_of(model.config), model.config.hidden_size // model.config.num_attention_heads
+    parts, size = parts_of(model.config.model_type), model.config.hidden_size // model.config.num_attention_heads
     layers = cast(nn.ModuleList, model.base_model.get_submodule(parts["layers"]))
     return [EncoderLayer(module, parts, size) for module in layers]
 
@@ -108,6 +85,25 @@ def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
 def embeddings_of(model: PreTrainedModel) -> nn.Module:
     """The module whose output is the normalized sum of a model's embeddings, (batch, tokens, embedding size)."""
     return model.base_model.embeddings
+
+
+class FactorizedEmbedding(nn.Sequential):
+    """A word embedding of low rank: `table` (tokens, rank) times the transpose of `widen` (size, rank)."""
+
+    def __init__(self, tokens: int, rank: int, size: int, padding: int | None = None):
+        super().__init__()
+        self.table, self.widen = nn.Embedding(tokens, rank, padding), nn.Linear(rank, size, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The word embedding that it stands for, (tokens, size)."""
+        return self.table.weight @ self.widen.weight.T
+
+
+def word_table(model: PreTrainedModel) -> nn.Embedding:
+    """The table in which tokens are looked up: the word embedding, or its first factor."""
+    word = model.get_input_embeddings()
+    return word.table if isinstance(word, FactorizedEmbedding) else word
 
 
 def layer_number(model: PreTrainedModel, layer: int) -> int:
@@ -119,8 +115,7 @@ def layer_number(model: PreTrainedModel, layer: int) -> int:
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Which of input_ids, attention_mask and token_type_ids the model takes; a vocabulary of one token type (as
-    RoBERTa has) counts as none."""
+    """Which of input_ids, attention_mask and token_type_ids the model takes; a single type (RoBERTa) counts as none."""
     names = ("input_ids", "attention_mask")
     return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
 
@@ -155,16 +150,13 @@ class _EnoughError(Exception):
 def captured_states(
     model: PreTrainedModel, names: Sequence[str], stop_early: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """While open, every forward pass fills the dictionary with the named states, through which gradients flow. Layers
-    count from 0, or from the last as -1. A name is one of
-
+    """While open, every forward pass fills the dictionary with the named states, through which gradients flow; with
+    `stop_early` the context ends once all are there. Layers count from 0, or from the last as -1; raises ModelError for
+    one that is not there. A name is one of
     - "query.3", "key.3", "value.3": that projection of layer 3, (batch, tokens, heads * head_size);
     - "context.3": what the heads of layer 3 give to the output projection, of the same shape;
     - "hidden.3": what layer 3 gives out, (batch, tokens, hidden_size); "cls.3": its first token, (batch, hidden_size);
-    - "embeddings": the normalized sum of the embeddings, (batch, tokens, embedding size).
-
-    With `stop_early` the context ends with the forward pass inside it, as soon as every state is there; nothing behind
-    that is computed. Raises ModelError for a layer that the model does not have."""
+    - "embeddings": the normalized sum of the embeddings, (batch, tokens, embedding size)."""
     states = dict[str, torch.Tensor]()
 
     def keep(name: str, value: Any) -> None:
@@ -173,38 +165,32 @@ def captured_states(
         if stop_early and len(states) == len(names):
             raise _EnoughError
 
-    def place(name: str) -> nn.Module:
-        what, number = _read_state(model, name)
-        layer = encoder_layers(model)[number]
-        of = {"context": layer.attention_output, "embeddings": embeddings_of(model)}
-        return of.get(what) or (layer.module if what in ("hidden", "cls") else getattr(layer, what))
-
-    with ExitStack() as stack:
-        stack.enter_context(suppress(_EnoughError))
+    with suppress(_EnoughError), ExitStack() as stack:
         for name in names:
+            module, _ = _find_state(model, name)
             if name.startswith("context."):  # what goes into the module rather than what comes out
-                handle = place(name).register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs))
+                stack.enter_context(module.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs)))
             else:
-                handle = place(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-            stack.callback(handle.remove)
+                stack.enter_context(module.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
         yield states
 
 
 def state_width(model: PreTrainedModel, name: str) -> int:
     """Size of the last dimension of the state that `captured_states` calls `name`."""
-    what, number = _read_state(model, name)
-    if what == "embeddings":
-        return getattr(model.config, "embedding_size", model.config.hidden_size)
-    return model.config.hidden_size if what in ("hidden", "cls") else encoder_layers(model)[number].query.out_features
+    return _find_state(model, name)[1]
 
 
-def _read_state(model: PreTrainedModel, name: str) -> tuple[str, int]:
+def _find_state(model: PreTrainedModel, name: str) -> tuple[nn.Module, int]:
+    """The module that gives out a state (takes it in, if it is a context), and the state's width."""
     what, _, number = name.partition(".")
     if what == "embeddings":
-        return what, 0
+        return embeddings_of(model), getattr(model.config, "embedding_size", model.config.hidden_size)
     if what not in "query key value context hidden cls".split() or not number.removeprefix("-").isdigit():
         raise ModelError(f"there is no state {name!r}; states are called as in query.0, hidden.-1 or embeddings")
-    return what, layer_number(model, int(number))
+    layer = encoder_layers(model)[layer_number(model, int(number))]
+    if what in ("hidden", "cls"):
+        return layer.module, model.config.hidden_size
+    return getattr(layer, what.replace("context", "attention_output")), layer.query.out_features
 
 
 def scratch_model(
@@ -220,16 +206,10 @@ def scratch_model(
     dropout: float = 0.1,
     initializer_range: float = 0.02,
 ) -> PreTrainedModel:
-    """A classifier with random weights (drawn from torch's global generator); raises ModelError for an unknown family,
-    or a hidden size that the heads do not divide."""
-    if family not in FAMILIES:
-        raise ModelError(f"model family {family!r} is not supported; {nearest(family, FAMILIES)}")
-    if hidden_size % heads:
-        raise ModelError(f"hidden size {hidden_size} is not a multiple of {heads} attention heads")
+    """A classifier with random weights (drawn from torch's global generator) of a family that `parts_of` knows."""
     sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "vocab_size": vocabulary_size}
-    sizes |= {"num_hidden_layers": layers, FAMILIES[family]["intermediate_size"]: intermediate_size}
-    # RoBERTa counts positions from pad_token_id + 1.
-    sizes["max_position_embeddings"] = max_length + (pad_token_id + 1 if family == "roberta" else 0)
+    sizes |= {"num_hidden_layers": layers, parts_of(family)["intermediate_size"]: intermediate_size}
+    sizes["max_position_embeddings"] = max_length + (pad_token_id + 1 if family == "roberta" else 0)  # behind padding
     if family == "electra":
         sizes["embedding_size"] = hidden_size
     config = AutoConfig.for_model(family, pad_token_id=pad_token_id, initializer_range=initializer_range, **sizes)
@@ -240,14 +220,13 @@ def scratch_model(
 
 
 def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A copy of `source` with these layers alone (negative ones from the last); raises ModelError where none is named,
-    or one that is not there."""
+    """A copy of `source` with these layers alone (negative: from the last); raises ModelError for no or wrong ones."""
     count = len(encoder_layers(source))
     if not layers or any(not -count <= layer < count for layer in layers):
         raise ModelError(f"layers {list(layers)} cannot be taken from a model of {count} layers (0 to {count - 1})")
     model = copy.deepcopy(source)
     kept = nn.ModuleList(encoder_layers(model)[layer].module for layer in layers)
-    parent, _, name = parts_of(model.config)["layers"].rpartition(".")
+    parent, _, name = parts_of(model.config.model_type)["layers"].rpartition(".")
     setattr(model.base_model.get_submodule(parent), name, kept)
     model.config.num_hidden_layers = len(layers)
     return model
@@ -255,59 +234,61 @@ def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrai
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
     """Sets every dropout probability of a model and its config."""
-    for name in _DROPOUTS:
-        if hasattr(model.config, name):
-            setattr(model.config, name, dropout)
+    for name in [name for name in vars(model.config) if "dropout" in name]:
+        setattr(model.config, name, dropout)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
 
 
 def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    """Sets the label names, in id order, and that this is classification."""
+    """Sets the label names, in id order, and that this is classification, also where they are two numbers."""
     config.num_labels, config.id2label = len(labels), dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
-    # Also for two numeric-looking labels: this is classification, never regression.
     config.problem_type = "single_label_classification"
 
 
 def layer_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Heads and feed-forward size of every layer, as config.json keeps them for a cut model."""
+    """Heads and feed-forward size of every layer and the rank of a `FactorizedEmbedding`, as config.json keeps them."""
     heads, neurons = zip(*((layer.num_heads, layer.intermediate_size) for layer in encoder_layers(model)), strict=True)
-    return {"heads": list(heads), "intermediate_sizes": list(neurons)}
+    word = model.get_input_embeddings()
+    rank = {"embedding_rank": [word.table.embedding_dim]} if isinstance(word, FactorizedEmbedding) else {}
+    return {"heads": list(heads), "intermediate_sizes": list(neurons), **rank}
 
 
 def has_equal_shapes(model: PreTrainedModel) -> bool:
     """Whether every layer still has the heads and feed-forward size that the config names."""
-    neurons = getattr(model.config, parts_of(model.config)["intermediate_size"])
+    neurons = getattr(model.config, parts_of(model.config.model_type)["intermediate_size"])
     return [set(sizes) for sizes in layer_shapes(model).values()] == [{model.config.num_attention_heads}, {neurons}]
 
 
 def empty_model(
     config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], attention_implementation: str = "sdpa"
 ) -> PreTrainedModel:
-    """A model of `config` with layers of these heads and feed-forward sizes, its parameters on torch's meta device, for
-    weights from a file; buffers, which no file holds, have their values. Raises ModelError where shapes do not fit."""
+    """A model of these `layer_shapes`, its parameters on torch's meta device; raises ModelError if they do not fit."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention_implementation)
+        if "embedding_rank" in shapes:
+            word, (rank,) = model.get_input_embeddings(), shapes["embedding_rank"]
+            sizes = (word.num_embeddings, rank, word.embedding_dim, word.padding_idx)
+            model.set_input_embeddings(FactorizedEmbedding(*sizes))
         layers = encoder_layers(model)
-        if not len(layers) == len(shapes["heads"]) == len(shapes["intermediate_sizes"]):
-            raise ModelError(f"config.json names {len(layers)} layers but shapes of {len(shapes['heads'])}")
-        for layer, heads, neurons in zip(layers, shapes["heads"], shapes["intermediate_sizes"], strict=True):
-            layer.keep_heads(range(heads))
-            layer.keep_neurons(range(neurons))
+        heads, neurons = (shapes.get(kind, ()) for kind in ("heads", "intermediate_sizes"))
+        if not len(layers) == len(heads) == len(neurons):
+            raise ModelError(f"config.json names {len(layers)} layers but shapes of {len(heads)}")
+        for layer, kept_heads, kept_neurons in zip(layers, heads, neurons, strict=True):
+            layer.keep_heads(range(kept_heads))
+            layer.keep_neurons(range(kept_neurons))
     return model
 
 
 def fill_parameters(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Makes the tensors, by name, the parameters of an `empty_model`; not copied. Raises ModelError where a name or a
-    shape is none of the model's, or a parameter is left without a tensor."""
+    """Makes the tensors, of any shape, the parameters of an `empty_model`; raises ModelError unless all fit."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    wrong = [name for name, tensor in tensors.items() if shapes.get(name) != tensor.shape]
-    wrong += [name for name in shapes if name not in tensors]
-    if wrong:
+    given = {name: tensor.shape for name, tensor in tensors.items()}
+    if wrong := {name for name, _ in shapes.items() ^ given.items()}:
         raise ModelError(f"{len(wrong)} weights do not fit the config or are missing, such as {min(wrong)}")
     for name, tensor in tensors.items():
         owner, _, part = name.rpartition(".")

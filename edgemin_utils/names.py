@@ -1,6 +1,5 @@
 """The language of model names, as in minilmv2,relation_heads=4+heads-0.2+int8: steps joined by `+`, each a method, `-`
-and its value if it takes one, and `,setting=value` for what it feels and is not the profile's; lists are joined by `_`.
-Rows, teacher and what every training loop shares belong to the whole chain, and to no name."""
+and its value if it takes one, and `,setting=value` (lists: `_`) for what it alone feels and is not the profile's."""
 
 import ast
 import inspect
@@ -28,28 +27,26 @@ class Method:
     meaning: str  # what it does, with its source where it has one
     demands: str = ""  # what it demands of models or machine
     own: tuple[str, ...] = ()  # settings that it feels out of those that not every method of its kind feels
-    value: str = ""  # pattern of the value behind its name, where it takes one
-    optional: bool = False  # whether the value may be left out
+    rest: str = ""  # pattern of what stands behind its name, where it takes a value
 
 
 METHODS = dict[str, Method]()
 for _name, (_kind, _value, _own, _meaning, _demands) in _FILE["methods"].items():
     _felt = tuple(" ".join(_FILE["settings"][group] for group in _own.split()).split())
-    _pattern = _FILE["values"].get(_value.removesuffix("?"), _value.replace("/", "|"))
-    METHODS[_name] = Method(_kind, _meaning, _demands, _felt, _pattern, _value.endswith("?"))
+    METHODS[_name] = Method(_kind, _meaning, _demands, _felt, _FILE["values"][_value] if _value else "")
 EXAMPLES: Mapping[str, str] = _FILE["examples"]
-SCHEMES = [name for name, method in METHODS.items() if method.kind == "quantization"]
-_OBJECTIVES = [name for name, method in METHODS.items() if method.kind == "distillation" and name != "none-pretrained"]
-LISTS: dict[str, list[str]] = {**_FILE["lists"], "objectives": _OBJECTIVES}
-LISTS["schemes"] = [f"minilmv2+heads-0.2+{scheme}" for scheme in SCHEMES]
+IMPLEMENTATIONS: dict[str, Any] = dict(_FILE["implementations"])
+"""Name of an objective -> "module:class" in distillation/, or the class of one of one's own."""
+LISTS: dict[str, list[str]] = dict(_FILE["lists"])
+LISTS["objectives"] = [name for name in METHODS if METHODS[name].kind == "distillation" and name != "none-pretrained"]
+LISTS["schemes"] = [f"minilmv2+heads-0.2+{name}" for name, one in METHODS.items() if one.kind == "quantization"]
 """Name of a list -> the models that it stands for; lists may name lists."""
 OWN_CODE: dict[str, str] = {}
 """Name of a method of one's own -> its source text, which is part of its stages' fingerprints."""
 
 
 def register_method(name: str, kind: str, code: Any, own: Iterable[str] = ()) -> None:
-    """Makes an objective's or scheme's class of one's own known by name, or a function of kind "criterion"; raises
-    SettingError for a name that the package has or that cannot stand in a model's."""
+    """Makes an objective, scheme or criterion of one's own known by name; raises SettingError where that cannot be."""
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or (name in METHODS and name not in OWN_CODE):
         raise SettingError(f"{name!r} cannot be registered: choose a new name of small letters, digits and hyphens")
     try:
@@ -58,16 +55,15 @@ def register_method(name: str, kind: str, code: Any, own: Iterable[str] = ()) ->
         file = next(item.__code__.co_filename for item in vars(code).values() if inspect.isfunction(item))
         nodes = ast.walk(ast.parse("".join(linecache.getlines(file))))
         OWN_CODE[name] = next(ast.unparse(node) for node in nodes if getattr(node, "name", "") == code.__name__)
-    if kind == "criterion":
-        CRITERIA[:] = dict.fromkeys([*CRITERIA, name])
-    else:
+    if kind != "criterion":
         METHODS[name] = Method(kind, (inspect.getdoc(code) or "one's own").split("\n")[0], "", tuple(own))
+    elif name not in CRITERIA:
+        CRITERIA.append(name)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a name; `role` is "assistant" for a student of the assistant's size, "by-assistant" for one that
-    learns from it."""
+    """One step; `role` is "assistant" for a student of the assistant's size, "by-assistant" for one taught by it."""
 
     method: str
     value: str = ""
@@ -120,16 +116,6 @@ class Name:
         return any(step.kind == "distillation" and not step.method.startswith("none") for step in self.steps)
 
     @property
-    def pruned(self) -> bool:
-        """Whether a step cuts something."""
-        return any(step.kind == "pruning" and step.method != "uncut" for step in self.steps)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether its numbers are stored in few bits."""
-        return self.kind == "quantization" and self.step.method != "onnx-float32"
-
-    @property
     def taught(self) -> bool:
         """Whether training on learns from the teacher: a distilled student, and what was cut from the teacher."""
         return self.distilled or (self.steps[0].method == "teacher" and len(self.steps) > 1)
@@ -146,11 +132,13 @@ TEACHER = Name((Step("teacher", text="teacher"),))
 def felt_settings(name: Name, settings: Settings) -> tuple[str, ...]:
     """The settings that the last step of a name feels: its kind's and its method's own, if they can matter."""
     method, used = METHODS[name.step.method], replace(settings, **dict(name.step.changes))
-    shared = {own for other in METHODS.values() if other.kind == method.kind for own in other.own} - set(method.own)
+    others = [other for known, other in METHODS.items() if other.kind == method.kind and known not in OWN_CODE]
+    shared = {own for other in others for own in other.own} - set(method.own)
     felt = {item for item, meta in setting_fields().items() if method.kind in meta.metadata["felt"]}
     felt = (felt | set(method.own)) - shared
     if method.kind in ("pruning", "tuning") and not learns_from_teacher(name, settings):
-        felt -= {"temperature", "soft_target_weight"} | (set() if name.taught else {"recovery_distillation"})
+        felt -= {"temperature", "soft_target_weight", "intermediate_weight"}
+        felt -= set() if name.taught else {"recovery_distillation"}
     if method.kind == "pruning" and used.recovery_epochs == 0:
         felt -= {"recovery_learning_rate", "recovery_distillation", "batch_size"}
     if used.criterion != "random":
@@ -179,8 +167,7 @@ def step_settings(name: Name, settings: Settings) -> Settings:
 
 
 def read_name(text: str, settings: Settings) -> Name:
-    """The name that a text stands for, settings that differ from the profile's spelled out; raises SettingError for an
-    unknown step or setting (with the nearest known one), or an order that cannot be made."""
+    """The name that a text stands for, in full; raises SettingError for an unknown step or setting, or wrong order."""
     default, steps = load_settings(settings.profile), tuple[Step, ...]()
     chain_wide = {item for item, meta in setting_fields().items() if "teacher" in meta.metadata["felt"]}
     for part in text.split("+"):
@@ -196,10 +183,9 @@ def read_name(text: str, settings: Settings) -> Name:
         if unfelt := [setting for setting in said if setting not in felt]:
             raise SettingError(f"{text!r}: {word} does not feel {unfelt[0]!r}; {nearest(unfelt[0], felt)}")
         values = {item: said.get(item, getattr(settings, item)) for item in felt if item not in chain_wide}
-        spelled = [
-            f"{item}={_spell(value)}" for item, value in sorted(values.items()) if value != getattr(default, item)
-        ]
-        steps = (*steps, replace(step, changes=tuple(values.items()), text=",".join([word, *spelled])))
+        changed = sorted(item for item, value in values.items() if value != getattr(default, item))
+        spelled = ",".join([word, *(f"{item}={_spell(values[item])}" for item in changed)])
+        steps = (*steps, replace(step, changes=tuple(values.items()), text=spelled))
     name = Name(steps)
     if len(name.text.encode()) > 230:  # it is a folder's name, and gets a prefix while it is written
         raise SettingError(f"{name.text!r} is too long for a folder's name; change fewer settings at once")
@@ -207,26 +193,22 @@ def read_name(text: str, settings: Settings) -> Name:
 
 
 def _read_step(word: str, text: str) -> Step:
-    role, body, fitting = _fitting(word)
-    for name in fitting:
-        value, method = body[len(name) + 1 :], METHODS[name]
-        taught = method.kind == "distillation" and not name.startswith("none")
-        whole = re.fullmatch(method.value, value) or (method.optional and body == name)
-        if whole and (taught or not role):
-            return Step(name, value, role=role)
-    if fitting:
-        written = EXAMPLES.get(fitting[0], fitting[0])
-        raise SettingError(f"{text!r}: {word!r} is no step; {fitting[0]} is written {written}")
+    role, body, methods = _methods_of(word)
+    for name in methods:
+        teaches = METHODS[name].kind == "distillation" and not name.startswith("none")
+        if re.fullmatch(name + METHODS[name].rest, body) and (teaches or not role):
+            return Step(name, body[len(name) + 1 :], role=role)
+    if methods:
+        raise SettingError(f"{text!r}: {word!r} is no step; write it as {EXAMPLES.get(methods[0], methods[0])}")
     raise SettingError(f"{text!r}: unknown step {word!r}; {nearest(body, [*METHODS, *LISTS])}")
 
 
-def _fitting(word: str) -> tuple[str, str, list[str]]:
+def _methods_of(word: str) -> tuple[str, str, list[str]]:
     """Role and rest of a step's word, and the methods that it may be of, longest first."""
-    match = re.fullmatch("assistant-(.+)|(.+)-by-assistant", word)
-    role = "" if not match else "assistant" if match[1] else "by-assistant"
-    body = (match[1] or match[2]) if match else word
-    found = [name for name in METHODS if body == name or body.startswith(f"{name}-")]
-    return role, body, sorted(found, key=len, reverse=True)
+    body = word.removeprefix("assistant-").removesuffix("-by-assistant")
+    role = {f"assistant-{body}": "assistant", f"{body}-by-assistant": "by-assistant"}.get(word, "")
+    methods = [name for name in METHODS if f"{body}-".startswith(f"{name}-")]
+    return role, body, sorted(methods, key=len, reverse=True)
 
 
 def _check_order(steps: tuple[Step, ...], text: str) -> None:
@@ -269,10 +251,9 @@ def expand_models(models: Iterable[str]) -> list[str]:
 
 
 def plan_names(settings: Settings) -> dict[str, Name]:
-    """Text -> name of every prefix of every model that the settings list, each once, in an order in which they can be
-    made; raises SettingError as `read_name`."""
+    """Text -> name of every listed model and its prefixes, as they can be made; raises SettingError as `read_name`."""
     found = [TEACHER]
-    for text in expand_models(_joined(settings.models)):
+    for text in expand_models(settings.models):
         name = read_name(text, settings)
         if name.steps[0].role == "by-assistant":
             found.append(read_name(f"assistant-{name.steps[0].method}", settings))
@@ -281,34 +262,19 @@ def plan_names(settings: Settings) -> dict[str, Name]:
 
 
 def is_known(text: str, settings: Settings) -> bool:
-    """Whether a model's name can be read here: a step may be known to the notebook alone whose cell defines it."""
+    """Whether a list's or a model's name can be read here: a step may be known to one notebook, whose cell makes it."""
     try:
-        return bool(read_name(text, settings))
+        return text in LISTS or bool(read_name(text, settings))
     except SettingError:
         return False
 
 
-def known_models(settings: Settings) -> list[str]:
-    """What the setting `models` lists, without names that cannot be read here."""
-    return [text for text in _joined(settings.models) if text in LISTS or is_known(text, settings)]
-
-
-def _joined(models: Iterable[str]) -> list[str]:
-    """Entries of a list that was given as comma-separated text: `setting=value` belongs to the name before it."""
-    entries = list[str]()
-    for item in models:
-        if "=" in item.split("+")[0] and "," not in item.split("=")[0] and entries:
-            entries[-1] += f",{item}"
-        else:
-            entries.append(item)
-    return entries
-
-
 def main_path(settings: Settings) -> list[str]:
-    """The study's path, shortest first: teacher, student without distillation, and the prefixes of the first model that
-    is distilled, pruned and quantized; of the longest model where there is none."""
+    """Teacher, student without distillation, and prefixes of the first model of the three steps, or of the longest."""
     names = [name for name in plan_names(settings).values() if name.kind != "scan"]
-    whole = [name for name in names if len(name.steps) == 3 and name.distilled and name.pruned and name.quantized]
+    kinds, controls = ["distillation", "pruning", "quantization"], {"uncut", "onnx-float32"}
+    whole = [name for name in names if name.distilled and [step.kind for step in name.steps] == kinds]
+    whole = [name for name in whole if controls.isdisjoint(step.method for step in name.steps)]
     end = whole[0] if whole else max(names, key=lambda name: len(name.steps))
     plain = [name for name in names if name.step.method == "none"]
     return list(dict.fromkeys(name.text for name in (TEACHER, *plain[:1], *end.prefixes)))
@@ -316,5 +282,5 @@ def main_path(settings: Settings) -> list[str]:
 
 def kind_of(text: str) -> str:
     """What the last step of a name on disk is; "" where the method is not known here (a notebook's own)."""
-    _, _, fitting = _fitting(text.split("+")[-1].split(",")[0])
-    return METHODS[fitting[0]].kind if fitting else ""
+    _, _, methods = _methods_of(text.split("+")[-1].split(",")[0])
+    return METHODS[methods[0]].kind if methods else ""

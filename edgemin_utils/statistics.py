@@ -2,9 +2,9 @@
 models, as in MultiBERTs (Sellam et al. 2022); models are bool (rows,) of one seed or (seeds, rows): right or not."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,16 +33,8 @@ def accuracy_interval(correct: int, total: int) -> Estimate:
     return Estimate(correct / total, float(interval.low), float(interval.high))
 
 
-def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
-    """p-value of the exact two-sided test (McNemar 1947) of two models of one seed, each (rows,)."""
-    one, other = _stacked([first, second])
-    discordant = int(np.sum(one != other))
-    return float(stats.binomtest(int(np.sum(one & ~other)), discordant, 0.5).pvalue) if discordant else 1.0
-
-
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being a family of tests (Holm 1979), in the order given. Raises DataError where one is no
-    p-value."""
+    """p-values adjusted for being a family of tests (Holm 1979), in order. Raises DataError where one is none."""
     values = np.asarray(p_values, dtype=float)
     if values.size and not np.all((values >= 0) & (values <= 1)):
         raise DataError(f"p-values must lie from 0 to 1, not {list(p_values)}")
@@ -51,71 +43,46 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def two_way_bootstrap(
-    models: Sequence[ArrayLike], statistic: Callable[[np.ndarray], np.ndarray], samples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def two_way_bootstrap(models: Sequence[ArrayLike], statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
     """Any number that follows from the mean accuracies of models, with its percentile interval; `statistic` takes
     accuracies (models,) or (models, samples) and gives a number or (samples,)."""
     stacked = _stacked(models)
-    low, high = np.quantile(statistic(_drawn_accuracies(stacked, samples, seed)), [0.025, 0.975])
-    return Estimate(float(statistic(np.array([right.mean() for right in stacked]))), float(low), float(high))
+    low, high = map(float, np.quantile(statistic(_drawn_accuracies(stacked)), [0.025, 0.975]))
+    # Where no resample differs: the rule of three, of a count of zero (Hanley and Lippman-Hand 1983).
+    spread = 3 / stacked[0].shape[1] if low == high else 0.0
+    return Estimate(float(statistic(np.array([one.mean() for one in stacked]))), low - spread, high + spread)
 
 
-def mean_accuracy(right: ArrayLike, **resampling: int) -> Estimate:
-    """Accuracy over (seeds, rows)."""
-    return contrast([right], [1], **resampling)
+def contrast(models: Sequence[ArrayLike], weights: Sequence[float] | np.ndarray) -> Estimate:
+    """Weighted sum of accuracies over (seeds, rows): -1 and 1 give a difference, 1, -1, -1 and 1 an interaction."""
+    return two_way_bootstrap(models, lambda means: np.asarray(weights, dtype=float) @ means)
 
 
-def accuracy_difference(first: ArrayLike, second: ArrayLike, **resampling: int) -> Estimate:
-    """The second model's accuracy minus the first's, paired over (seeds, rows)."""
-    return contrast([first, second], [-1, 1], **resampling)
-
-
-def share_kept(teacher: ArrayLike, model: ArrayLike, **resampling: int) -> Estimate:
+def share_kept(teacher: ArrayLike, model: ArrayLike) -> Estimate:
     """Share of the teacher's accuracy over (seeds, rows) that the model keeps. Raises DataError where that is 0."""
     if not np.any(teacher):
         raise DataError("the first model gets no row right, so there is nothing to keep")
-    return two_way_bootstrap([teacher, model], lambda means: means[1] / means[0], **resampling)
+    return two_way_bootstrap([teacher, model], lambda means: means[1] / means[0])
 
 
-def contrast(models: Sequence[ArrayLike], weights: Sequence[float] | np.ndarray, **resampling: int) -> Estimate:
-    """Weighted sum of the accuracies over (seeds, rows); whole - first - second + both is two steps' interaction."""
-    return two_way_bootstrap(models, lambda means: np.asarray(weights, dtype=float) @ means, **resampling)
-
-
-def factorial_effects(
-    cells: Mapping[tuple[bool, ...], ArrayLike], names: Sequence[str], **resampling: int
-) -> dict[str, Estimate]:
-    """Main effects and interactions of a full two-level design on accuracy, e.g. "pruned" and "pruned x quantized", of
-    all 2^k cells: (with the first factor, with the second, ...) -> bool (seeds, rows)."""
-    effects = factorial_weights(list(cells), names).items()
-    return {name: contrast(list(cells.values()), weights, **resampling) for name, weights in effects}
+def p_value(first: ArrayLike, second: ArrayLike) -> float:
+    """Of equality over (seeds, rows): of one seed McNemar's (1947), else from the share of resamples on a side of 0."""
+    one, other = stacked = _stacked([first, second])
+    if len(one) == 1:
+        discordant = int(np.sum(one != other))
+        return float(stats.binomtest(int(np.sum(one & ~other)), discordant, 0.5).pvalue) if discordant else 1.0
+    drawn = np.diff(_drawn_accuracies(stacked), axis=0)
+    return min(1.0, float(2 * (1 + min(np.sum(drawn <= 0), np.sum(drawn >= 0))) / (1 + RESAMPLES)))
 
 
 def factorial_weights(cells: Sequence[tuple[bool, ...]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Effect -> the weight (cells,) of each cell in it: the mean over the cells whose code is +1 minus that over the
-    others; a factor's code is +1 with and -1 without it, an interaction's the product of its factors'. Raises DataError
-    where cells are missing."""
+    """Effect -> weights (cells,): the mean over cells whose code is +1 minus that over the others; a factor's code is 1
+    with and -1 without it, an interaction's the product of its factors'. Raises DataError where cells are missing."""
     if len(set(cells)) != 2 ** len(names) or len(cells) != 2 ** len(names):
         raise DataError(f"a design of {', '.join(names)} has {2 ** len(names)} cells, not {len(cells)}")
     signs = np.where(np.array(cells, dtype=bool), 1, -1)
     picks = [pick for size in range(1, len(names) + 1) for pick in combinations(range(len(names)), size)]
     return {" x ".join(names[it] for it in pick): signs[:, pick].prod(axis=1) / (len(cells) / 2) for pick in picks}
-
-
-def compare(first: ArrayLike, second: ArrayLike, samples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """How two models differ on (seeds, rows): seeds, rows, difference (second minus first), low, high, only_first and
-    only_second (right there alone), p_value (McNemar's, or twice the smaller share of resamples on one side of 0)."""
-    one, other = _stacked([first, second])
-    found = accuracy_difference(one, other, samples=samples, seed=seed)
-    if len(one) == 1:
-        p_value = mcnemar(one, other)
-    else:
-        drawn = np.diff(_drawn_accuracies([one, other], samples, seed), axis=0)
-        p_value = min(1.0, 2 * (1 + min(np.sum(drawn <= 0), np.sum(drawn >= 0))) / (1 + samples))
-    about = {"seeds": len(one), "rows": one.shape[1], "difference": found.value, "low": found.low, "high": found.high}
-    about |= {"only_first": int(np.sum(one & ~other)), "only_second": int(np.sum(~one & other))}
-    return about | {"p_value": float(p_value)}
 
 
 def _stacked(models: Sequence[ArrayLike]) -> list[np.ndarray]:
@@ -126,44 +93,37 @@ def _stacked(models: Sequence[ArrayLike]) -> list[np.ndarray]:
     return stacked
 
 
-def _drawn_accuracies(stacked: Sequence[np.ndarray], samples: int, seed: int) -> np.ndarray:
+def _drawn_accuracies(stacked: Sequence[np.ndarray]) -> np.ndarray:
     """(models, samples)."""
-    seeds, rows = stacked[0].shape
-    drawn_seeds = _counts(seeds, samples, seed + 1)
-    sums = [_sums(right.shape, np.packbits(right).tobytes(), samples, seed) for right in stacked]
-    return np.stack([np.sum(drawn_seeds * each, axis=1) / (seeds * rows) for each in sums])
+    drawn_seeds = _counts(stacked[0].shape[0], 1)
+    sums = [_sums(right.shape, np.packbits(right).tobytes()) for right in stacked]
+    return np.stack([np.sum(drawn_seeds * each, axis=1) / stacked[0].size for each in sums])
 
 
 @functools.lru_cache(maxsize=512)  # a model stands in many comparisons
-def _sums(shape: tuple[int, int], packed: bytes, samples: int, seed: int) -> np.ndarray:
+def _sums(shape: tuple[int, int], packed: bytes) -> np.ndarray:
     """(samples, seeds): right rows among the drawn ones; float32 holds counts to 16 million exactly."""
     right = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(np.float32)
-    counts, block = _counts(shape[1], samples, seed), max(1, _BLOCK_NUMBERS // shape[1])
-    parts = [counts[start : start + block].astype(np.float32) @ right.T for start in range(0, samples, block)]
-    return np.concatenate(parts).astype(float)
+    counts = _counts(shape[1], 0)
+    blocks = np.array_split(counts, -(-counts.size // _BLOCK_NUMBERS))
+    return np.concatenate([block.astype(np.float32) @ right.T for block in blocks]).astype(float)
 
 
 @functools.lru_cache(maxsize=4)
-def _counts(number: int, samples: int, seed: int) -> np.ndarray:
+def _counts(number: int, seed: int) -> np.ndarray:
     """(samples, number): how often each of `number` things was drawn in a sample of as many."""
     draw = np.random.default_rng([seed, number]).integers
-    drawn = (np.bincount(draw(number, size=number), minlength=number).astype(np.uint8) for _ in range(samples))
+    drawn = (np.bincount(draw(number, size=number), minlength=number).astype(np.uint8) for _ in range(RESAMPLES))
     return np.stack(list(drawn))
 
 
-def ratio_of_latencies(baseline: Sequence[np.ndarray], model: Sequence[np.ndarray]) -> Estimate:
-    """How many times as fast as `baseline` the model is; see `contrast_of_latencies`."""
-    return contrast_of_latencies([baseline, model], [1, -1])
-
-
-def contrast_of_latencies(models: Sequence[Sequence[np.ndarray]], exponents: Sequence[float] | np.ndarray) -> Estimate:
-    r"""Geometric contrast :math:`\prod_i t_i^{w_i}` of the medians of the models' raw times (runs,) in every process: 1
-    and -1 make a ratio, 1, -1, -1 and 1 an interaction. Raises DataError without times."""
-    counts = {len(times) for times in models}
-    if len(counts) != 1 or 0 in counts or any(np.size(run) == 0 or np.min(run) <= 0 for m in models for run in m):
+def contrast_of_latencies(models: Sequence[ArrayLike], exponents: Sequence[float] | np.ndarray) -> Estimate:
+    r"""Geometric contrast :math:`\prod_i t_i^{w_i}` of the models' median times (processes,): 1 and -1 make a ratio, 1,
+    -1, -1 and 1 an interaction. Raises DataError without times."""
+    counts = {np.size(times) for times in models}
+    if len(counts) != 1 or 0 in counts or np.min(np.asarray(models)) <= 0:
         raise DataError("a ratio of times needs times over zero from the same processes, at least one")
-    logs = np.log([[np.median(run) for run in times] for times in models]).T @ np.asarray(exponents, dtype=float)
-    return mean_over_processes(np.exp(logs))
+    return mean_over_processes(np.exp(np.log(np.asarray(models)).T @ np.asarray(exponents, dtype=float)))
 
 
 def mean_over_processes(values: ArrayLike) -> Estimate:
@@ -177,11 +137,10 @@ def mean_over_processes(values: ArrayLike) -> Estimate:
     return Estimate(*(float(np.exp(end)) for end in (mean, mean - half, mean + half)))
 
 
-def verdict(estimate: Estimate, margin: float = 0.0, equal: float = 0.0) -> str:
-    """better, worse or undecided: where the interval lies against `equal`; "no loss" where its lower end is above
-    `equal - margin`, unless it is better."""
+def verdict(estimate: Estimate, margin: float = 0.0) -> str:
+    """Of a difference's interval: better, worse, undecided, or "no loss", whose lower end is above `-margin`."""
     if estimate.low is None or estimate.high is None:
         return "undecided"
-    if estimate.low > equal - margin:
-        return "better" if estimate.low > equal else "no loss"
-    return "worse" if estimate.high < equal else "undecided"
+    if estimate.low > -margin:
+        return "better" if estimate.low > 0 else "no loss"
+    return "worse" if estimate.high < 0 else "undecided"

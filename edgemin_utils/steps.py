@@ -1,7 +1,7 @@
-"""The steps of a chain as functions, for orders that cross chapters and for `edgemin train`: each `make_...` makes one
-stage, by the lines that its chapter's notebook shows."""
+"""The steps of a chain as functions, for crossing orders and `edgemin train`: each does what its chapter shows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,26 +18,24 @@ from edgemin_utils.distillation.objective import Objective, find_objective, reco
 from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.distillation.teacher import Teacher
 from edgemin_utils.encoders import longest_input, model_with_layers, scratch_model
+from edgemin_utils.environment import is_main_process
 from edgemin_utils.errors import DataError, ModelError
 from edgemin_utils.measurement.costs import measure_costs
 from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE, answer, evaluate
 from edgemin_utils.names import TEACHER, main_path
-from edgemin_utils.processes import is_main_process
-from edgemin_utils.pruning.cut import Cut, rounds
+from edgemin_utils.pruning.cofi import cofi_rounds
+from edgemin_utils.pruning.cut import Cut, rounds, scan_units
 from edgemin_utils.pruning.importance import importance_by
-from edgemin_utils.pruning.scan import scan_units
+from edgemin_utils.pruning.rosita import rosita_rounds
 from edgemin_utils.pruning.vocabulary import cut_tokenizer, tokens_in_use
-from edgemin_utils.quantization.fake import fake_quantization
-from edgemin_utils.quantization.schemes import find_scheme, layer_table, load_model, quantize, save_quantized
-from edgemin_utils.quantization.sensitivity import layer_sensitivity
-from edgemin_utils.rows.splits import TaskData, load_task_data, task_statistics, unused_texts
-from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows, train_tokenizer
+from edgemin_utils.quantization.fake import fake_quantization, layer_sensitivity
+from edgemin_utils.quantization.schemes import find_scheme, load_model, quantize, save_quantized
+from edgemin_utils.rows.splits import TaskData, load_task_data, task_statistics
+from edgemin_utils.rows.tokens import Rows, check_vocabulary, load_tokenizer, tokenize_rows, train_tokenizer
 from edgemin_utils.settings import Settings
-from edgemin_utils.study import Chain, Costs, Record, Stage, read_record
+from edgemin_utils.study import Chain, Costs, Record, Stage, read_record, say_once
 from edgemin_utils.training import Phase, TrainingLog, batches, label_loss, model_inputs, train
 
-# Shortest input a model made from scratch takes, so that the fixed 1x128 inputs of the latency protocol fit.
-FEWEST_POSITIONS = 128
 _READ: dict[tuple[Any, ...], TaskData] = {}
 
 
@@ -45,23 +43,19 @@ def read_rows(stage: Stage) -> TaskData:
     """The rows of a stage's chain as text, read once; with transfer texts where a student learns from another model."""
     chain, settings = stage.chain, stage.settings
     transfer = bool(stage.teacher) and stage.kind == "distillation"
-    texts = (settings.transfer_rows, settings.transfer_file) if transfer else ()
-    key = chain.rows_fingerprint, chain.task, chain.seed, *texts
+    key = chain.rows_fingerprint, chain.task, chain.seed, transfer and (settings.transfer_rows, settings.transfer_file)
     if key not in _READ:
         _READ[key] = load_task_data(settings, chain.task, chain.seed, transfer)
     return _READ[key]
 
 
-_SAID: set[str] = set()
-
-
 def load_rows(stage: Stage, tokenizer: Tokenizer, *models: nn.Module) -> Rows:
-    """The rows of a stage's chain, tokenized for these models and cut to the shortest of their longest inputs."""
-    configs, data = [model.config for model in models], read_rows(stage)
+    """The rows of a stage's chain, tokenized and cut to what these models and the one that it learns from can take."""
+    teachers = [load_stage_model(stage, stage.teacher)[1]] if stage.teacher else []
+    configs, data = [model.config for model in (*models, *teachers)], read_rows(stage)
     rows = tokenize_rows(data, tokenizer, stage.settings.max_length, configs=configs)
-    for note in [note for note in rows.notes if is_main_process() and note not in {*data.notes, *_SAID}]:
-        print(f"{stage.chain.task}: {note}")
-        _SAID.add(note)
+    for note in [note for note in rows.notes if note not in data.notes]:  # which are said where rows are read
+        say_once(f"{stage.chain.task}: {note}")
     return rows
 
 
@@ -69,11 +63,6 @@ def load_stage_model(stage: Stage, name: str = "") -> tuple[Tokenizer, PreTraine
     """Tokenizer and model that a finished stage of the chain left: the one that `stage` starts from, or `name`."""
     folder = stage.chain.read(name or stage.source).folder
     return load_tokenizer(str(folder)), load_model(folder, stage.settings.attention_implementation)
-
-
-def teacher_models(stage: Stage) -> list[PreTrainedModel]:
-    """The model that a stage learns from, to which its rows must fit too: a list of one, or of none."""
-    return [load_stage_model(stage, stage.teacher)[1]] if stage.teacher else []
 
 
 def held_out(rows: Rows) -> Dataset:
@@ -126,7 +115,7 @@ def save_trained(stage: Stage, model: PreTrainedModel, rows: Rows, log: Training
     if stage.read_name.fake_format:
         with fake_quantization(model, stage.read_name.fake_format):
             more["metrics_fake_quantized"], _ = answer(model, rows, size)
-    stage.record(evaluate(model, rows, size, stage.folder), training=log.as_dict(), **more)
+    stage.record(evaluate(model, rows, size, stage.folder), training=vars(log), **more)
 
 
 def make_student_model(stage: Stage) -> tuple[Tokenizer, PreTrainedModel]:
@@ -146,16 +135,14 @@ def make_student_model(stage: Stage) -> tuple[Tokenizer, PreTrainedModel]:
         start = _load_checkpoint(settings, settings.teacher, labels)
     if name in ("pretrained-layers", "teacher-layers"):
         return tokenizer, model_with_layers(start, settings.student_from_layers)
-    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        way = "choose a student with the teacher's tokenizer, or student = scratch"
-        raise ModelError(f"student {name!r} has another vocabulary than the teacher; {way}")
+    check_vocabulary(load_tokenizer(name), tokenizer, name)
     return tokenizer, _load_checkpoint(settings, name, labels)
 
 
 def make_student(stage: Stage) -> None:
     """Chapter 2: trains a student on labels, or by its objective."""
     tokenizer, student = make_student_model(stage)
-    rows = load_rows(stage, tokenizer, student, *teacher_models(stage))
+    rows = load_rows(stage, tokenizer, student)
     teacher = load_teacher(stage, rows)
     objective = find_objective(stage.step.method, stage.settings, stage.chain.seed)
     phases = objective.phases(cast(Teacher, teacher), student)  # what has no teacher does not look at it
@@ -165,9 +152,8 @@ def make_student(stage: Stage) -> None:
 
 
 class RelationLook:
-    """Looks at the relations of one ordinary dev row: the teacher's, the student's before training, and, called as
-    `train(after_phase=...)`, after each phase. `found` are tokens, heads, and models -> pair -> matrix (tokens,
-    tokens); {} for an objective without relations."""
+    """Looks at the relations of one dev row: the teacher's, the student's before training and, as `train`'s
+    after_phase, after each phase. `found`: tokens, heads, models -> pair -> (tokens, tokens); {} without relations."""
 
     def __init__(self, objective: Objective, teacher: Teacher | None, student: nn.Module, rows: Rows):
         self.found, self.of_student = dict[str, Any](), (student, rows, "student_layer")
@@ -199,7 +185,7 @@ def _load_checkpoint(settings: Settings, name: str, labels: Sequence[str]) -> Pr
 
 def _scratch(settings: Settings, role: str, tokenizer: Tokenizer, labels: Sequence[str]) -> PreTrainedModel:
     sizes = [getattr(settings, f"{role}_{name}") for name in "layers hidden_size heads intermediate_size".split()]
-    length, padding = max(settings.max_length, FEWEST_POSITIONS), tokenizer.pad_token_id
+    length, padding = max(settings.max_length, 128), tokenizer.pad_token_id  # latency is taken at 128 tokens too
     more: Any = len(tokenizer), labels, length, padding, settings.dropout, settings.initializer_range
     return scratch_model(settings.teacher_family, *sizes, *more)
 
@@ -207,28 +193,42 @@ def _scratch(settings: Settings, role: str, tokenizer: Tokenizer, labels: Sequen
 def make_cut(stage: Stage) -> None:
     """Chapter 3: cuts units, layers or tokens out of a model, in rounds, and trains what is left."""
     tokenizer, model = load_stage_model(stage)
-    rows = load_rows(stage, tokenizer, model, *teacher_models(stage))
+    rows = load_rows(stage, tokenizer, model)
     teacher, log, looked_at = load_teacher(stage, rows), TrainingLog(), list[Any]()
-    by = importance_by(stage.settings, held_out(rows), tokenizer, stage.chain.seed)
     tokenizer, kept = cut_words(stage, rows)
-    for cut in rounds(model, stage.step.method, stage.step.value, stage.settings, by, kept):
-        rows = load_rows(stage, tokenizer, cut.model, *teacher_models(stage))
+    for cut in rounds_of(stage, model, rows, teacher, kept):
+        rows = load_rows(stage, tokenizer, cut.model)
         after_cut, _ = answer(cut.model, rows, stage.settings.evaluation_batch_size)
         looked_at.append({"metrics_after_cut": after_cut, "parameters_removed": cut.parameters_removed})
         train_stage(stage, cut.model, rows, recovery_phase(stage, cut, teacher), log=log)
     save_trained(stage, cut.model, rows, log, cut=cut.describe(), rounds=looked_at)
 
 
+def rounds_of(
+    stage: Stage, model: PreTrainedModel, rows: Rows, teacher: Teacher | None, kept: Sequence[int] = ()
+) -> Iterator[Cut]:
+    """The rounds of a stage's cut, by its method; importance is asked of hold-out rows."""
+    settings, method, value, seed = stage.settings, stage.step.method, stage.step.value, stage.chain.seed
+    by = importance_by(settings, held_out(rows), rows.tokenizer, seed)
+    if method == "cofi":
+        return cofi_rounds(model, value, settings, teacher, rows, seed)
+    if method == "rosita":
+        return rosita_rounds(model, value, settings, by, teacher, rows, seed)
+    return rounds(model, method, value, settings, by, kept)
+
+
 def recovery_phase(stage: Stage, cut: Cut, teacher: Teacher | None) -> Phase:
-    """Training after one round of a cut: its share of `recovery_epochs`, on labels, and a teacher's answers."""
-    settings, name = stage.settings, "recovery" if cut.rounds == 1 else f"recovery {cut.round}"
-    epochs, loss = settings.recovery_epochs / cut.rounds, recovery_loss(teacher, settings)
-    return Phase(name, epochs, settings.recovery_learning_rate, loss)
+    """One round's share of `recovery_epochs`: the cut's own phase, or training on labels and a teacher's answers."""
+    settings = stage.settings
+    phase = cut.phase or Phase("recovery", 0, 0, recovery_loss(teacher, settings))
+    name = phase.name if cut.rounds == 1 else f"{phase.name} {cut.round}"
+    epochs, rate = settings.recovery_epochs / cut.rounds, settings.recovery_learning_rate
+    return replace(phase, name=name, epochs=epochs, learning_rate=rate, transfer=False)
 
 
 def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer behind a cut, and the tokens that stay: those of a file (raises DataError if that is no text
-    file), of the train rows or of all; the rows' own and [] where it cuts no vocabulary."""
+    """The tokenizer behind a cut, and the tokens that stay, of a file, of the train rows or of all; the rows' own and
+    [] where it cuts no vocabulary. Raises DataError where the file is no text."""
     settings, texts = stage.settings, rows.data.texts
     if stage.step.method != "vocabulary":
         return rows.tokenizer, []
@@ -238,7 +238,7 @@ def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"vocabulary_text {settings.vocabulary_text} is no UTF-8 text file ({error})") from error
     elif settings.vocabulary_all_rows:
-        texts = texts + unused_texts(settings, stage.chain.task, stage.chain.seed)
+        texts = [*texts, *rows.data.unused]
     most = int(stage.step.value) if stage.step.value else None
     kept = tokens_in_use(rows.tokenizer, texts, settings.vocabulary_occurrences, most)
     return cut_tokenizer(rows.tokenizer, kept), kept
@@ -247,7 +247,7 @@ def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
 def make_tuned(stage: Stage) -> None:
     """Chapter 4: trains a model once more, under fake quantization from a `qat` step on."""
     tokenizer, model = load_stage_model(stage)
-    rows, settings = load_rows(stage, tokenizer, model, *teacher_models(stage)), stage.settings
+    rows, settings = load_rows(stage, tokenizer, model), stage.settings
     loss = recovery_loss(load_teacher(stage, rows), settings)
     phase = Phase("tuning", settings.tuning_epochs, settings.tuning_learning_rate, loss)
     save_trained(stage, model, rows, train_stage(stage, model, rows, phase))
@@ -261,7 +261,7 @@ def make_scan(stage: Stage) -> None:
         chosen = rows.select(range(min(settings.scan_rows, len(rows))))
         stage.record(layer_sensitivity(model, chosen, tokenizer, settings.evaluation_batch_size))
     else:
-        stage.record(scan_units(model, stage.step.value, rows, rows, tokenizer, settings, stage.chain.seed))
+        stage.record(scan_units(model, stage.step.value, rows, tokenizer, settings, stage.chain.seed))
 
 
 def make_quantized(stage: Stage) -> None:
@@ -271,16 +271,15 @@ def make_quantized(stage: Stage) -> None:
     calibration = calibration_inputs(stage, model, rows) if find_scheme(scheme).calibrated else []
     quantized = quantize(model, scheme, calibration, min(rows.limit, longest_input(model)))
     save_quantized(quantized, stage.folder, scheme, tokenizer)
-    quantized = load_model(stage.folder)
-    results = evaluate(quantized, rows, folder=stage.folder)
-    about = {"name": scheme, **find_scheme(scheme).describe(quantized), "calibration_rows": len(calibration)}
-    same = same_answers(stage.source_folder, stage.folder)
-    stage.record(results, scheme=about, layers=layer_table(model, quantized), agreement=same)
+    results = evaluate(load_model(stage.folder), rows, folder=stage.folder)
+    about = {"name": scheme, "calibration_rows": len(calibration)}
+    stage.record(results, scheme=about, agreement=same_answers(stage))
 
 
-def same_answers(first: Path, second: Path) -> dict[str, float]:
-    """Split -> share of its dev rows to which two models, saved in these folders, give the same answer."""
-    before, after = (pd.read_parquet(folder / PREDICTIONS_FILE) for folder in (first, second))
+def same_answers(stage: Stage) -> dict[str, float]:
+    """Split -> share of its dev rows to which a stage's model and the one that it starts from give the same answer."""
+    folders = stage.chain.folder / stage.source, stage.folder
+    before, after = (pd.read_parquet(folder / PREDICTIONS_FILE) for folder in folders)
     return (before["prediction"] == after["prediction"]).groupby(before["split"]).mean().to_dict()
 
 
@@ -302,27 +301,23 @@ def make(stages: Iterator[Stage]) -> Iterator[Record]:
 
 def make_kinds(chain: Chain, *kinds: str) -> Iterator[Record]:
     """Makes what is not on disk of these kinds, in this order."""
-    for kind in kinds:
-        yield from make(chain.todo(kind))
+    return make(stage for kind in kinds for stage in chain.todo(kind))
 
 
 def make_missing(chain: Chain, *kinds: str) -> None:
     """What a chapter needs of the chapters before it: made first, and said, where it is not on disk."""
     for record in make_kinds(chain, *kinds):
-        print(f"made first: {record.model}, {record.seconds:.0f} s")
+        print(f"made first: {record.model}, {record.outcome}")
 
 
-def make_crossing(chain: Chain) -> list[str]:
-    """Makes the orders of steps that no one chapter can make, and gives their names."""
-    stages = [stage for stage in chain.plan.values() if stage.crossing]
-    for record in make(chain.make_in_turn(stages)):
-        print(f"{record.model}: {record.refused or f'{record.seconds:.0f} s'}")
-    return [stage.name for stage in stages]
+def make_crossing(chain: Chain) -> None:
+    """Makes the orders of steps that no one chapter can make."""
+    for record in make(chain.make_in_turn([stage for stage in chain.plan.values() if stage.crossing])):
+        print(f"{record.model}, {record.outcome}")
 
 
 def measure_chain(chain: Chain) -> Record | None:
-    """Chapter 5: times every model of a chain that is on disk, interleaved, in fresh processes; None where there is no
-    model, or where the protocol is none."""
+    """Chapter 5: times every model of a chain on disk, in fresh processes; None without a model or a protocol."""
     models = {name: record.folder for name, record in Costs(chain).models.items()}
     if chain.settings.latency_protocol == "none" or not models:
         return None
@@ -331,8 +326,7 @@ def measure_chain(chain: Chain) -> Record | None:
         dev = next(iter(data.dev.values()))
         texts = list(zip(*(dev[column] for column in data.task.text_columns), strict=True))
         with stage:
-            # A process each, so that a quick look takes the path's alone.
-            path = main_path(chain.settings) if chain.settings.latency_protocol == "quick" else models
-            of = [name for name in path if name in models]
+            few = [TEACHER.text, main_path(chain.settings)[-1]]  # of memory, since each takes a process
+            of = [name for name in (few if chain.settings.latency_protocol == "quick" else models) if name in models]
             stage.record(measure_costs(models, texts, chain.settings, stage.folder, memory_of=of))
     return read_record(Costs(chain).folder)

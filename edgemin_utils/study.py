@@ -1,6 +1,5 @@
 """A study on disk: chains (a task and seed), their stages in `<study>/<task>/seed-<n>/<model name>/`, each whole or not
-at all, and the records they leave. What has the fingerprint of its settings, rows, code and upstream is not made again.
-"""
+at all, and their records. What has the fingerprint of its settings, rows, code and upstream is not made again."""
 
 import ast
 import contextlib
@@ -15,18 +14,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
+
 from edgemin_utils import names
-from edgemin_utils.environment import describe_environment
+from edgemin_utils.environment import describe_environment, from_main_process, is_main_process
 from edgemin_utils.errors import EdgeMINError, MemoryShortage, MethodRefused, SettingError, StageError, StorageError
-from edgemin_utils.names import TEACHER, Name, Step, learns_from_teacher
-from edgemin_utils.processes import from_main_process, is_main_process, wait_for_every_process
-from edgemin_utils.rows.splits import rows_fingerprint
-from edgemin_utils.rows.tasks import resolve_task
+from edgemin_utils.names import TEACHER, Name, Step, felt_settings, learns_from_teacher
+from edgemin_utils.rows.tasks import resolve_task, rows_fingerprint
 from edgemin_utils.settings import Settings, changed_settings, load_settings, setting_fields, study_folder
 
 RECORD_VERSION = 3
@@ -34,7 +34,7 @@ COSTS = "costs"
 # Which chapter makes what `Chain.todo` gives, and in which order; an order of steps that goes back crosses chapters.
 CHAPTERS = {"teacher": 1, "distillation": 2, "pruning": 3, "scan": 3, "tuning": 4, "sensitivity": 4, "quantization": 5}
 # Where the code of a kind of stage begins, beside training and checkpoints; what these import of the core belongs to it
-_CODE = {"pruning": ["pruning/cut.py", "distillation/objective.py"], "scan": ["pruning/scan.py"]}
+_CODE = {"pruning": ["pruning/cut.py", "distillation/objective.py"], "scan": ["pruning/cut.py"]}
 _CODE |= {"tuning": ["quantization/fake.py", "distillation/objective.py"], "quantization": ["quantization/schemes.py"]}
 _CORE = ("rows/", "encoders", "checkpoints", "training", "distillation/", "pruning/", "quantization/")
 _PACKAGE = Path(__file__).parent
@@ -45,18 +45,13 @@ def made_as(step: Step) -> str:
     return "sensitivity" if step.method == "sensitivity" else step.kind
 
 
-@dataclass(frozen=True)
-class Record:
-    """One stage's record: its folder, and the content of record.json, whose entries are attributes: `results`,
-    `refused` (why there is no model, or ""), ..."""
+class Record(types.SimpleNamespace):
+    """One stage's `folder`, and the entries of its record.json: `results`, `refused` (why there is no model), ..."""
 
-    folder: Path
-    content: Mapping[str, Any]
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__.get("content", {}):
-            return self.content[name]
-        raise AttributeError(name)
+    @property
+    def outcome(self) -> str:
+        """For the terminal: how long it took, or why it was refused."""
+        return f"refused: {self.refused}" if self.refused else f"{self.seconds:.0f} s"
 
 
 class State(NamedTuple):
@@ -67,13 +62,11 @@ class State(NamedTuple):
 
 
 class Stage:
-    """The last step of a name, in one chain: `with stage:` makes its folder, whole or not at all; within it files are
-    written into `folder`, `record` says what came out, and a refused method is its result. `source` is the name of the
-    model that it starts from, "" for the teacher; `settings` are those under which the step works."""
+    """The last step of a name in one chain, under `settings`, from the model `source` ("": none). `with stage:` makes
+    its `folder`, whole or not at all; `record` says what came out, and a refused method is its result."""
 
     _partial: Path | None = None
     _results: dict[str, Any] | None = None
-    _lock: Any = None
 
     def __init__(self, chain: "Chain", name: Name):
         self.chain, self.read_name, self.name, self.step = chain, name, name.text, name.step
@@ -87,13 +80,7 @@ class Stage:
             return ""
         if self.step.role != "by-assistant":
             return TEACHER.text
-        assistant = f"assistant-{self.step.method}"
-        return next(name for name in self.chain.plan if "+" not in name and name.split(",")[0] == assistant)
-
-    @property
-    def source_folder(self) -> Path:
-        """Where the model lies that it starts from."""
-        return self.chain.folder / self.source
+        return next(name for name in self.chain.plan if re.fullmatch(f"assistant-{self.step.method}(,[^+]*)?", name))
 
     @property
     def upstream(self) -> list[str]:
@@ -119,15 +106,14 @@ class Stage:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the stage's result: settings, rows, upstream fingerprints and code."""
-        felt = names.felt_settings(self.read_name, self.chain.settings)
-        values = {name: getattr(self.settings, name) for name in felt}
+        values = {name: getattr(self.settings, name) for name in felt_settings(self.read_name, self.chain.settings)}
         files = ("teacher", "student", "assistant", "vocabulary_text", "transfer_file")
         values |= {name: content_identity(values[name]) for name in files if values.get(name)}
         upstream = {name: self.chain.plan[name].fingerprint for name in self.upstream}
         # What a notebook cell defined and this stage uses: objective, scheme or criterion.
         words = {*re.split("[+,]", self.name), *map(str, values.values())}
         own = {f"own {one}": code_digest(code) for one, code in names.OWN_CODE.items() if one in words}
-        code = code_of(self.kind, self.step.method) | own
+        code = code_of(self.kind, self.step.method, bool(self.teacher)) | own
         return {"settings": plain(values), "rows": self.chain.rows_fingerprint, "upstream": upstream, "code": code}
 
     @functools.cached_property
@@ -143,80 +129,55 @@ class Stage:
             record = read_record(folder)
         except StageError as error:
             return State("missing", str(error) if folder.exists() else "not made yet")
-        if record.content["fingerprint"] == self.fingerprint:
-            return State("done")
-        return State("stale", _difference(record.content["identity"], self.identity))
+        changed = record.fingerprint != self.fingerprint
+        return State("stale", _difference(record.identity, self.identity)) if changed else State("done")
 
     def require(self) -> None:
         """Raises StageError where making this stage would replace a finished one and that was not asked for."""
         status, reason = self.state
-        if status == "stale" and not self.chain.replace:
-            ways = "To make it anew say --replace (in a notebook: replace = True); to keep both choose another "
-            ways += "--output-dir; to keep this one go back to what it was made with"
-            place = f"{self.chain.task}, seed {self.chain.seed}: {self.name}"
-            raise StageError(f"{place} is finished under other conditions ({reason}). {ways}")
+        if status == "stale" and not self.chain.replace and self.kind != COSTS:  # costs may always be measured again
+            ways = "say --replace (in a notebook: replace = True), choose another --output-dir, or go back to those"
+            raise StageError(f"{self.chain}: {self.name} is finished under other conditions ({reason}); {ways}")
 
     def __enter__(self) -> "Stage":
-        self.require()
-        self._results, self._started = None, time.perf_counter()
-        if not is_main_process():
-            self._partial = Path(tempfile.mkdtemp())
-            return self
-        final, settings = self.chain.folder / self.name, self.chain.settings
-        with _in_one_sentence(self.name, final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            made_with = {"profile": settings.profile, "overrides": changed_settings(settings)}
-            write_json(final.parent / "chain.json", made_with)
-            self._lock = _locked(final)
-            # What killed runs left goes, but an old folder comes back where one died before its new one was in place.
-            for left in final.parent.glob(f".{final.name}.*-*"):
-                if ".old-" in left.name and not final.exists():
-                    left.rename(final)
-                elif ".old-" in left.name or ".partial-" in left.name:
-                    shutil.rmtree(left, ignore_errors=True)
-            self._partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
-            self._partial.mkdir()
-        return self
+        self._block = self._make()
+        return self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._block.__exit__(*error)
 
     def record(self, results: Mapping[str, Any], **more: Any) -> None:
         """Says what came out: the results of `measurement.evaluate`, and what else the kind of stage has."""
         self._results = {**results, **more}
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        final, partial = self.chain.folder / self.name, self.folder
-        self._partial = None
-        try:
-            if not is_main_process():
-                wait_for_every_process()
-                return False
-            with _in_one_sentence(self.name, final):
-                if error is not None and not isinstance(error, MethodRefused):
-                    raise error
-                if error is None and self._results is None:
+    @contextlib.contextmanager
+    def _make(self) -> Iterator["Stage"]:
+        final, refused, started, self._results = self.chain.folder / self.name, "", time.perf_counter(), None
+        with _in_one_sentence(self.name, final), _beside(final) as self._partial:
+            if is_main_process():
+                asked = {"profile": self.chain.settings.profile, "overrides": changed_settings(self.chain.settings)}
+                write_json(final.parent / "chain.json", asked)
+            try:
+                self.require()  # after the wait for a run that may have made it otherwise
+                yield self
+            except MethodRefused as error:
+                refused = str(error)
+            finally:
+                partial, self._partial = self._partial, None
+            if is_main_process() and (refused or self.state.status != "done"):  # else another run was faster
+                if self._results is None and not refused:
                     raise StageError(f"{self.name}: nothing was recorded; end the block with stage.record(...)")
-                if error is None and self.state.status == "done":
-                    return False  # another run was faster
-                self._write(partial, "" if error is None else str(error))
-                old = final.with_name(f".{final.name}.old-{os.getpid()}")
-                if final.exists():
-                    final.rename(old)
-                partial.rename(final)
-                shutil.rmtree(old, ignore_errors=True)
-            wait_for_every_process()
-            return error is not None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if self._lock is not None:
-                self._lock.close()
+                self._write(partial, refused, time.perf_counter() - started)
+        from_main_process(None)  # waits for every process
 
-    def _write(self, folder: Path, refused: str) -> None:
-        for left in folder.iterdir() if refused else ():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    def _write(self, folder: Path, refused: str, seconds: float) -> None:
+        if refused:
+            shutil.rmtree(folder)
+            folder.mkdir()
         content: dict[str, Any] = {"version": RECORD_VERSION, "model": self.name, "kind": self.kind}
         content |= {"task": self.chain.task, "seed": self.chain.seed, "profile": self.chain.settings.profile}
-        finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        content |= {"fingerprint": self.fingerprint, "identity": self.identity, "finished": finished}
-        content |= {"seconds": time.perf_counter() - self._started, "environment": describe_environment()}
+        content |= {"finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "seconds": seconds}
+        content |= {"fingerprint": self.fingerprint, "identity": self.identity, "environment": describe_environment()}
         content |= {"results": {}, "refused": refused} if refused else {"results": self._results}
         write_json(folder / "record.json", content)
 
@@ -232,11 +193,9 @@ class Costs(Stage):
     @functools.cached_property
     def models(self) -> dict[str, Record]:
         """Name -> record of every model on disk that was not refused: also those of other settings keep their costs."""
-        planned = [self.chain.folder / name for name in self.chain.plan]
-        others = sorted(set(self.chain.folder.glob("[!.]*/")) - set(planned))
-        found = {record.model: record for record in _readable([*planned, *others]) if not record.refused}
-        known = [name for name in found if names.is_known(name, self.chain.settings)]
-        return {name: found[name] for name in known if found[name].kind != "scan"}
+        folders = [*(self.chain.folder / name for name in self.chain.plan), *sorted(self.chain.folder.glob("[!.]*/"))]
+        found = {one.model: one for one in _readable(folders) if not one.refused and one.kind != "scan"}
+        return {name: one for name, one in found.items() if names.is_known(name, self.chain.settings)}
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -245,9 +204,6 @@ class Costs(Stage):
         upstream = {name: record.fingerprint for name, record in self.models.items()}
         values = {name: getattr(self.chain.settings, name) for name in felt}
         return {"settings": plain(values), "rows": self.chain.rows_fingerprint, "upstream": upstream, "code": {}}
-
-    def require(self) -> None:
-        """Measurements may always be made again."""
 
 
 @dataclass(frozen=True)
@@ -275,17 +231,15 @@ class Chain:
         """What changes when, and only when, the task's rows do."""
         return rows_fingerprint(self.settings, self.task)
 
-    def todo(self, kind: str) -> Iterator[Stage]:
-        """The stages of a kind (as `made_as`) that are not on disk, each to be made in `with stage:` before the next is
-        asked for, without orders of steps that cross chapters. Raises StageError where a finished one would be replaced
-        or one that is needed is missing."""
-        stages = self.plan.values()
-        yield from self.make_in_turn(one for one in stages if made_as(one.step) == kind and not one.crossing)
+    def __str__(self) -> str:
+        return f"{self.task}, seed {self.seed}"
 
-    def make_in_turn(self, stages: Iterable[Stage]) -> Iterator[Stage]:
-        """Those of the stages that are not on disk, one after the other; what needs a refused one is refused too, by a
-        MethodRefused within its own block."""
-        stages = list(stages)
+    def todo(self, kind: str) -> Iterator[Stage]:
+        """The stages of a kind (as `made_as`) to make, but crossing ones; raises StageError as `require` and `read`."""
+        return self.make_in_turn([one for one in self.plan.values() if made_as(one.step) == kind and not one.crossing])
+
+    def make_in_turn(self, stages: Sequence[Stage]) -> Iterator[Stage]:
+        """Those of the stages not on disk; what needs a refused one is refused too (MethodRefused in its block)."""
         for stage in stages:
             stage.require()
         kept = [stage.name for stage in stages if stage.state.status == "done"]
@@ -293,11 +247,11 @@ class Chain:
             print(f"on disk: {', '.join(kept)}")
         for stage in (stage for stage in stages if not from_main_process(stage.state.status == "done")):
             refused = [f"{name} was refused: {why}" for name in stage.upstream if (why := self.read(name).refused)]
-            if not refused:
-                yield stage
-            for reason in refused[:1]:
+            if refused:
                 with stage:
-                    raise MethodRefused(reason)
+                    raise MethodRefused(refused[0])
+            else:
+                yield stage
 
     def read(self, name: str) -> Record:
         """The record of a finished stage; raises StageError if it has not been made under these settings."""
@@ -305,8 +259,7 @@ class Chain:
             raise StageError(f"no model {name!r} under these settings; this chain has: {', '.join(self.plan)}")
         status, reason = self.plan[name].state
         if status != "done":
-            way = "Run the chapter that makes it first, or `edgemin run`, with the same settings"
-            raise StageError(f"{self.task}, seed {self.seed}: {name} is {status} ({reason}). {way}")
+            raise StageError(f"{self}: {name} is {status} ({reason}); run its chapter or `edgemin run` first")
         return read_record(self.folder / name)
 
 
@@ -325,6 +278,8 @@ def open_chain(
         if not isinstance(value, str | os.PathLike):
             raise SettingError(f"{name} is {value!r}; give text (with papermill: -r {name} ..., or -y for overrides)")
     settings, folder = load_settings(profile, overrides), study_folder(output_dir, profile)
+    if folder.is_file():
+        raise SettingError(f"{folder} is a file; --output-dir names a folder")
     drive, colab = Path("/content/drive"), "google.colab"
     if colab in sys.modules and folder.is_relative_to(drive) and not (drive / "MyDrive").is_dir():
         __import__(f"{colab}.drive", fromlist=["mount"]).mount(str(drive))  # Colab asks for permission
@@ -334,17 +289,16 @@ def open_chain(
 
 
 def open_chain_folder(folder: Path) -> Chain:
-    """The chain in `<study>/<task>/seed-<n>`, under the settings of its last run, without models of a step that a
-    notebook alone knows; raises StageError where its chain.json is missing or damaged."""
+    """The chain in `<study>/<task>/seed-<n>` as last run, but for models unknown here; raises StageError if damaged."""
     path = Path(folder) / "chain.json"
     try:
         asked = json.loads(path.read_text(encoding="utf-8"))
         profile, overrides = str(asked["profile"]), dict(asked["overrides"])
     except (OSError, ValueError, KeyError, TypeError):
-        way = "run the chain's command again, which writes it anew and keeps what is there"
-        raise StageError(f"{path} is missing or damaged; {way}") from None
+        raise StageError(f"{path} is missing or damaged; run the chain's command again, which writes it anew") from None
     settings = load_settings(profile, overrides)
-    settings, seed = replace(settings, models=names.known_models(settings)), int(folder.name.removeprefix("seed-"))
+    known = [text for text in settings.models if names.is_known(text, settings)]
+    settings, seed = replace(settings, models=known), int(folder.name.removeprefix("seed-"))
     return Chain(settings, folder.parent.name, seed, folder.parent.parent)
 
 
@@ -358,14 +312,13 @@ def read_record(folder: Path) -> Record:
     path = Path(folder) / "record.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
+        if content["version"] != RECORD_VERSION:
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise StageError(f"{folder} holds no record.json") from None
     except (ValueError, KeyError, TypeError):
-        raise StageError(f"{path} is damaged or of an older version; the same command makes it anew") from None
-    if version != RECORD_VERSION:
-        raise StageError(f"{path} is of record version {version}, this package writes {RECORD_VERSION}")
-    return Record(Path(folder), {"refused": "", **content})
+        raise StageError(f"{path} is damaged or of another version; the same command makes it anew") from None
+    return Record(**{"refused": "", **content, "folder": Path(folder)})
 
 
 def find_records(study: Path) -> list[Record]:
@@ -381,32 +334,31 @@ def _readable(folders: Iterable[Path]) -> Iterator[Record]:
 
 
 def study_status(chains: Iterable[Chain]) -> list[dict[str, Any]]:
-    """task, seed, model, status, reason and seconds of every stage, and of models on disk of a step unknown here."""
+    """task, seed, model, status, seconds and reason of every stage, and of models on disk of a step unknown here."""
     rows = []
     unknown = State("unknown", "a step that a notebook's cell defines, which alone can make it")
     for chain in chains:
         found = {name: stage.state for name, stage in chain.plan.items()}
         others = {path.parent.name for path in chain.folder.glob("[!.]*/record.json")} - {COSTS, *chain.plan}
         found |= {name: unknown for name in sorted(others) if not names.is_known(name, chain.settings)}
-        for name, state in found.items():
-            seconds = read_record(chain.folder / name).seconds if state.status == "done" else None
+        for name, (status, reason) in found.items():
+            seconds = f"{read_record(chain.folder / name).seconds:.0f}" if status == "done" else ""
             place = {"task": chain.task, "seed": chain.seed, "model": name}
-            rows.append({**place, **state._asdict(), "seconds": seconds})
+            rows.append({**place, "status": status, "seconds": seconds, "reason": reason})
     return rows
 
 
-def code_of(kind: str, method: str) -> dict[str, str]:
-    """File -> digest of the code that computes a stage: where its kind begins, an objective's own file, and whatever of
-    the core these import."""
-    waiting, found = ["training.py", "checkpoints.py", *_CODE.get(kind, [])], dict[str, str]()
-    if kind == "distillation":  # the class's file stands in a table, which is read without importing torch
-        table = (_PACKAGE / "distillation" / "objective.py").read_text(encoding="utf-8")
-        waiting += [f"distillation/{file}.py" for file in re.findall(rf'"{method}".*"(\w+):\w+"', table)]
+def code_of(kind: str, method: str, taught: bool = True) -> dict[str, str]:
+    """File -> digest of the code that computes a stage: where its kind and method begin, and what that imports. What
+    learns from labels alone (not `taught`) uses nothing that distillation/objective.py imports."""
+    waiting, found = ["training.py", "checkpoints.py", f"pruning/{method}.py", *_CODE.get(kind, [])], dict[str, str]()
+    if isinstance(found_in := names.IMPLEMENTATIONS.get(method), str):
+        waiting.append(f"distillation/{found_in.partition(':')[0]}.py")
     while waiting:
         file = waiting.pop()
         if file not in found and (_PACKAGE / file).is_file():
             found[file], imported = _read_code(file)
-            waiting += imported
+            waiting += imported if taught or file != "distillation/objective.py" else ()
     return dict(sorted(found.items()))
 
 
@@ -419,8 +371,7 @@ def _read_code(file: str) -> tuple[str, tuple[str, ...]]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgemin_utils"):
             module = (node.module or "").removeprefix("edgemin_utils").strip(".").replace(".", "/")
             modules += [module, *(f"{module}/{item.name}".lstrip("/") for item in node.names)]
-    files = [f"{module}.py" for module in modules if module.startswith(_CORE)]
-    return code_digest(tree), tuple(dict.fromkeys(files))
+    return code_digest(tree), tuple(f"{module}.py" for module in modules if module.startswith(_CORE))
 
 
 def code_digest(code: str | ast.AST) -> str:
@@ -449,8 +400,7 @@ def _file_digest(path: Path, modified: int) -> str:
 
 
 def _digest(content: Any) -> str:
-    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(content), sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -462,6 +412,13 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         both = [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
         changes += [sentence.format(*each) for each in both if each[1] != each[2]]
     return "; ".join(changes) or "another run's record"
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Prints a line that this process has not said before, in the process that writes."""
+    if is_main_process():
+        print(text, flush=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -487,19 +444,40 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _locked(final: Path) -> Any:
-    """Holds a stage for this process until closed; a second run on one folder waits here, and says so."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows: there one run a folder is the user's to see to
-        return None
-    file = (final.parent / f".{final.name}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print(f"{final.name}: another run is making it; waiting", flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+@contextlib.contextmanager
+def _beside(final: Path) -> Iterator[Path]:
+    """A new folder, in the process that writes: once it holds a record it becomes `final`, which no other run makes
+    meanwhile. What killed runs left goes, but a folder comes back where one died before its new one was in place."""
+    if not is_main_process():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(final):
+        partial, old = (final.with_name(f".{final.name}.{kind}") for kind in ("partial", "old"))
+        if old.exists() and not final.exists():
+            old.rename(final)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            if (partial / "record.json").exists():
+                if final.exists():
+                    final.rename(old)
+                partial.rename(final)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _locked(final: Path) -> contextlib.AbstractContextManager:
+    """Holds a stage for this process; a second run on one folder waits here, and says so."""
+    lock = filelock.FileLock(final.with_name(f".{final.name}.lock"))
+    with contextlib.suppress(filelock.Timeout):
+        return lock.acquire(blocking=False)
+    print(f"{final.name}: another run is making it; waiting", flush=True)
+    return lock.acquire()
 
 
 @contextlib.contextmanager
@@ -511,8 +489,7 @@ def _in_one_sentence(name: str, folder: Path) -> Iterator[None]:
         said = "" if isinstance(error, EdgeMINError) else str(error).strip().partition("\n")[0]
         full = any(words in said for words in ("No space left", "quota exceeded", "Read-only file system"))
         if full or isinstance(error, PermissionError):
-            way = "finished stages are kept; free some space or choose another --output-dir, then run it again"
-            raise StorageError(f"{folder.parent} cannot be written ({said}); {way}") from error
+            raise StorageError(f"{folder.parent} cannot be written ({said}); free space and run it again") from error
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
             way = "run fewer --jobs, or give --set evaluation_batch_size=16 or teacher_cache_gigabytes=0"
             raise MemoryShortage(f"{name} needs more memory than is free ({said}). Run it again: {way}") from error

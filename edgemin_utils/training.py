@@ -1,26 +1,25 @@
 """Training on transformers' Trainer, which differs only in its loss, and batched prediction. Several processes of
-`accelerate launch` share a batch's rows and average gradients: one process's gradient where a loss is a mean over rows.
-"""
+`accelerate launch` share a batch's rows: their mean gradient is one process's where a loss is a mean over rows."""
 
 import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from torch import nn
+from torch import cuda, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from edgemin_utils.encoders import input_names
-from edgemin_utils.environment import has_native_bfloat16
+from edgemin_utils.environment import processor_flags
 from edgemin_utils.errors import SettingError
 from edgemin_utils.rows.tokens import Rows
 from edgemin_utils.settings import Settings
@@ -28,7 +27,6 @@ from edgemin_utils.settings import Settings
 Batch = Mapping[str, torch.Tensor]
 # (model, batch) -> (loss to minimise, named parts of it to be logged)
 LossFunction = Callable[[nn.Module, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-
 LOGGED_POINTS = 60
 
 
@@ -44,22 +42,16 @@ class Phase:
     batch_size: int | None = None  # None takes the settings'
     projections: nn.Module | None = None  # used by the loss alone: trained with the model, left behind with the phase
     transfer: bool = False  # texts without labels are learnt from too, for which a teacher alone has answers
-    # Called with the rows before anything is trained; raises MethodRefused where the loss cannot use them.
-    check: Callable[[Rows], None] = lambda rows: None
+    check: Callable[[Rows], None] = lambda rows: None  # before training: raises MethodRefused where rows do not serve
 
 
 @dataclass
 class TrainingLog:
-    """What training left to look at: what each phase was, loss and its parts averaged between points, and loss and
-    accuracy on the hold-out rows; steps and epochs count through all phases."""
+    """Each phase, losses averaged between points, and hold-out rows' results; steps and epochs count through phases."""
 
     phases: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The log in JSON's types."""
-        return asdict(self)
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -69,8 +61,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
 
 def label_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Cross-entropy between the logits (batch, labels) and the labels (batch,), mean over the batch."""
-    logits = model(**model_inputs(model, batch)).logits.float()
-    return functional.cross_entropy(logits, batch["labels"]), {}
+    return functional.cross_entropy(model(**model_inputs(model, batch)).logits.float(), batch["labels"]), {}
 
 
 def training_precision(settings: Settings) -> str:
@@ -78,8 +69,8 @@ def training_precision(settings: Settings) -> str:
     if settings.training_precision != "auto":
         return settings.training_precision
     # A T4 only emulates bfloat16, slower than it computes in float32.
-    on_gpu = torch.cuda.is_available()
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else has_native_bfloat16()
+    by_processor = not processor_flags().isdisjoint("avx512_bf16 amx_bf16 bf16".split())
+    native = cuda.is_bf16_supported(including_emulation=False) if cuda.is_available() else by_processor
     return "bfloat16" if native else "float32"
 
 
@@ -93,10 +84,9 @@ def train(
     precision: str | None = None,
     after_phase: Callable[[Phase], None] | None = None,
 ) -> TrainingLog:
-    """Trains `model` in place through `phases` on the train rows and returns the log: a new one, or `log` with these
-    phases added. Order and dropout depend on `seed` alone. Under fake quantization only `precision` "float32" keeps
-    weights on the grid (None takes the settings'). `after_phase` is called after each phase, with the model in
-    evaluation mode. Raises as a phase's `check`, and SettingError where a batch cannot be divided among processes."""
+    """Trains `model` in place and adds the phases to the log. Order and dropout depend on `seed` alone. Precision None
+    is the settings'; under fake quantization only "float32" keeps weights on the grid. `after_phase` finds the model in
+    evaluation mode. Raises as a phase's `check`, and SettingError where processes cannot share a batch."""
     log = log or TrainingLog()
     for phase in phases:
         phase.check(rows)
@@ -114,7 +104,7 @@ def train(
 
 def _train_phase(make: "BatchMaker", history: "_History", seed: int, precision: str) -> None:
     phase, settings, started = history.phase, history.settings, time.perf_counter()
-    batch_size, on_gpu = phase.batch_size or settings.batch_size, torch.cuda.is_available()
+    batch_size, on_gpu = phase.batch_size or settings.batch_size, cuda.is_available()
     with tempfile.TemporaryDirectory() as scratch:
         asked: dict[str, Any] = {"num_train_epochs": phase.epochs, "learning_rate": phase.learning_rate}
         asked |= {"warmup_steps": settings.warmup_ratio, "weight_decay": settings.weight_decay}
@@ -145,9 +135,8 @@ def _train_phase(make: "BatchMaker", history: "_History", seed: int, precision: 
 
 
 class GroupedByLength(torch.utils.data.Sampler):
-    """Row numbers in an order whose batches hold rows of like length, drawn anew for every epoch: shuffled, sorted by
-    length within groups of `GROUP_BATCHES` batches, whose batches are shuffled. (transformers' own grouping lets each
-    run from long to short; where length goes with the label, models learn worse from that.)"""
+    """Row numbers for batches of like length, anew every epoch: shuffled, sorted by length within `GROUP_BATCHES`
+    batches, which are shuffled (with transformers' own, from long to short, models learn worse)."""
 
     GROUP_BATCHES = 16
 
@@ -172,8 +161,7 @@ class GroupedByLength(torch.utils.data.Sampler):
 
 
 class _ModelWithLoss(nn.Module):
-    """A model and a phase's projections, whose forward pass gives the loss: several GPUs see each parameter that it
-    uses, and mixed precision wraps this module instead of the model."""
+    """A model with a phase's projections, whose forward pass is the loss, as several GPUs and mixed precision need."""
 
     def __init__(self, history: "_History"):
         super().__init__()
@@ -230,9 +218,8 @@ class _History(transformers.TrainerCallback):
 
 
 class BatchMaker:
-    """Called with places in tokenized `rows`, makes a batch of them, int64 on the CPU: token ids, types and attention
-    mask, (batch, tokens), padded on the right; labels and position, the places themselves, (batch,). `lengths` are the
-    tokens of every row, (rows,)."""
+    """Makes a batch of places in tokenized `rows`, int64 on the CPU: token ids, types and attention mask, (batch,
+    tokens), padded on the right; labels and position (the places), (batch,). `lengths` are in tokens, (rows,)."""
 
     def __init__(self, rows: Dataset, tokenizer: Tokenizer):
         def tensor(column: Any) -> torch.Tensor:
@@ -257,17 +244,11 @@ class BatchMaker:
         rows = {name: values[chosen] for name, values in self.by_row.items()}
         return {**filled, "attention_mask": (~padded).long(), **rows, "position": chosen}
 
-    def longest_first(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """Places of all rows in batches, longest first, so that each is padded but little."""
-        yield from self.lengths.argsort(descending=True, stable=True).split(batch_size)
 
-
-def batches(
-    rows: Dataset, tokenizer: Tokenizer, batch_size: int, device: Any = "cpu"
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yields (places, batch as `BatchMaker` makes it, on the device) over tokenized rows, longest first."""
+def batches(rows: Dataset, tokenizer: Tokenizer, size: int, device: Any = "cpu") -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields (places, batch as `BatchMaker` makes it, on the device), longest rows first, so that little is padded."""
     make = BatchMaker(rows, tokenizer)
-    for places in make.longest_first(batch_size):
+    for places in make.lengths.argsort(descending=True, stable=True).split(size):
         yield places.numpy(), {name: value.to(device) for name, value in make(places).items()}
 
 

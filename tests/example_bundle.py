@@ -1,13 +1,10 @@
 """A small bundle, and the model it was made from, for the tests of what makes and reads bundles."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from small_models import LABELS, sentences, small_model
 
-from edgemin_utils.bundle.making import make_bundle
-from edgemin_utils.bundle.sources import BundleSource, open_source
+from edgemin_utils.bundle.making import BundleSource, make_bundle, open_source
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.rows.tokens import train_tokenizer
 
@@ -21,25 +18,17 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def write_rows(path: Path) -> Path:
-    """A CSV with one text, another text, and a label by name."""
-    rows = sentences(90).to_pandas()
-    rows["other"] = [text[::-1] for text in rows["sentence"]]
-    rows["label"] = [LABELS[label] for label in rows["label"]]
-    rows[["sentence", "other", "label"]].to_csv(path, index=False)
-    return path
-
-
 def source_of(folder: Path, *columns: str) -> BundleSource:
     """The source of a bundle: the model in `folder`, judged on rows of one or two text columns."""
-    rows = write_rows(folder.parent / "rows.csv")
-    settings: Mapping[str, Any] = {"task_file": str(rows), "text_columns": list(columns), "max_length": MAX_LENGTH}
+    rows, path = sentences(90).to_pandas(), folder.parent / "rows.csv"
+    rows = rows.assign(other=rows["sentence"].str[::-1], label=rows["label"].map(dict(enumerate(LABELS))))
+    rows[["sentence", "other", "label"]].to_csv(path, index=False)
+    settings = {"task_file": str(path), "text_columns": list(columns), "max_length": MAX_LENGTH}
     return open_source(str(folder), overrides=settings)
 
 
 def write_bundle(folder: Path, *columns: str) -> Path:
     """The bundle of `write_model`'s model, which goes beside it, for rows of these text columns."""
     model = folder.parent / "model"
-    source = source_of(model if model.exists() else write_model(model), *columns)
-    make_bundle(source, folder, max_drop=100)
+    make_bundle(source_of(model if model.exists() else write_model(model), *columns), folder, max_drop=100)
     return folder

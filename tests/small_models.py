@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.encoders import FAMILIES, input_names, longest_input, scratch_model
 from edgemin_utils.rows.splits import TaskData
@@ -14,22 +14,14 @@ from edgemin_utils.rows.tokens import Rows, tokenize_rows, train_tokenizer
 
 FAMILY_NAMES = tuple(FAMILIES)
 LABELS = ("negative", "positive")
+SIZES = {"layers": 3, "hidden_size": 48, "heads": 4, "intermediate_size": 96, "vocabulary_size": 60}
 POSITIVE, NEGATIVE = ("good", "great", "warm", "bright"), ("bad", "dull", "cold", "grim")
 
 
-def small_model(
-    family: str = "bert",
-    layers: int = 3,
-    hidden_size: int = 48,
-    heads: int = 4,
-    intermediate_size: int = 96,
-    vocabulary_size: int = 60,
-    seed: int = 0,
-    dropout: float = 0.1,
-) -> PreTrainedModel:
+def small_model(family: str = "bert", seed: int = 0, dropout: float = 0.1, **sizes: int) -> PreTrainedModel:
     torch.manual_seed(seed)
-    sizes, padding = (layers, hidden_size, heads, intermediate_size, vocabulary_size), 1 if family == "roberta" else 0
-    model = scratch_model(family, *sizes, LABELS, 64, padding, dropout)
+    others = {"max_length": 64, "pad_token_id": int(family == "roberta"), "dropout": dropout}
+    model = scratch_model(family, labels=LABELS, **SIZES | sizes, **others)
     # Weights larger than at initialization, so that layers matter to the output and tests can see an error.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,24 +64,13 @@ def small_rows(count: int, holdout: int = 0, seed: int = 0) -> Rows:
     rows = sentences(count, seed)
     some = rows.select(range(holdout))
     data = TaskData(TASKS["sst2"], rows, some, {"dev": some}, rows.select([]), "synthetic sentences", (), "")
-    return tokenize_rows(data, train_tokenizer(rows["sentence"], 60), 32, token_types=True)
+    tokenizer = train_tokenizer(rows["sentence"], 60)
+    return tokenize_rows(data, tokenizer, 32, configs=[BertConfig(vocab_size=len(tokenizer))])
 
 
 def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, PreTrainedTokenizerBase]:
     rows = small_rows(count, seed=seed)
     return rows.train, rows.tokenizer
-
-
-class _Logits(torch.nn.Module):
-    """A classifier as a function of two or three tensors, as the exporter needs it."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
 def export_onnx(model: PreTrainedModel, path: Path) -> Path:
@@ -99,11 +80,10 @@ def export_onnx(model: PreTrainedModel, path: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.normal_(0, 0.15)
-    ids, names = torch.full((2, 9), 7), input_names(model)
-    values = (ids, torch.ones_like(ids), torch.zeros_like(ids))[: len(names)]
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=longest_input(model))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        named = {"input_names": list(names), "output_names": ["logits"], "dynamic_shapes": (free,) * len(names)}
-        torch.onnx.export(_Logits(model), values, path, dynamo=True, verbose=False, external_data=False, **named)
+    ids, names = torch.full((2, 9), 7), input_names(model)
+    inputs = dict(zip(names, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=False))
+    options = {"kwargs": inputs, "dynamic_shapes": dict.fromkeys(names, free), "output_names": ["logits"]}
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(model, (), path, dynamo=True, verbose=False, external_data=False, **options)
     return path

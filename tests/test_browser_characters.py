@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from edgemin_utils.browser.demo import CACHE, FOLDER, fetch_packages
+from edgemin_utils.rows.tokens import train_tokenizer
 
 __test__ = bool(shutil.which("node") and shutil.which("npm"))
 
@@ -71,13 +72,7 @@ def test_every_script_is_cut_into_the_same_words(kind):
 
 def word_piece(texts: list[str]) -> tokenizers.Tokenizer:
     """A tokenizer in BERT's manner whose vocabulary holds characters of every script in the texts."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=30_000, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return tokenizer
+    return train_tokenizer(texts, 30_000).backend_tokenizer
 
 
 def byte_level(texts: list[str]) -> tokenizers.Tokenizer:

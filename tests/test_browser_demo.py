@@ -8,12 +8,14 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from example_bundle import write_model
 
 from edgemin_utils.browser import demo
 from edgemin_utils.browser.demo import FOLDER, PACKAGES, demo_bundle, fetch_packages, make_server, serve_demo
+from edgemin_utils.bundle import making
 from edgemin_utils.bundle.classify import FORMAT_VERSION
 from edgemin_utils.errors import ModelError, SettingError
 from edgemin_utils.quantization.sessions import OnnxSession
@@ -39,28 +41,26 @@ def installed(tmp_path):
     return {name: tmp_path / "packages" / name for name in PACKAGES}
 
 
-def fetch(address: str) -> tuple[int, bytes, dict[str, str]]:
+def fetch(address: str) -> tuple:
     try:
         with urllib.request.urlopen(address) as response:
-            return response.status, response.read(), dict(response.headers)
+            return response.status, response.read(), response.headers
     except urllib.error.HTTPError as error:
-        return error.code, b"", dict(error.headers)
+        return error.code, b"", error.headers
 
 
 @contextmanager
 def served(routes):
     with make_server(routes, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/"
         finally:
             server.shutdown()
-            thread.join()
 
 
 def test_the_server_has_the_pages_files_and_no_other(bundle, installed):
-    with served(demo.page_routes(bundle, installed, {})) as address:
+    with served(demo.page_routes(bundle, installed, demo.float32_files(None, bundle))) as address:
         for path, wanted, kind in (
             ("", (FOLDER / "page" / "page.html").read_bytes(), "text/html"),
             ("page.mjs?again", (FOLDER / "page" / "page.mjs").read_bytes(), "text/javascript"),
@@ -72,7 +72,7 @@ def test_the_server_has_the_pages_files_and_no_other(bundle, installed):
             assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
             assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
             assert "default-src 'self'" in headers["Content-Security-Policy"]
-        compared = json.loads(fetch(f"{address}comparison.json")[1])
+        compared = json.loads(fetch(f"{address}float32/comparison.json")[1])
         assert compared["graph"] is compared["tokenizer"] is None and "--float32" in compared["missing"]
         (bundle / "tokenizer.json").unlink()
         absent = "bundle/notes.txt bundle/ bundle/../bundle/notes.txt float32/model.onnx demo.py bundle/tokenizer.json"
@@ -97,8 +97,7 @@ def test_packages_are_fetched_once(tmp_path, monkeypatch):
     assert fetch_packages(cache) == found and (tmp_path / "runs").read_text() == "run\n"
     texts = {name: path.read_text() for name, path in found.items()}
     assert texts == {name: f"node_modules/{place}\n" for name, place in PACKAGES.items()}
-    # Nothing else stays: neither the other files of the packages nor the folder they came in.
-    assert sorted(path for path in cache.rglob("*") if path.is_file()) == sorted(found.values())
+    assert sorted(path for path in cache.rglob("*") if path.is_file()) == sorted(found.values())  # nothing else stays
 
 
 def test_npm_missing_or_failing_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
@@ -114,16 +113,14 @@ def test_npm_missing_or_failing_is_one_sentence_and_leaves_nothing(tmp_path, mon
 def test_a_model_to_compare_with_is_exported_or_taken_as_it_is(tmp_path):
     folder = write_model(tmp_path / "model")
     files = demo.float32_files(str(folder), tmp_path)
-    assert OnnxSession(files["model.onnx"]).input_names and files["tokenizer.json"] == folder / "tokenizer.json"
-    assert demo.float32_files(str(files["model.onnx"]), tmp_path) == {"model.onnx": files["model.onnx"]}
-    assert demo.float32_files(None, tmp_path) == {}
+    assert OnnxSession(files["model.onnx"]).types and files["tokenizer.json"] == folder / "tokenizer.json"
+    again = demo.float32_files(str(files["model.onnx"]), tmp_path)
+    assert again == {name: files[name] for name in ("model.onnx", "comparison.json")}
     with pytest.raises(ModelError, match="there is no .*other.onnx"):
         demo.float32_files(str(tmp_path / "other.onnx"), tmp_path)
 
 
 def test_the_demo_studys_bundle_is_made_once_and_anew_when_its_model_is(tmp_path, monkeypatch):
-    from edgemin_utils.bundle import making, sources
-
     record, made = SimpleNamespace(fingerprint="abc"), []
     chains = [SimpleNamespace(task=task, settings=None, folder=tmp_path / task) for task in ("qqp", "sst2")]
 
@@ -136,7 +133,7 @@ def test_the_demo_studys_bundle_is_made_once_and_anew_when_its_model_is(tmp_path
     monkeypatch.setattr(demo, "find_chains", lambda study: chains)
     monkeypatch.setattr(demo, "main_path", lambda settings: ["teacher", "minilmv2", "minilmv2+int8"])
     monkeypatch.setattr(demo, "read_record", lambda folder: record)
-    monkeypatch.setattr(sources, "stage_source", lambda record: record)
+    monkeypatch.setattr(making, "open_source", lambda folder: record)
     monkeypatch.setattr(making, "make_bundle", make)
     for fingerprint in ("abc", "abc", "def"):
         record.fingerprint = fingerprint
@@ -148,11 +145,8 @@ def test_the_demo_studys_bundle_is_made_once_and_anew_when_its_model_is(tmp_path
 
 
 def test_it_says_where_it_serves_until_it_is_stopped(bundle, installed, monkeypatch, capsys):
-    def stopped(server):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(demo, "fetch_packages", lambda cache: installed)
-    monkeypatch.setattr(demo.ThreadingHTTPServer, "serve_forever", stopped)
+    monkeypatch.setattr(demo.ThreadingHTTPServer, "serve_forever", Mock(side_effect=KeyboardInterrupt))
     serve_demo(str(bundle))
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"bundle: {bundle}; preparing its page"

@@ -23,8 +23,7 @@ __test__ = bool(CHROMIUM and shutil.which("npm"))
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"single": ("sentence",), "pair": ("sentence", "other"), "four": ("sentence",)}
-# Of probabilities. INT8 products are exact on both sides; sums in float32 are rounded otherwise, so that now and then
-# an activation falls on the other side of a step. onnxruntime-web unpacks 4-bit weights, and leaves inputs in float32.
+# Sums are rounded otherwise, so that an activation may fall on another step; 4-bit weights meet inputs in float32.
 TOLERANCES = {"single": 0.01, "pair": 0.01, "four": 0.03}
 
 
@@ -71,9 +70,8 @@ def pages(bundles, sources, chromium):
 
 
 def rows_of(source):
-    columns = [source.rows.data.dev["dev"][column] for column in source.rows.task.text_columns]
-    rows = [*zip(*columns, strict=True)]
-    return [*rows, ("ΟΔΟΣ ΣΟΦΟΣ", "İ ß")[: len(columns)]]
+    columns = [source.rows.data.dev["dev"][column] for column in source.rows.data.task.text_columns]
+    return [*zip(*columns, strict=True), ("ΟΔΟΣ ΣΟΦΟΣ", "İ ß")[: len(columns)]]
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -152,11 +150,13 @@ def test_the_page_asks_no_other_server_and_fits_a_phone(pages):
 )
 def test_a_fault_is_one_sentence(name, content, script, sentence, bundles, chromium, tmp_path):
     folder = Path(shutil.copytree(bundles["single"], tmp_path / "bundle"))
-    if name:
+    if content:
         (folder / name).write_text(content)
+    elif name:
+        (folder / name).unlink()
     page = chromium.new_page()
     page.add_init_script(script)
-    with served(page_routes(folder, fetch_packages(PROJECT / CACHE), {})) as address:
+    with served(page_routes(folder, fetch_packages(PROJECT / CACHE), float32_files(None, tmp_path))) as address:
         page.goto(address)
         assert page.evaluate("edgemin.ready") is None
         shown = page.get_by_role("alert").inner_text()

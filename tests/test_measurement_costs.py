@@ -1,6 +1,7 @@
-"""A chain's costs from real fresh processes, and the sheet of `edgemin measure`."""
+"""A chain's costs, and the sheet of `edgemin measure`, from real fresh processes."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,11 @@ from small_models import export_onnx, small_model, tokenized_sentences
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.measurement import costs
-from edgemin_utils.measurement.costs import measure_costs
-from edgemin_utils.measurement.sheet import measure_models, sheet_text
+from edgemin_utils.measurement.costs import measure_costs, measure_models, sheet_text
 from edgemin_utils.quantization.schemes import quantize, save_quantized
 from edgemin_utils.settings import load_settings
 
-TEXTS = [("the film was good",), ("a very dull story", "and the end")]
+TEXTS, NAMES = [("the film was good",), ("a very dull story", "and the end")], "plain other cut int8 graph".split()
 SETTINGS = load_settings("demo", {"latency_threads": [1], "latency_lengths": [16, 128], "latency_processes": 2})
 
 
@@ -37,24 +37,21 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(folder):
-    names = "plain other cut int8 graph".split()
     with pytest.MonkeyPatch.context() as patch:
-        # The test of the sheet starts real processes.
         patch.setattr(costs, "in_fresh_process", lambda module, asked, threads, what: costs._time(asked))
         patch.setattr(costs.gc, "freeze", lambda: None)
         patch.setattr(costs, "peak_memory", lambda source, runs: {"peak_bytes": len(str(source)), "runs": runs})
-        return measure_costs({name: folder / name for name in names}, TEXTS, SETTINGS, folder)
+        return measure_costs({name: folder / name for name in NAMES}, TEXTS, SETTINGS, folder)
 
 
 def test_models_of_equal_shapes_are_timed_once(measured):
-    names = "plain other cut int8 graph".split()
-    assert measured["timed_as"] == {name: "plain" if name == "other" else name for name in names}
+    assert measured["timed_as"] == {name: "plain" if name == "other" else name for name in NAMES}
     rows = pd.DataFrame(measured["latency"])
     assert set(rows["input"]) == {"1x16", "dev rows"} and set(rows["process"]) == {0, 1}
     assert len(rows) == 2 * (5 + 4)  # the .onnx file lies beside no tokenizer
     of = {name: group.drop(columns="model").to_dict("records") for name, group in rows.groupby("model")}
     assert of["other"] == of["plain"]
-    assert [row["model"] for row in measured["memory"]] == [row["model"] for row in measured["energy"]] == names
+    assert [row["model"] for row in measured["memory"]] == [row["model"] for row in measured["energy"]] == NAMES
     assert [note.split()[0] for note in measured["notes"]] == ["1x128", "No"]
     assert json.loads(json.dumps(measured)) == measured
 
@@ -74,21 +71,19 @@ def test_rows_agree_with_the_raw_times_and_have_their_bound(measured, folder):
 
 
 def test_runs_and_seconds_are_those_of_all_processes_and_memory_of_those_asked_for(monkeypatch, folder):
-    asked = []
-
-    def answer(module, request, threads, what):
-        asked.append((request["protocol"], threads, request["threads"], request["describe"]))
-        described = dict.fromkeys(("plain", "cut"), {"bounds": {}, "energy": {}})
-        return {"times": [], "described": described, **dict.fromkeys(("tokenizer", "notes"))}
-
-    monkeypatch.setattr(costs, "in_fresh_process", answer)
+    models = {name: folder / name for name in ("plain", "cut")}
+    described = dict.fromkeys(models, {"bounds": {}, "energy": {}})
+    process = Mock(return_value={"times": [], "described": described, "tokenizer": None, "notes": None})
+    monkeypatch.setattr(costs, "in_fresh_process", process)
     monkeypatch.setattr(costs, "peak_memory", lambda source, runs: {"runs": runs})
     settings = load_settings("laptop", {"latency_threads": [1, 3], "latency_processes": 4})
-    models = {name: folder / name for name in ("plain", "cut")}
     found = measure_costs(models, [], settings, memory_of=["cut"])
     assert found["memory"] == [{"model": "cut", "timed_as": "cut", "runs": settings.memory_runs}]
     protocol = {"name": "full", "warm_up": 10, "runs": 25, "seconds": 2.5}
-    assert asked == [(protocol, 3, [1, 3], place == 0) for place in range(4)]
+    for place, (_, request, threads, _) in enumerate(call.args for call in process.call_args_list):
+        assert (request["protocol"], request["threads"], request["describe"]) == (protocol, [1, 3], place == 0)
+        assert threads == 3
+    assert process.call_count == 4
 
 
 def test_texts_are_cut_and_tokenized_as_the_model_was_trained(folder):
@@ -103,7 +98,7 @@ def test_texts_are_cut_and_tokenized_as_the_model_was_trained(folder):
 
 
 def test_the_sheet_holds_everything_and_prints_it(folder):
-    found = measure_models([str(folder / "plain"), str(folder / "graph" / "model.onnx")], [16], [1], "quick", TEXTS)
+    found = measure_models([str(folder / "plain"), str(folder / "graph" / "model.onnx")], [16], [1], "quick")
     assert json.loads(json.dumps(found))["baseline"] == "plain"
     assert [model["name"] for model in found["models"]] == ["plain", "model.onnx"]
     assert found["models"][0]["operations"]["1x16"]["fvcore_ratio"] == pytest.approx(1, abs=0.01)
@@ -112,8 +107,7 @@ def test_the_sheet_holds_everything_and_prints_it(folder):
         ratios = medians["plain", row["input"]] / medians[row["model"], row["input"]]
         assert row["ratio"] == pytest.approx(float(np.sqrt(ratios.prod()))) and row["low"] < row["ratio"] < row["high"]
     assert all(row["peak_bytes"] > row["baseline_bytes"] > 0 for row in found["memory"])
-    # A graph is measured without torch.
-    assert found["memory"][1]["peak_bytes"] < found["memory"][0]["baseline_bytes"]
+    assert found["memory"][1]["peak_bytes"] < found["memory"][0]["baseline_bytes"]  # a graph does without torch
     text = sheet_text(found)
     assert f"{found['models'][0]['size']['stored_weights']:,}" in text and max(map(len, text.splitlines())) < 200
     for part in ("file MB   MiB", "fvcore / formula", "bound_ms", "QUICK", "times as fast as plain", "model.onnx"):

@@ -1,61 +1,61 @@
-"""Metrics against values worked by hand, without a network; and what a stage records of a model."""
+"""What a stage records of a model: metrics, weights, bytes and operations by hand, closed formulas and the paper."""
 
 import math
 import socket
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import small_model, small_rows
+from safetensors import safe_open
+from small_models import FAMILY_NAMES, small_model, small_rows
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig
 
 from edgemin_utils.checkpoints import save_model
-from edgemin_utils.measurement.evaluate import ClassificationMetrics, classification_metrics, evaluate
-from edgemin_utils.quantization.schemes import quantize
+from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.errors import ModelError
+from edgemin_utils.measurement import operations
+from edgemin_utils.measurement.evaluate import ClassificationMetrics, evaluate
+from edgemin_utils.measurement.operations import Product, closed_formula_macs, count_operations, products_of
+from edgemin_utils.quantization.schemes import quantize, save_quantized
+
+STUDENT = BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    def refuse(*arguments, **options):
-        raise AssertionError("a metric reached for the network")
+    monkeypatch.setattr(socket.socket, "connect", Mock(side_effect=AssertionError("a metric reached for the network")))
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+def metrics_of(predictions, references, count):
+    return ClassificationMetrics().compute(predictions=predictions, references=references, num_labels=count)
 
 
 def test_two_classes_by_hand():
     # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
-    predictions = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    references = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
-    correlation = (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)
-    wanted = {"accuracy": 0.7, "f1": 2 * 3 / (2 * 3 + 1 + 2), "matthews_correlation": correlation}
-    assert classification_metrics(predictions, references, 2) == pytest.approx(wanted)
+    predictions, references = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
+    wanted = {"accuracy": 0.7, "f1": 2 * 3 / (2 * 3 + 1 + 2)}
+    wanted["matthews_correlation"] = (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)
+    assert metrics_of(predictions, references, 2) == pytest.approx(wanted)
 
 
 def test_three_classes_take_the_mean_of_their_f1_by_hand():
-    found = classification_metrics([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0], 3)
+    found = metrics_of([0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0], 3)
     f1 = [2 * 1 / (2 + 1 + 1), 2 * 2 / (4 + 0 + 1), 2 * 1 / (2 + 1 + 0)]
     assert (found["accuracy"], found["f1"]) == pytest.approx((4 / 6, sum(f1) / 3))
     # Gorodkin's R_K: correct x rows - sum(predicted_k x true_k), over the roots of the same with themselves.
     predicted, true = np.array([2, 2, 2]), np.array([2, 3, 1])
     roots = math.sqrt((36 - predicted @ predicted) * (36 - true @ true))
     assert found["matthews_correlation"] == pytest.approx((4 * 6 - predicted @ true) / roots)
-    assert classification_metrics([0, 1, 1], [0, 1, 1], 3)["f1"] == pytest.approx(2 / 3)  # a class nobody has counts
+    assert metrics_of([0, 1, 1], [0, 1, 1], 3)["f1"] == pytest.approx(2 / 3)  # a class nobody has counts
 
 
 @pytest.mark.filterwarnings("error")
 def test_one_class_alone_has_no_correlation_and_no_warning():
-    whole = classification_metrics([0, 0, 0, 0], [0, 0, 1, 1], 2)
-    assert whole == {"accuracy": 0.5, "f1": 0.0, "matthews_correlation": 0.0}
-    assert classification_metrics([0], [0], 2)["accuracy"] == 1
-
-
-def test_metric_adds_up_over_batches_as_evaluate_does_and_leaves_no_file(tmp_path):
-    predictions, references = np.random.default_rng(0).integers(0, 3, (2, 200))
-    metric = ClassificationMetrics(cache_dir=str(tmp_path))
-    for part in np.split(np.arange(200), [64, 128]):
-        metric.add_batch(predictions=predictions[part], references=references[part])
-    assert metric.compute(num_labels=3) == pytest.approx(classification_metrics(predictions, references, 3))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    wanted = {"accuracy": 0.5, "f1": 0.0, "matthews_correlation": 0.0}
+    assert metrics_of([0, 0, 0, 0], [0, 0, 1, 1], 2) == wanted
 
 
 def test_what_a_stage_records_of_a_model(tmp_path):
@@ -65,12 +65,10 @@ def test_what_a_stage_records_of_a_model(tmp_path):
     written = pd.read_parquet(tmp_path / "predictions.parquet")
     assert list(written) == ["split", "row", "label", "prediction", "logit_0", "logit_1"]
     assert set(written["split"]) == {"dev"} and written["row"].tolist() == rows.dev["dev"]["row"]
-    first = rows.dev["dev"][0]
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([first["input_ids"]])).logits[0]
+        logits = model(input_ids=torch.tensor([rows.dev["dev"][0]["input_ids"]])).logits[0]
     assert written.loc[0, ["logit_0", "logit_1"]].tolist() == pytest.approx(logits.tolist(), abs=1e-5)
-    right = (written["label"] == written["prediction"]).mean()
-    numbers = found["metrics"]["dev"]
+    right, numbers = (written["label"] == written["prediction"]).mean(), found["metrics"]["dev"]
     assert numbers["accuracy"] == right and numbers["rows"] == 16
     assert numbers["accuracy_low"] < right < numbers["accuracy_high"]
     table = np.array(found["confusion"]["dev"])
@@ -83,14 +81,125 @@ def test_what_a_stage_records_of_a_model(tmp_path):
 
 
 def test_a_quantized_model_is_asked_one_row_at_a_time(monkeypatch):
-    sizes = []
-
-    def predict(model, dev, tokenizer, batch_size):
-        sizes.append(batch_size)
-        return np.eye(2, dtype=np.float32)[np.zeros(len(dev), dtype=int)]
-
+    predict = Mock(return_value=np.ones((6, 2), dtype=np.float32))
     monkeypatch.setattr("edgemin_utils.measurement.evaluate.predict", predict)
     rows, model = small_rows(20, holdout=6), small_model(layers=1)
     for each in (model, quantize(model, "int8")):
         evaluate(each, rows, 64)
-    assert sizes == [64, 1]
+    assert [call.args[3] for call in predict.call_args_list] == [64, 1]
+
+
+def on_meta(config) -> nn.Module:
+    """A model without memory for weights: what they are does not change how many they are."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def cut(model):
+    """Layers of unequal shapes: two heads of four stay in the first, 40 neurons in the second."""
+    encoder_layers(model)[0].keep_heads([1, 2])
+    encoder_layers(model)[1].keep_neurons(range(40))
+    return model
+
+
+def test_the_papers_numbers():
+    assert operations.size_of(on_meta(DistilBertConfig()))["stored_weights"] == 66_955_010
+    expected = {
+        "embeddings": (30522 + 512 + 2) * 384,
+        "attention": 12 * 4 * (384 * 384 + 384),
+        "feed_forward": 12 * (2 * 384 * 1536 + 1536 + 384),
+        "norms": 25 * 2 * 384,
+        "head": 384 * 384 + 384 + 2 * 384 + 2,
+    }
+    found = operations.size_of(on_meta(STUDENT))
+    assert found["parts"] == expected and found["stored_weights"] == sum(expected.values()) == 33_360_770
+    assert found["paper_parameters"] == 11_937_024 == 30522 * 384 + 512 * 384 + 2 * 384 + 25 * 2 * 384
+    assert found["bytes_per_part"] == {part: 4 * count for part, count in expected.items()}
+    assert found["integer_bytes"] == 0
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_parts_have_their_size_in_every_family(family):
+    model = small_model(family, layers=2)
+    found = operations.size_of(model)
+    wanted = {"attention": 2 * 4 * (48 * 48 + 48), "feed_forward": 2 * (2 * 48 * 96 + 96 + 48)}
+    wanted |= {"norms": 2 * 48 + 4 * 2 * 48, "head": 48 * 48 + 48 + 2 * 48 + 2}
+    assert {part: count for part, count in found["parts"].items() if part != "embeddings"} == wanted
+    assert sum(found["parts"].values()) == found["framework_parameters"] == operations.size_of(model)["stored_weights"]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-embeddings"])
+def test_quantization_hides_weights_from_the_framework_and_takes_a_byte_each(scheme, tmp_path):
+    model = cut(small_model())
+    quantized = quantize(model, scheme)
+    before, after = operations.size_of(model), operations.size_of(quantized)
+    assert after["parts"] == before["parts"] and after["stored_weights"] == before["stored_weights"]
+    assert after["framework_parameters"] < before["framework_parameters"]
+    if scheme == "int8":  # embeddings and norms alone
+        assert after["framework_parameters"] == after["paper_parameters"] == before["paper_parameters"]
+    assert after["bytes_per_part"]["norms"] == before["bytes_per_part"]["norms"]
+    assert after["integer_bytes"] < sum(after["bytes_per_part"].values()) < 2 * before["stored_weights"]
+    save_quantized(quantized, tmp_path, scheme)
+    with safe_open(next(tmp_path.glob("*.safetensors")), "pt") as file:
+        stored = [file.get_tensor(name) for name in file.keys()]
+    assert sum(after["bytes_per_part"].values()) == sum(one.numel() * one.element_size() for one in stored)
+
+
+def test_saved_bytes_are_the_files_sizes(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    for name in ("vocab.txt", "record.json"):  # do not count
+        (tmp_path / name).write_bytes(b"x" * 5000)
+    files = (tmp_path / "model.safetensors").stat().st_size + (tmp_path / "config.json").stat().st_size
+    assert operations.saved_bytes(tmp_path) == files == operations.size_of(model, tmp_path)["file_bytes"]
+    assert files > 4 * operations.size_of(model)["stored_weights"]  # FP32 weights and a header
+    with pytest.raises(ModelError, match="no model weights"):
+        operations.saved_bytes(tmp_path / "absent")
+    with pytest.raises(ModelError, match="conv1.weight"):
+        operations.size_of(nn.ModuleDict({"conv1": nn.Conv1d(2, 2, 1)}))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_three_counts_agree_in_every_family_whole_and_cut(family, attention):
+    for model in (small_model(family), cut(small_model(family))):
+        model.set_attn_implementation(attention)
+        found = count_operations(model, batch=2, length=24)
+        assert (found["fvcore_ratio"], found["torch_ratio"]) == pytest.approx((1, 1), abs=0.001)
+        assert found["macs"] == closed_formula_macs(model, 2, 24) and found["int8_macs"] == 0
+        assert model.config._attn_implementation == attention
+
+
+def test_closed_formula_written_out():
+    batch, length, hidden, model = 3, 24, 48, small_model(layers=2)
+    layer = length * (4 * hidden * hidden + 2 * hidden * 96) + 2 * length * length * hidden
+    head = hidden * hidden + hidden * 2
+    assert closed_formula_macs(model, batch, length) == batch * (2 * layer + head)
+    # Two heads of size 12 are gone, and 56 neurons.
+    gone = 2 * (length * 4 * hidden * 12 + 2 * length * length * 12) + length * 2 * hidden * 56
+    assert closed_formula_macs(cut(model), batch, length) == batch * (2 * layer + head - gone)
+    assert Product("attention", "fp32", batch * 2, length, 12, length) in products_of(model, batch, length)
+
+
+@pytest.mark.parametrize("config,expected", [(DistilBertConfig(), 5.594e9), (STUDENT, 2.875e9)])
+def test_papers_models_at_one_row_of_128_tokens(config, expected):
+    found = count_operations(on_meta(config), 1, 128)
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    layer = 128 * 12 * hidden * hidden + 2 * 128 * 128 * hidden  # a feed-forward size of 4 x hidden
+    norms = (1 + 2 * layers) * 128 * hidden * 5  # in fvcore's count, with which the expected values were taken
+    assert found["macs"] + norms == pytest.approx(expected, abs=0.0005e9)
+    assert found["macs"] == found["fvcore"] == found["torch"] == layers * layer + hidden * hidden + 2 * hidden
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-embeddings", "int4", "onnx-int8"])
+def test_quantization_removes_no_operation(scheme):
+    model = cut(small_model())
+    found, before = count_operations(quantize(model, scheme), 1, 24), count_operations(model, 1, 24)
+    assert found["macs"] == before["macs"]
+    # Attention's products stay in FP32; INT4 weights are unpacked, and their products too are in FP32.
+    attention = sum(math.prod(product[2:]) for product in products_of(model, 1, 24) if product.kind == "attention")
+    assert found["int8_macs"] == (0 if scheme == "int4" else before["macs"] - attention)
+    if scheme == "int4":
+        assert found["fvcore_ratio"] == pytest.approx(1, abs=0.001)
+    else:
+        assert found["fvcore"] is found["torch_ratio"] is None

@@ -1,27 +1,26 @@
-"""The timing protocol on a clock that the test turns; energy from made-up counters; bounds worked out by hand."""
+"""Timing on a clock that the test turns, memory of real child processes, energy from made-up counters, and bounds."""
 
 import gc
 import time
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from edgemin_utils.environment import available_cores
-from edgemin_utils.errors import ModelError, SettingError
-from edgemin_utils.measurement import latency, memory, roofline
+from edgemin_utils.errors import ModelError
+from edgemin_utils.measurement import latency, memory, operations
 from edgemin_utils.measurement.latency import Protocol, measure_latency
 from edgemin_utils.measurement.operations import Product
-from edgemin_utils.measurement.roofline import Roofline
 
 
 class Clock:
-    """A clock that only moves when a variant runs, which takes so many nanoseconds or as long as a function of the
-    input says."""
+    """A clock that only moves when a variant runs: by nanoseconds, or what a function makes of the input."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch):
         self.now, self.calls = 0, []
+        monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter_ns=lambda: self.now))
 
     def variant(self, name: str, nanoseconds):
         def predict(batch):
@@ -31,14 +30,8 @@ class Clock:
         return predict
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter_ns=lambda: made.now))
-    return made
-
-
-def test_rounds_are_interleaved_rotated_and_share_their_input(clock):
+def test_rounds_are_interleaved_rotated_and_share_their_input(monkeypatch):
+    clock = Clock(monkeypatch)
     variants = {name: clock.variant(name, cost) for name, cost in (("A", 5), ("B", 7), ("C", 11))}
     result = measure_latency(variants, ["x", "y"], 1, Protocol("own", warm_up=0, runs=4, seconds=0))
     warm_up, timed = clock.calls[:6], clock.calls[6:]
@@ -49,7 +42,8 @@ def test_rounds_are_interleaved_rotated_and_share_their_input(clock):
     assert result["A"].dtype == np.int64
 
 
-def test_warm_up_and_every_inputs_first_call_are_not_timed(clock):
+def test_warm_up_and_every_inputs_first_call_are_not_timed(monkeypatch):
+    clock = Clock(monkeypatch)
     slow_start = clock.variant("A", lambda batch: 1000 if len(clock.calls) <= 10 else 3)
     result = measure_latency({"A": slow_start}, ["x"], 1, Protocol("own", warm_up=10, runs=6, seconds=0))
     assert result["A"].tolist() == [3] * 6 and len(clock.calls) == 16
@@ -58,7 +52,8 @@ def test_warm_up_and_every_inputs_first_call_are_not_timed(clock):
     assert {batch for name, batch in clock.calls if name == "B"} == set(range(20))  # the others were not needed
 
 
-def test_full_protocol_lasts_for_its_seconds_and_its_runs(clock):
+def test_full_protocol_lasts_for_its_seconds_and_its_runs(monkeypatch):
+    clock = Clock(monkeypatch)
     full, quick = latency.PROTOCOLS["full"], latency.PROTOCOLS["quick"]
     variants = {"fast": clock.variant("fast", 40e6), "slow": clock.variant("slow", 100e6)}
     assert len(measure_latency(variants, ["x"], 1, full)["fast"]) == 143  # 2 x 10 s are full after 143 rounds
@@ -67,8 +62,7 @@ def test_full_protocol_lasts_for_its_seconds_and_its_runs(clock):
 
 
 def test_summary_by_hand():
-    # 1..101 ms: quartiles at 26, 51 and 76, ninth decile at 91.
-    summary = latency.summarise(np.arange(1, 102) * 1_000_000)
+    summary = latency.summarise(np.arange(1, 102) * 1_000_000)  # quartiles at 26, 51 and 76, ninth decile at 91
     assert summary == {"median_ms": 51.0, "iqr_ms": 50.0, "p90_ms": 91.0, "runs": 101, "noisy": True}
     assert not latency.summarise(np.linspace(95, 105, 101) * 1e6)["noisy"]  # IQR 5 of 100
     assert latency.summarise(np.linspace(85, 115, 101) * 1e6)["noisy"]  # IQR 15 of 100
@@ -85,49 +79,70 @@ def test_conditions_hold_while_timing_and_are_put_back_also_after_a_failure():
     measure_latency({"A": predict}, [None], threads + 1, Protocol("own", warm_up=1, runs=3, seconds=0))
     with pytest.raises(ModelError, match="'A' cannot be timed: no kernel"):
         measure_latency({"A": predict}, ["fail"], threads + 1, latency.PROTOCOLS["quick"])
-    assert set(seen) == {(threads + 1, True, False)}
-    assert torch.get_num_threads() == threads
+    assert set(seen) == {(threads + 1, True, False)} and torch.get_num_threads() == threads
     assert gc.isenabled() and not torch.is_inference_mode_enabled()
 
 
-def test_threads_and_what_cannot_be_timed():
-    assert latency.resolve_threads(0) == available_cores() >= 1
-    assert latency.resolve_threads(3) == 3
-    with pytest.raises(SettingError, match="-1"):
-        latency.resolve_threads(-1)
-    for variants, inputs, runs in (({}, [1], 5), ({"A": print}, [], 5), ({"A": print}, [1], 0)):
-        with pytest.raises(SettingError, match="at least one variant, one input and one run"):
-            measure_latency(variants, inputs, 1, Protocol("own", runs=runs))
+MB = 1_000_000
+LOADERS = """
+import numpy, os, signal, sys
+def holds_200_mb(folder):
+    kept = numpy.ones(25_000_000)
+    return lambda inputs: kept[0]
+def checks_inputs(folder):
+    def predict(inputs):
+        assert sorted(inputs) == ["attention_mask", "input_ids"], sorted(inputs)
+        assert all(array.shape == (1, 32) and array.dtype == numpy.int64 for array in inputs.values())
+        assert os.environ["OMP_NUM_THREADS"] == "1" and folder == "anything"
+        assert "torch" not in sys.modules, "torch was imported"
+    numpy.ones(25_000_000).sum()  # freed again
+    return predict
+def fails(folder):
+    raise ValueError("weights are damaged")
+def is_killed(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def test_fixed_inputs_hold_ordinary_tokens_and_follow_the_seed():
-    first, again = (latency.fixed_inputs(3, 50, 60, seed)["input_ids"] for seed in (1, 1))
-    assert first.shape == (3, 50) and 5 <= first.min() and first.max() < 60 and torch.equal(first, again)
-    assert latency.fixed_inputs(3, 50, 60)["attention_mask"].tolist() == [[1] * 50] * 3
+@pytest.fixture
+def loaders(tmp_path, monkeypatch):
+    """A module of loaders that children find by the parent's module path."""
+    (tmp_path / "memory_loaders.py").write_text(LOADERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "memory_loaders"
 
 
-def write_zone(folder, zone: str, name: str, counter: int, wrap: int = 10_000_000):
-    (folder / zone).mkdir(exist_ok=True)
-    for file, value in (("name", name), ("energy_uj", counter), ("max_energy_range_uj", wrap)):
-        (folder / zone / file).write_text(f"{value}\n")
+def test_what_a_loader_keeps_or_frees_is_in_the_peak_and_a_large_parent_is_not(loaders):
+    ballast = bytearray(400 * MB)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    assert memory.peak_resident_bytes() > max(400 * MB, 0.99 * psutil.Process().memory_info().rss)
+    for loader in ("holds_200_mb", "checks_inputs"):
+        found = memory.peak_memory("anything", loader=f"{loaders}:{loader}")
+        assert 195 * MB < found["peak_bytes"] - found["baseline_bytes"] < 240 * MB
+        assert found["peak_bytes"] < 330 * MB and found["runs"] == 1
+    assert len(ballast) == 400 * MB
+
+
+def test_a_process_that_dies_is_reported(loaders):
+    for loader, message in (("fails", "some-model: its process failed: ValueError: w"), ("is_killed", "signal 9")):
+        with pytest.raises(ModelError, match=message):
+            memory.peak_memory("some-model", loader=f"{loaders}:{loader}")
+
+
+def write_zones(folder, *counters: int):
+    """Two packages, a part of the first, and what holds both: their counters in microjoules."""
+    zones = [("0", "package-0"), ("1", "package-1"), ("0:0", "core"), ("2", "psys")]
+    for (zone, name), counter in zip(zones, counters, strict=True):
+        place = folder / f"intel-rapl:{zone}"
+        place.mkdir(exist_ok=True)
+        for file, value in (("name", name), ("energy_uj", counter), ("max_energy_range_uj", 10_000_000)):
+            (place / file).write_text(f"{value}\n")
 
 
 def test_packages_are_added_their_parts_are_not_and_a_call_has_its_share(tmp_path):
-    counters = [("0", "package-0", 1_000_000), ("1", "package-1", 9_900_000), ("0:0", "core", 100), ("2", "psys", 100)]
-    for zone, name, counter in counters:
-        write_zone(tmp_path, f"intel-rapl:{zone}", name, counter)
-    calls = []
-
-    def work():
-        calls.append(1)
-        write_zone(tmp_path, "intel-rapl:0", "package-0", 2_500_000)
-        write_zone(tmp_path, "intel-rapl:1", "package-1", 100_000)  # it wraps
-        write_zone(tmp_path, "intel-rapl:0:0", "core", 900_000)
-        write_zone(tmp_path, "intel-rapl:2", "psys", 900_000)
-
-    found = memory.cpu_energy(work, repeats=2, folder=tmp_path)
-    assert len(calls) == found["repeats"] == 2
-    assert found["joules"] == pytest.approx((1.5 + 0.2) / 2)
+    write_zones(tmp_path, 1_000_000, 9_900_000, 100, 100)
+    found = memory.cpu_energy(lambda: write_zones(tmp_path, 2_500_000, 100_000, 900_000, 900_000), 2, tmp_path)
+    assert found["joules"] == pytest.approx((1.5 + 0.2) / 2)  # the second counter wraps
     (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
     assert memory.read_packages(tmp_path) == {}  # one unreadable package makes the sum unknown
     assert memory.cpu_energy(lambda: None, folder=tmp_path)["joules"] is None
@@ -140,7 +155,7 @@ def test_cpu_seconds_are_those_of_work_and_not_of_waiting(tmp_path):
             pass
 
     worked, waited = (memory.cpu_energy(each, 2, tmp_path) for each in (work, lambda: time.sleep(0.1)))
-    assert worked["cpu_seconds"] >= 0.05 > waited["cpu_seconds"] and waited["wall_seconds"] >= 0.1
+    assert worked["cpu_seconds"] >= 0.05 > waited["cpu_seconds"]
 
 
 LINEAR, INTEGER = Product("linear", "fp32", 1, 32, 64, 256), Product("linear", "int8", 1, 32, 64, 256)
@@ -149,18 +164,14 @@ SCORES = Product("attention", "fp32", 4, 32, 16, 32)
 
 def test_bound_is_the_longer_of_products_and_reading(monkeypatch):
     """On a machine that takes a millisecond a product, and half a millisecond to read 400 MB."""
-    measured = []
-    monkeypatch.setattr(roofline, "_kernel", lambda product: measured.append(product))
-    monkeypatch.setattr(Roofline, "_best", lambda self, work: 1e-3 if work is None else 5e-4)
-    found = Roofline(1)
-    assert found.bound([LINEAR, SCORES, LINEAR], 400_000_000) == pytest.approx(3)
-    assert measured == [LINEAR, SCORES]  # each shape once
-    assert found.bound([], 400_000_000) == pytest.approx(0.5)
+    monkeypatch.setattr(operations, "_best_time", {LINEAR: 1e-3, SCORES: 1e-3, 400_000_000: 5e-4}.get)
+    assert operations.roofline_bound([LINEAR, SCORES, LINEAR], 400_000_000) == pytest.approx(3)
+    assert operations.roofline_bound([], 400_000_000) == pytest.approx(0.5)
 
 
 def test_speeds_of_this_machine_are_plausible_and_threads_are_put_back():
-    before, found = torch.get_num_threads(), Roofline(1, seconds=0.002)
-    one, two = (found.bound(products, 1000) for products in ([LINEAR, INTEGER], [LINEAR, INTEGER, SCORES]))
+    before = torch.get_num_threads()
+    one, two = (operations.roofline_bound(each, 1000) for each in ([LINEAR, INTEGER], [LINEAR, INTEGER, SCORES]))
     assert 0 < one < two and torch.get_num_threads() == before
-    shapes = [roofline._kernel(product)().shape for product in (SCORES, LINEAR, INTEGER)]
+    shapes = [operations._kernel(product)().shape for product in (SCORES, LINEAR, INTEGER)]
     assert shapes == [(4, 32, 32), (32, 256), (32, 256)]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,7 @@ import papermill
 import pytest
 from conftest import PROJECT
 
+from edgemin_utils import steps
 from edgemin_utils.run import CHAIN_NOTEBOOKS, STUDY_NOTEBOOKS
 from edgemin_utils.study import open_chain
 
@@ -27,7 +29,7 @@ SMALL = {
     **{"student_intermediate_size": 48, "relation_heads": 5, "teacher_epochs": 1, "recovery_epochs": 0.5},
     **{"distillation_epochs": 0.5, "prediction_epochs": 0.5, "tuning_epochs": 0.5, "importance_rows": 32},
     **{"scan_rows": 12, "scan_criteria": ["gradient"], "random_draws": 1, "calibration_rows": 8},
-    **{"latency_lengths": [32], "latency_threads": [1], "latency_processes": 1, "bootstrap_samples": 100},
+    **{"latency_lengths": [32], "latency_threads": [1], "latency_processes": 1},
 }
 
 
@@ -45,33 +47,30 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def sections(notebook) -> dict[str, list]:
-    """Heading -> cells behind it."""
-    found: dict[str, list] = {"": []}
+def sections(notebook) -> dict[str, str]:
+    """Heading -> the code behind it."""
+    found, heading = {}, ""
     for cell in notebook.cells:
-        headings = re.findall(r"^## (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        for heading in headings:
-            found[heading.strip()] = []
-        found[next(reversed(found))].append(cell)
+        if cell.cell_type == "markdown":
+            for heading in map(str.strip, re.findall(r"^## (.+)$", cell.source, re.MULTILINE)):
+                found[heading] = ""
+        elif heading:
+            found[heading] += python_of(cell) + "\n"
     return found
 
 
-def without_magics(source: str) -> str:
-    return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
+def python_of(cell) -> str:
+    """A code cell's source without IPython's magics."""
+    return re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE)
 
 
-# ---- how they are built ----------------------------------------------------------------------------------------
-
-
-def test_there_are_these_six() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
-
-
-def test_is_a_valid_notebook_without_outputs(notebook) -> None:
+def test_is_a_valid_notebook_without_outputs_and_with_prose_before_every_code_cell(notebook) -> None:
     nbformat.validate(notebook)
     assert (notebook.metadata.kernelspec.name, notebook.metadata.kernelspec.language) == ("python3", "python")
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(notebook))
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells) <= 42
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown" == "".join({before for before, kind in pairwise(kinds) if kind == "code"})
 
 
 def test_set_up_is_two_cells_and_the_same_everywhere(notebook) -> None:
@@ -84,40 +83,21 @@ def test_set_up_is_two_cells_and_the_same_everywhere(notebook) -> None:
     assert values == PARAMETERS
 
 
-def test_sections_come_in_order(notebook) -> None:
-    assert [heading for heading in sections(notebook) if heading in SECTIONS] == SECTIONS
+def test_sections_come_in_order_by_hand_agrees_and_there_is_something_to_try(name: str, notebook) -> None:
+    found = sections(notebook)
+    assert [heading for heading in found if heading in SECTIONS] == SECTIONS
+    assert sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(found["By hand"]))) >= 3
+    assert name not in CHAIN_NOTEBOOKS or "chain.todo(" in found["Run"]
+    assert found["Try it"]
 
 
-def test_prose_stands_before_every_code_cell(notebook) -> None:
-    pairs = zip(notebook.cells, notebook.cells[1:], strict=False)
-    assert notebook.cells[0].cell_type == "markdown"
-    assert all(before.cell_type == "markdown" for before, cell in pairs if cell.cell_type == "code")
-
-
-def test_cells_are_short(notebook) -> None:
+def test_cells_are_short_and_name_no_path_of_one_machine(notebook) -> None:
     for cell in code_cells(notebook):
         assert len(cell.source.splitlines()) <= 15, cell.source
-        for node in ast.walk(ast.parse(without_magics(cell.source))):
+        for node in ast.walk(ast.parse(python_of(cell))):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 assert body[-1].end_lineno - body[0].lineno < 10, cell.source
-
-
-def test_by_hand_agrees_with_the_package(name: str, notebook) -> None:
-    by_hand = "\n".join(
-        without_magics(cell.source) for cell in sections(notebook)["By hand"] if cell.cell_type == "code"
-    )
-    asserted = [node for node in ast.walk(ast.parse(by_hand)) if isinstance(node, ast.Assert)]
-    assert len(asserted) >= 3
-    if name in CHAIN_NOTEBOOKS:
-        assert "chain.todo(" in "\n".join(cell.source for cell in sections(notebook)["Run"])
-
-
-def test_there_is_something_to_try(notebook) -> None:
-    assert any(cell.cell_type == "code" for cell in sections(notebook)["Try it"])
-
-
-def test_no_path_of_one_machine_is_written_down(notebook) -> None:
     for cell in notebook.cells:
         assert not re.search(r"(?<![\w/.:*])/(?:home|root|tmp|work|Users|content|mnt|opt|usr)\b", cell.source)
 
@@ -131,15 +111,11 @@ def test_badge_and_links_lead_to_this_and_the_neighbouring_chapters(name: str, n
         assert re.findall(r"(Previous|Next) chapter: \[[^]]+\]\((\w+)\.ipynb\)", cell.source) == expected
 
 
-# ---- that they run ---------------------------------------------------------------------------------------------
-
-
 def execute(name: str, folder: Path, study: str, **parameters):
     """Executes a notebook as `papermill` does, in a folder without the project around it."""
-    given = {"output_dir": study, "overrides": SMALL, **parameters}
+    given, executed = {"output_dir": study, "overrides": SMALL, **parameters}, folder / f"{name}.ipynb"
     resources = {"metadata": {"path": str(folder)}}
-    executed = folder / f"{name}.ipynb"
-    papermill.execute_notebook(FOLDER / f"{name}.ipynb", executed, given, progress_bar=False, resources=resources)
+    papermill.execute_notebook(FOLDER / executed.name, executed, given, progress_bar=False, resources=resources)
     return nbformat.read(executed, as_version=4)
 
 
@@ -152,6 +128,7 @@ def chain(tmp_path_factory):
 
 def test_they_run_in_order_and_make_every_stage(chain) -> None:
     made, executed = chain
+    assert list(executed) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     assert {name: stage.state.status for name, stage in made.plan.items()} == dict.fromkeys(made.plan, "done")
     assert not [name for name in made.plan if made.read(name).refused]
     assert (made.folder / "costs" / "record.json").is_file()
@@ -161,23 +138,20 @@ def test_they_run_in_order_and_make_every_stage(chain) -> None:
 
 
 def test_their_loops_make_what_the_package_makes(chain, tmp_path) -> None:
-    from edgemin_utils import steps
-
-    made, _ = chain
     again = open_chain("sst2", "demo", 0, tmp_path, SMALL)
     for kind in ("teacher", "distillation", "pruning", "tuning", "quantization"):
         list(steps.make_kinds(again, kind))
     for name, stage in again.plan.items():
         if stage.kind != "scan":
-            first, second = (pd.read_parquet(chain_.folder / name / "predictions.parquet") for chain_ in (made, again))
+            first, second = (pd.read_parquet(one.folder / name / "predictions.parquet") for one in (chain[0], again))
             pd.testing.assert_frame_equal(first, second, atol=1e-4)
 
 
 def test_a_chapter_alone_makes_what_it_needs_first(tmp_path) -> None:
-    models = {"models": ["minilmv2+heads-0.2+int8"]}
-    executed = execute("04_quantization", tmp_path, "study", overrides={**SMALL, **models})
+    overrides = {**SMALL, "models": ["minilmv2+heads-0.2+int8"]}
+    executed = execute("04_quantization", tmp_path, "study", overrides=overrides)
     text = "\n".join(output.get("text", "") for cell in code_cells(executed) for output in cell.outputs)
     assert re.search(r"made first: teacher,.*made first: \S+\+heads-0\.2", text, re.DOTALL)
     assert str(tmp_path / "study") in text
-    made = open_chain("sst2", "demo", 0, tmp_path / "study", {**SMALL, **models})
+    made = open_chain("sst2", "demo", 0, tmp_path / "study", overrides)
     assert [stage.state.status for stage in made.plan.values()] == ["done"] * 4

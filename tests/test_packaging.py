@@ -2,15 +2,14 @@
 
 import ast
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
@@ -19,40 +18,29 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).resolve().parent.parent
-PINS = {}
-for line in (PROJECT / "requirements.txt").read_text().splitlines():
-    if line and not line.startswith("#"):
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line  # one exact public version
-        requirement = Requirement(line)
-        PINS[canonicalize_name(requirement.name)] = str(requirement.specifier)
+LINES = [line for line in (PROJECT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
 CONFIGURATION = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 METADATA = CONFIGURATION["project"]
 RANGES = [Requirement(text) for text in METADATA["dependencies"]]
-EXTRAS = [Requirement(text) for group in METADATA["optional-dependencies"].values() for text in group]
+OPTIONAL = METADATA["optional-dependencies"]
 
 
 def test_the_package_keeps_ranges_that_the_pins_satisfy():
-    for requirement in (*RANGES, *EXTRAS):
+    # One exact public version each.
+    assert [line for line in LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    others = sum(OPTIONAL.values(), CONFIGURATION["build-system"]["requires"])
+    for requirement in (*RANGES, *map(Requirement, others)):
         assert "==" not in str(requirement.specifier), requirement
-        pin = PINS[canonicalize_name(requirement.name)].removeprefix("==")
-        assert requirement.specifier.contains(pin), requirement
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
     (torch,) = (requirement for requirement in RANGES if requirement.name == "torch")
     assert torch.specifier.contains("2.4.0"), "Colab's torch must stay"
-    for text in CONFIGURATION["build-system"]["requires"]:
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(PINS[requirement.name].removeprefix("=="))
 
 
-def test_what_is_installed_is_what_is_pinned():
-    for name, pin in PINS.items():
-        installed = importlib.metadata.version(name).split("+")[0]
-        assert SpecifierSet(pin).contains(installed), f"{name} {installed} is installed, {pin} is pinned"
-
-
-def test_what_the_pinned_packages_need_is_pinned_too():
+def test_what_is_pinned_is_installed_and_what_it_needs_is_pinned_too():
+    assert {name: importlib.metadata.version(name).split("+")[0] for name in PINS} == PINS
     for name in PINS:
-        for text in importlib.metadata.requires(name) or ():
-            needed = Requirement(text)
+        for needed in map(Requirement, importlib.metadata.requires(name) or ()):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 key = canonicalize_name(needed.name)
                 # torch needs CUDA packages on Linux only when it is the build that uses them.
@@ -60,31 +48,20 @@ def test_what_the_pinned_packages_need_is_pinned_too():
                 assert key in PINS or of_gpu, f"{name} needs {needed}, which is not pinned"
 
 
-def imported_names() -> Iterator[tuple[str, str]]:
-    """(file, top-level module) of every import in the package and in the notebooks' code cells."""
-    sources = {path: path.read_text() for path in (PROJECT / "edgemin_utils").rglob("*.py")}
+def test_every_import_of_the_package_and_the_notebooks_is_a_dependency():
+    sources = [path.read_text() for path in (PROJECT / "edgemin_utils").rglob("*.py")]
     for path in (PROJECT / "notebooks").glob("*.ipynb"):
-        cells = [
-            "".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"
-        ]
-        sources[path] = "\n".join(TransformerManager().transform_cell(cell) for cell in cells)  # %pip is not Python
-    for path, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                yield from ((path.name, name.name.split(".")[0]) for name in node.names)
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                yield path.name, node.module.split(".")[0]
-
-
-def test_every_import_is_a_dependency():
+        cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        sources += map(TransformerManager().transform_cell, cells)  # %pip is not Python
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     distributions = importlib.metadata.packages_distributions()
-    optional = METADATA["optional-dependencies"]["cluster"]
-    declared = {canonicalize_name(requirement.name) for requirement in (*RANGES, *map(Requirement, optional))}
-    for file, module in set(imported_names()):
-        if module in sys.stdlib_module_names or module in ("edgemin_utils", "google"):  # google.colab is on Colab only
-            continue
+    declared = {canonicalize_name(one.name) for one in (*RANGES, *map(Requirement, OPTIONAL["cluster"]))}
+    known = sys.stdlib_module_names | {"edgemin_utils", "google"}  # google.colab: Colab's own
+    for module in {name.split(".")[0] for name in imported} - known:
         names = {canonicalize_name(name) for name in distributions.get(module, ())}
-        assert names & declared, f"{file} imports {module}, which pyproject.toml does not ask for"
+        assert names & declared, f"{module} is imported, and pyproject.toml does not ask for it"
 
 
 def test_the_top_level_holds_what_it_must_and_what_packaging_needs():
@@ -96,38 +73,18 @@ def test_the_top_level_holds_what_it_must_and_what_packaging_needs():
 
 def test_hooks_are_valid_and_use_only_the_pinned_environment():
     configuration = PROJECT / ".pre-commit-config.yaml"
-    subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", str(configuration)], check=True)
+    subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", configuration], check=True)
     (local,) = yaml.safe_load(configuration.read_text())["repos"]
-    assert local["repo"] == "local"
     for hook in local["hooks"]:
         module = hook["entry"].removeprefix(".venv/bin/python -m ").split()[0]
         assert hook["language"] == "system" and module in PINS, hook
 
 
 def test_conda_gets_the_same_versions():
-    environment = yaml.safe_load((PROJECT / "environment.yml").read_text())
-    python, pip = environment["dependencies"][:2]
+    python, *others = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
     assert SpecifierSet(METADATA["requires-python"]).contains(python.removeprefix("python="))
-    assert pip == "pip"
     # Every package comes from the pin file itself; a version written anywhere else could drift.
-    assert environment["dependencies"][2:] == [{"pip": ["-r requirements.txt", "-e ."]}]
-
-
-def test_the_console_command_and_the_version_exist():
-    module, _, function = METADATA["scripts"]["edgemin"].partition(":")
-    assert callable(getattr(__import__(module, fromlist=[function]), function))
-    shown = subprocess.run([sys.executable, "-m", "edgemin_utils", "--version"], capture_output=True, text=True)
-    from edgemin_utils import __version__
-
-    assert shown.stdout == f"edgemin {__version__}\n"
-    assert (PROJECT / METADATA["readme"]).is_file() and (PROJECT / METADATA["license-files"][0]).is_file()
-
-
-def test_the_runner_and_the_settings_import_nothing_heavy():
-    code = "import sys, edgemin_utils.cli\nprint(*sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "datasets", "pandas", "matplotlib", "papermill"}
-    assert not heavy & set(shown.stdout.split())
+    assert others == ["pip", {"pip": ["-r requirements.txt", "-e ."]}]
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -169,7 +126,5 @@ def test_the_environment_is_made_once_and_again_when_pins_change(clone):
 
 
 def test_make_alone_lists_every_target(clone):
-    shown = make(clone)
     targets = re.search(r"^\.PHONY:(.*)$", (PROJECT / "Makefile").read_text(), re.MULTILINE).group(1).split()
-    for target in targets:
-        assert re.search(rf"^{target} ", shown.stdout, re.MULTILINE), target
+    assert {*targets} <= {*re.findall(r"^(\S+) ", make(clone).stdout, re.MULTILINE)}

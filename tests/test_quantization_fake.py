@@ -1,4 +1,4 @@
-"""Fake quantization: gradients by hand, torch.ao's fake quantizers and the real quantized models as references."""
+"""Integers and fake quantization against values by hand, NumPy, torch.ao, and the models that are really quantized."""
 
 import copy
 
@@ -7,15 +7,65 @@ import pytest
 import torch
 from small_models import FAMILY_NAMES, small_batch, small_model, small_rows
 from test_quantization_onnx import logits
+from torch.ao.quantization.observer import MinMaxObserver
 
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import SettingError
-from edgemin_utils.quantization.fake import FORMATS, fake_quantization, linear_layers, rounded_to
-from edgemin_utils.quantization.integers import activation_grid, symmetric_int8_grid
+from edgemin_utils.quantization import integers as own
+from edgemin_utils.quantization.fake import FORMATS, fake_quantization, layer_sensitivity, linear_layers, rounded_to
+from edgemin_utils.quantization.integers import activation_grid, grouped_int4_grid, int4_scales, symmetric_int8_grid
 from edgemin_utils.quantization.schemes import quantize
-from edgemin_utils.quantization.sensitivity import layer_sensitivity
 from edgemin_utils.settings import load_settings
 from edgemin_utils.training import Phase, label_loss, predict, train
+
+# torch announces that its eager quantization will go.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Please use quant_min")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_symmetric_int8_is_what_torchs_observer_finds(seed):
+    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(seed))
+    observer = MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+    observer(weight)
+    scale, zero_point = observer.calculate_qparams()
+    grid = symmetric_int8_grid(weight)
+    assert float(grid.scale) == float(scale) and float(grid.zero_point) == float(zero_point) == 0
+    reference = torch.quantize_per_tensor(weight, float(scale), 0, torch.qint8)
+    assert torch.equal(grid.integers(weight).to(torch.int8), reference.int_repr())
+
+
+@pytest.mark.parametrize("values", [[0.5, 2.54], [-2.54, -1.0], np.random.default_rng(0).normal(0.3, 2, (6, 40))])
+def test_activations_against_numpy_and_torchs_observer(values):
+    values = np.asarray(values, dtype=np.float32)
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    scale = np.float32(high - low) / np.float32(127)
+    grid = activation_grid(torch.from_numpy(values))
+    by_hand = np.clip(np.round(values / scale) + np.round(-low / scale), 0, 127)
+    np.testing.assert_array_equal(grid.integers(torch.from_numpy(values)).numpy(), by_hand)
+    assert float(grid.values(grid.integers(torch.tensor(0.0)))) == 0  # the range always holds it
+    observer = MinMaxObserver(dtype=torch.quint8, qscheme=torch.per_tensor_affine, reduce_range=True)
+    observer(torch.from_numpy(values))
+    wanted = observer.calculate_qparams()
+    assert float(grid.scale) == pytest.approx(float(wanted[0]), rel=1e-6)
+    assert float(grid.zero_point) == float(wanted[1])
+    assert float(activation_grid(torch.zeros(2)).scale) == 1
+
+
+def test_int4_by_hand():
+    weight = torch.zeros(2, 40)
+    weight[0, 3], weight[0, 35], weight[1, 0] = 7.0, -3.5, 1.75
+    assert int4_scales(weight).tolist() == [[1.0, 0.5], [0.25, 1.0]]  # a group of zeros has scale 1
+    assert grouped_int4_grid(weight).integers(weight)[0, [3, 35]].tolist() == [7, -7]
+    assert int4_scales(torch.full((1, 4), 1e-9)).item() > 0
+    assert own.pack_int4(torch.tensor([[1, 2, -1, -8, 7]])).tolist() == [[0x21, 0x8F, 0x07]]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 32, 41])
+def test_packing_comes_back_and_takes_half_a_byte_a_number(columns):
+    integers = torch.randint(-8, 8, (6, columns), generator=torch.Generator().manual_seed(columns))
+    packed = own.pack_int4(integers)
+    assert packed.dtype == torch.uint8 and packed.shape == (6, (columns + 1) // 2)
+    assert torch.equal(own.unpack_int4(packed, columns), integers.to(torch.int8))
 
 
 @pytest.mark.parametrize("make_grid, low, high", [(symmetric_int8_grid, -128, 127), (activation_grid, 0, 127)])
@@ -71,25 +121,20 @@ def test_numbers_stay_on_their_grid_under_bfloat16_autocast(monkeypatch):
 
 def test_one_layer_alone_and_none_at_all():
     model, batch = small_model(), small_batch()
-    names = list(linear_layers(model))
-    before, alone = logits(model, batch), copy.deepcopy(model)
-    chosen = alone.get_submodule(names[3])
-    with torch.no_grad():
-        grid = FORMATS["int4"].weights(chosen.weight)
-        chosen.weight.copy_(grid.values(grid.integers(chosen.weight)))
-    with fake_quantization(model, "int4", [names[3]]):
+    before, alone, name = logits(model, batch), copy.deepcopy(model), list(linear_layers(model))[3]
+    weight = alone.get_submodule(name).weight
+    grid = FORMATS["int4"][0](weight)
+    weight.data = grid.values(grid.integers(weight.data))
+    with fake_quantization(model, "int4", [name]):
         np.testing.assert_allclose(logits(model, batch), logits(alone, batch), rtol=1e-5, atol=1e-6)
     with fake_quantization(model, ""):
         assert np.array_equal(logits(model, batch), before)
 
 
-@pytest.mark.parametrize(
-    "number_format, layers, message",
-    [("int9", None, "did you mean 'int8'"), ("int8", ["classifer"], "did you mean 'classifier'")],
-)
-def test_an_unknown_format_or_layer_is_refused(number_format, layers, message):
-    with pytest.raises(SettingError, match=message), fake_quantization(small_model(), number_format, layers):
-        pass
+def test_an_unknown_format_or_layer_is_refused():
+    for meant, wrong in (("int8", ("int9",)), ("classifier", ("int8", ["classifer"]))):
+        with pytest.raises(SettingError, match=f"did you mean '{meant}'"), fake_quantization(small_model(), *wrong):
+            pass
 
 
 @pytest.mark.parametrize("precision, number_format", [("float32", "int4"), ("float32", "int8"), ("bfloat16", "int8")])
@@ -112,8 +157,7 @@ def test_training_under_it_lowers_the_quantized_models_loss_and_keeps_float_weig
 
 
 def test_sensitivity_finds_the_layer_that_rounding_hurts():
-    """One query unit of a thousandfold size takes the whole INT8 range for itself. The key beside it is zero, so that
-    nothing else of the model feels it."""
+    """A query unit of a thousandfold size takes the INT8 range for itself; its key is zero: none else feels it."""
     rows = small_rows(24)
     model = small_model(layers=2, vocabulary_size=len(rows.tokenizer))
     hurt, attention = "bert.encoder.layer.1.attention.self.query", encoder_layers(model)[1]

@@ -1,24 +1,26 @@
-"""Graphs of ONNX Runtime: fusion, the integers in them against NumPy, GPTQ, and sessions whose products are exact."""
+"""Graphs of ONNX Runtime: fusion, the integers in them against NumPy, GPTQ, sessions whose products are exact, and edge
+bundles, which compute what the model computes, and nothing that no answer needs."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from small_models import FAMILY_NAMES, small_batch, small_model
-from torch import nn
 from transformers import AutoModelForSequenceClassification, ElectraConfig
 
-from edgemin_utils.encoders import encoder_layers, input_names
+from edgemin_utils.encoders import encoder_layers, input_names, state_width
 from edgemin_utils.errors import ModelError
-from edgemin_utils.quantization import int4, sessions
-from edgemin_utils.quantization.int4 import BLOCK, block_integers, products_of_inputs, quantize_products, quantize_table
+from edgemin_utils.quantization import onnx_schemes, sessions
+from edgemin_utils.quantization.fake import linear_layers
 from edgemin_utils.quantization.onnx_graph import Graph, classifier_graph
-from edgemin_utils.quantization.onnx_schemes import OnnxScheme
-from edgemin_utils.quantization.schemes import layer_table, quantize, quiet_libraries
+from edgemin_utils.quantization.onnx_schemes import BLOCK, block_integers, pack_products, pack_table, products_of_inputs
+from edgemin_utils.quantization.schemes import quantize, quiet_libraries, stored_sizes
 from edgemin_utils.quantization.sessions import OnnxSession, make_session, session_options
 
 WIDTH, OUTPUTS, ROWS = 150, 5, 7  # two blocks of 64 and one of 22
+MATRIX = np.random.default_rng(0).normal(0.02, 0.1, (WIDTH, OUTPUTS)).astype(np.float32)
+LONGEST = 24  # input of an edge bundle
 
 
 def logits(model, batch):
@@ -32,30 +34,42 @@ def single_rows(batch):
     return [{name: batch[name][[row], :length] for name in names} for row, length in enumerate(lengths)]
 
 
+def inputs_of(model, module, rows):
+    """What goes into a module, float64 (tokens of all rows, width)."""
+    seen = []
+    with module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(0, -2).double())):
+        for row in rows:
+            logits(model, row)
+    return torch.cat(seen).numpy()
+
+
 def attributes(node):
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
-def run(graph, batch):
-    return OnnxSession(graph.serialized())(batch)
+def parsed(text, **tensors):
+    """A graph from ONNX's own notation, and its stored tensors."""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]> {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in tensors.items())
+    return Graph(model)
 
 
-@pytest.fixture(scope="module")
-def ragged():
-    """A model of 3 and 4 heads and of 96 and 40 neurons; no vector of it is equal to another."""
-    model = small_model(layers=2)
+def unequal(family):
+    """A model with layers of 3 and 4 heads and of 96 and 40 neurons, and with biases that are not zero."""
+    model = small_model(family, layers=2)
     encoder_layers(model)[0].keep_heads([0, 1, 3])
     encoder_layers(model)[1].keep_neurons(range(40))
-    torch.manual_seed(3)
+    torch.manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(float("Norm.weight" in name), 0.1)
     return model
 
 
 @pytest.fixture(scope="module")
-def matrix():
-    return np.random.default_rng(0).normal(0.02, 0.1, (WIDTH, OUTPUTS)).astype(np.float32)
+def ragged():
+    return unequal("bert")
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -68,26 +82,25 @@ def test_the_graph_computes_what_the_model_computes(family, attention):
     assert counts["Attention" if attention else "MultiHeadAttention"] == 2 and counts["BiasGelu"] == 2
     assert counts["MatMul"] == 2 * (3 if attention else 4) + 2
     # A mask with holes is no length: tokens 2 and 5 are left out.
-    batch = small_batch(2, 9)
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch["attention_mask"][:, [2, 5]] = 0
-    np.testing.assert_allclose(run(graph, batch), logits(other, batch), rtol=1e-4, atol=1e-5)
+    batch = small_batch(2, 9) | {"attention_mask": torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1]] * 2)}
+    found = OnnxSession(graph.serialized())(batch)
+    np.testing.assert_allclose(found, logits(other, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_an_electra_whose_embeddings_are_narrower_than_its_layers():
     config = ElectraConfig(vocab_size=60, embedding_size=16, hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    batch = small_batch(2, 9)
-    np.testing.assert_allclose(run(classifier_graph(model), batch), logits(model, batch), rtol=1e-4, atol=1e-5)
+    assert state_width(model, "embeddings") == 16
+    session, batch = OnnxSession(classifier_graph(model).serialized()), small_batch(2, 9)
+    np.testing.assert_allclose(session(batch), logits(model, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_per_channel_has_a_scale_for_each_output_and_weights_are_on_the_symmetric_grid(ragged):
     """The first feed-forward matrix against NumPy: scale = largest weight / 127, zero point 0."""
     one, each = (quantize(ragged, name) for name in ("onnx-int8", "onnx-int8-channels"))
-    sizes = [{row["name"]: row["bytes_after"] for row in layer_table(ragged, made)} for made in (one, each)]
-    name = "bert.encoder.layer.0.intermediate.dense"
-    assert sizes[1][name] - sizes[0][name] == 5 * (96 - 1)
+    sizes = [stored_sizes(made)["bert.encoder.layer.0.intermediate.dense.weight"][1] for made in (one, each)]
+    assert sizes[1] - sizes[0] == 5 * (96 - 1)
     weight = encoder_layers(ragged)[0].feed_forward_in.weight.detach().numpy().T
     for made, axis in ((one, None), (each, 0)):
         scale = np.abs(weight).max(axis=axis, keepdims=axis is not None) / np.float32(127)
@@ -99,18 +112,13 @@ def test_per_channel_has_a_scale_for_each_output_and_weights_are_on_the_symmetri
 
 def test_static_scales_are_the_range_of_the_calibration_rows_and_every_layer_multiplies_integers(ragged, tmp_path):
     """The input of the first feed-forward layer, against a hook on the float model; attention stays one operator."""
-    rows, seen = single_rows(small_batch(4, 10)), []
-    layer = encoder_layers(ragged)[0].feed_forward_in
-    with layer.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0])):
-        for row in rows:
-            logits(ragged, row)
-    low, high = min(item.min() for item in seen), max(item.max() for item in seen)
-    scale = float((max(high, 0) - min(low, 0)) / 255)
-    made, other = quantize(ragged, "onnx-static-minmax", rows), quantize(ragged, "onnx-static-minmax", rows[:1])
+    rows = single_rows(small_batch(4, 10))
+    seen = inputs_of(ragged, encoder_layers(ragged)[0].feed_forward_in, rows)
+    scale = (max(seen.max(), 0) - min(seen.min(), 0)) / 255
+    made = quantize(ragged, "onnx-static-minmax", rows)
     tensors = Graph(onnx.load_from_string(made.graph)).tensors().items()
     scales = [float(numpy_helper.to_array(item)) for name, item in tensors if name.endswith("_scale") and not item.dims]
     assert min(abs(found / scale - 1) for found in scales) < 1e-4
-    assert not np.array_equal(logits(made, small_batch()), logits(other, small_batch()))
     options = session_options()
     options.optimized_model_filepath = str(tmp_path / "as_loaded.onnx")
     make_session(made.graph, options=options)
@@ -119,85 +127,57 @@ def test_static_scales_are_the_range_of_the_calibration_rows_and_every_layer_mul
     assert not {"MatMul", "Gemm"} & counts.keys()
 
 
-def saturating_product(inputs, zero_point, weights):
-    """U8S8 as x86 without VNNI computes it (vpmaddubsw): pairs of products along the width are added in 16 bits."""
-    products = inputs.astype(np.int64)[:, :, None] * weights.astype(np.int64)[None]
-    pairs = products.reshape(len(inputs), -1, 2, weights.shape[1]).sum(2).clip(-(2**15), 2**15 - 1)
-    return pairs.sum(1) - int(zero_point) * weights.astype(np.int64).sum(0)
-
-
 @pytest.fixture(scope="module")
 def integer_product():
-    """A graph that quantizes its input and multiplies it with int8 weights, many of them at the end of the range, and
-    the weights."""
+    """A graph that quantizes its input and multiplies it with int8 weights, many at the end of the range, and these."""
     weights = np.random.default_rng(0).integers(-127, 128, (256, 32)).astype(np.int8)
     weights[:, :8] = 127
-    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"])]
-    nodes += [helper.make_node("MatMulInteger", ["q", "weights", "zero"], ["y"])]
-    kinds = {"y": TensorProto.INT32, "q": TensorProto.UINT8, "zero": TensorProto.UINT8}
-    outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 256])]
-    made = helper.make_graph(nodes, "product", given, outputs, [numpy_helper.from_array(weights, "weights")])
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), weights
+    graph = parsed(
+        """product (float[n, 256] x) => (int32[n, 32] y, uint8[n, 256] q, uint8 zero)
+        { q, scale, zero = DynamicQuantizeLinear(x)  y = MatMulInteger(q, weights, zero) }""",
+        weights=weights,
+    )
+    return graph.serialized(), weights
 
 
-@pytest.mark.parametrize("vnni", [None, True, False])
-def test_integer_products_are_exact_whatever_the_processor(integer_product, vnni, monkeypatch):
-    """Where pairs would be added in 16 bits, sums of full-range products saturate; sessions say that they must not. The
-    option changes nothing but speed on a processor with VNNI, so that it can be tried here (where None is what this
-    processor gets). With weights of 7 bits nothing saturates either."""
-    if vnni is not None:
-        monkeypatch.setattr(sessions, "adds_in_32_bits", lambda: vnni)
-        entry = session_options().get_session_config_entry(sessions.EXACT_PRODUCTS)
-        assert entry == ("0" if vnni else "1")
-    if vnni and not set(sessions.processor_flags()) & {"avx512_vnni", "avx_vnni", "amx_int8"}:
-        return  # what this says is true of another processor
+@pytest.mark.parametrize("asked", [False, True])
+def test_integer_products_are_exact_whatever_the_processor(integer_product, asked, monkeypatch):
+    """Pairs of products added in 16 bits would saturate; what forbids that changes on VNNI nothing but speed."""
+    if asked:
+        monkeypatch.setattr(sessions, "adds_in_32_bits", lambda: False)
     graph, weights = integer_product
     states = np.random.default_rng(1).normal(size=(4, 256)).astype(np.float32)
     states[0] = np.abs(states[0]) + 3  # a row of large integers
-    y, q, zero = make_session(graph.SerializeToString()).run(None, {"x": states})
-    exact = (q.astype(np.int64) - int(zero)) @ weights.astype(np.int64)
-    assert (saturating_product(q, zero, weights) != exact).sum() > 20  # the emulated instruction is not exact
-    np.testing.assert_array_equal(y, exact)
-    # Two products of 255 and 7-bit weights: 2 x 255 x 64 = 32,640 fits into 16 bits.
-    halved = weights // 2
-    exact = (q.astype(np.int64) - int(zero)) @ halved.astype(np.int64)
-    np.testing.assert_array_equal(saturating_product(q, zero, halved), exact)
+    y, q, zero = make_session(graph).run(None, {"x": states})
+    pairs = (q[:, :, None].astype(np.int64) * weights).reshape(4, 128, 2, 32).sum(2)
+    assert (pairs >= 2**15).sum() > 20  # where vpmaddubsw would saturate
+    np.testing.assert_array_equal(y, (q.astype(np.int64) - int(zero)) @ weights.astype(np.int64))
 
 
-def test_processors_are_told_apart(monkeypatch):
+def test_sessions_know_processors_that_add_in_32_bits(monkeypatch):
+    monkeypatch.setattr(sessions, "adds_in_32_bits", sessions.adds_in_32_bits.__wrapped__)
     for machine, flags, wide in (
-        ("x86_64", {"avx2"}, False),
-        ("x86_64", {"avx512f", "avx512bw"}, False),
+        ("x86_64", {"avx2", "avx512f", "avx512bw"}, False),
         ("x86_64", {"avx2", "avx_vnni"}, True),
         ("AMD64", {"avx512_vnni", "amx_int8"}, True),
-        ("AMD64", set(), False),
         ("aarch64", set(), True),
     ):
         monkeypatch.setattr(sessions.platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(sessions, "processor_flags", lambda flags=flags: flags)
-        assert sessions.adds_in_32_bits.__wrapped__() == wide
+        assert session_options().get_session_config_entry(sessions.EXACT_PRODUCTS) == ("0" if wide else "1")
 
 
-def test_a_session_fills_what_is_not_given_and_says_what_is_wrong(ragged, tmp_path, integer_product):
-    graph = classifier_graph(ragged)
-    (path := tmp_path / "model.onnx").write_bytes(graph.serialized())
-    session, ids = OnnxSession(path), small_batch(2, 9)["input_ids"]
-    assert session.input_names == ("input_ids", "attention_mask", "token_type_ids")
+def test_a_session_fills_what_is_not_given_and_says_what_is_wrong(ragged, integer_product):
+    session, ids = OnnxSession(classifier_graph(ragged).serialized()), small_batch(2, 9)["input_ids"]
+    assert tuple(session.types) == ("input_ids", "attention_mask", "token_type_ids")
     whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     np.testing.assert_array_equal(session({"input_ids": ids, "left": 1}), session(whole))
-    with pytest.raises(ModelError, match="there is no file"):
-        OnnxSession(tmp_path / "other.onnx")
-    path.write_bytes(b"not a graph")
-    with pytest.raises(ModelError, match="cannot be loaded by ONNX Runtime"):
-        OnnxSession(path)
     with pytest.raises(ModelError, match="the graph takes x; a text classifier takes integers"):
-        OnnxSession(integer_product[0].SerializeToString())
+        OnnxSession(integer_product[0])
 
 
 def grid_by_hand(weights):
-    """(integers (rows, width), scales (rows, blocks), zero points (rows, blocks)) of float32 weights (rows, width),
-    whose blocks lie along the width: 16 numbers from the lowest weight to the highest, 0 among them."""
+    """(integers (rows, width), scales, zero points (rows, blocks)): 16 numbers from a block's lowest to its highest."""
     found = []
     for start in range(0, weights.shape[1], BLOCK):
         block = weights[:, start : start + BLOCK]
@@ -220,103 +200,83 @@ def halves(packed):
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
-def product_graph(matrix, table=None):
+def two_operators(table):
     """Given rows' product, and rows looked up."""
-    stored = {"matrix": matrix} | ({} if table is None else {"table": table})
-    nodes = [helper.make_node("MatMul", ["states", "matrix"], ["product"], name="linear")]
-    inputs = [helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", len(matrix)])]
-    if table is not None:
-        nodes.append(helper.make_node("Gather", ["table", "ids"], ["rows"], name="look_up"))
-        inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]))
-    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes]
-    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
-    domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    made = helper.make_graph(nodes, "two", inputs, outputs, tensors)
-    return Graph(helper.make_model(made, ir_version=10, opset_imports=domains))
+    return parsed(
+        f"""two (float[n, {WIDTH}] states, int64[n] ids) => (float[n, {OUTPUTS}] product, float[n, {WIDTH}] rows)
+        {{ product = MatMul(states, matrix)  rows = Gather(table, ids) }}""",
+        matrix=MATRIX,
+        table=table,
+    )
 
 
 @pytest.fixture(scope="module")
-def looked_up(matrix):
+def looked_up():
     """float32 (ROWS, WIDTH) and the graph of rows looked up in it and of given rows' product, in 4 bits."""
     table = np.random.default_rng(5).normal(0.02, 0.1, (ROWS, WIDTH)).astype(np.float32)
     table[3] = np.abs(table[3])  # a row on one side of 0, which is still on its grid
-    graph = product_graph(matrix, table)
-    quantize_table(graph, graph.nodes[1])
-    quantize_products(graph)
+    graph = two_operators(table)
+    pack_table(graph, graph.nodes[1])
+    pack_products(graph)
     return table, graph
 
 
-def test_integers_scales_and_zero_points_are_those_worked_out_by_hand(looked_up, matrix):
+def test_integers_scales_and_zero_points_are_those_worked_out_by_hand_and_by_onnx_runtime(looked_up):
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
     table, graph = looked_up
-    stored, used = graph.tensors(), {node.op_type: node for node in graph.nodes}
-    packed, scales, zero_points = (graph.array(name) for name in used["MatMulNBits"].input[1:4])
-    found = [halves(packed).reshape(OUTPUTS, -1)[:, :WIDTH], scales.reshape(OUTPUTS, 3), halves(zero_points)[:, :3]]
-    for one, wanted in zip(found, grid_by_hand(matrix.T), strict=True):
-        np.testing.assert_allclose(one, wanted, rtol=1e-6)
-    integers, _, scale, zero_point = used["GatherBlockQuantized"].input
-    bytes_of = [np.frombuffer(stored[name].raw_data, np.uint8) for name in (integers, zero_point)]
-    flat = [halves(bytes_of[0])[: ROWS * WIDTH].reshape(ROWS, WIDTH), graph.array(scale)]
-    for one, wanted in zip([*flat, halves(bytes_of[1])[: ROWS * 3].reshape(ROWS, 3)], grid_by_hand(table), strict=True):
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=False, accuracy_level=4, bits=4)
+    with quiet_libraries():
+        quantizer = MatMulNBitsQuantizer(two_operators(table).model, algo_config=config)
+        quantizer.process()
+    nodes = []
+    for each in (graph, Graph(quantizer.model.model)):
+        nodes += [node for node in each.nodes if node.op_type == "MatMulNBits"]
+        packed, scales, zero_points = (each.array(name) for name in nodes[-1].input[1:4])
+        found = [halves(packed).reshape(OUTPUTS, -1)[:, :WIDTH], scales.reshape(OUTPUTS, 3)]
+        found.append(halves(zero_points.reshape(OUTPUTS, 2))[:, :3])  # the last half of two bytes says nothing
+        for one, wanted in zip(found, grid_by_hand(MATRIX.T), strict=True):
+            np.testing.assert_allclose(one, wanted, rtol=1e-6)
+    assert attributes(nodes[0]) == attributes(nodes[1])
+    integers, _, scale, zero_point = graph.nodes[1].input
+    stored = {name: np.frombuffer(item.raw_data, np.uint8) for name, item in graph.tensors().items()}
+    found = [halves(stored[integers])[: ROWS * WIDTH].reshape(ROWS, WIDTH), graph.array(scale)]
+    found.append(halves(stored[zero_point])[: ROWS * 3].reshape(ROWS, 3))
+    for one, wanted in zip(found, grid_by_hand(table), strict=True):
         np.testing.assert_allclose(one, wanted, rtol=1e-6)
     # 5 outputs of 3 blocks, each of 32 bytes and a scale, and 2 bytes of zero points; 7 rows of 150, none padded.
-    sizes = [sum(len(stored[name].raw_data) for name in node.input if name in stored) for node in graph.nodes]
+    sizes = [sum(stored[name].size for name in node.input if name in stored) for node in graph.nodes]
     assert sizes == [5 * (3 * (32 + 4) + 2), 525 + 4 * 21 + 11]
 
 
-def test_operators_compute_with_the_rounded_weights(looked_up, matrix):
+def test_operators_compute_with_the_rounded_weights(looked_up):
     table, graph = looked_up
-    session, generator = make_session(graph.serialized()), np.random.default_rng(1)
-    states = generator.integers(-127, 128, (4, WIDTH)).astype(np.float32)
+    states = np.random.default_rng(1).integers(-127, 128, (4, WIDTH)).astype(np.float32)
     states[:, [5, 70, 140]] = 127  # so that every block's own scale is 1, and rounding to 8 bits changes nothing
     ids = np.array([3, 0, 6, 3])
-    product, rows = session.run(["product", "rows"], {"ids": ids, "states": states})
+    product, rows = make_session(graph.serialized()).run(None, {"ids": ids, "states": states})
     np.testing.assert_allclose(rows, on_grid(table)[ids], atol=1e-6)
-    np.testing.assert_allclose(product, states @ on_grid(matrix.T).T, rtol=1e-4, atol=2e-3)
-    # Inputs off that grid move by half a step of their block at most.
-    states = generator.normal(size=(4, WIDTH)).astype(np.float32)
-    largest = np.stack([np.abs(states[:, start : start + 64]).max(1) for start in (0, 64, 128)], 1)
-    furthest = np.repeat(largest / 127, 64, 1)[:, :WIDTH] / 2 @ np.abs(on_grid(matrix.T).T)
-    product = session.run(["product"], {"ids": ids, "states": states})[0]
-    assert (np.abs(product - states @ on_grid(matrix.T).T) <= furthest + 1e-4).all()
+    np.testing.assert_allclose(product, states @ on_grid(MATRIX.T).T, rtol=1e-4, atol=2e-3)
 
 
-def test_the_grid_is_that_of_onnx_runtimes_own_quantizer(matrix):
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=False, accuracy_level=4, bits=4)
-    with quiet_libraries():
-        quantizer = MatMulNBitsQuantizer(product_graph(matrix).model, algo_config=config)
-        quantizer.process()
-    theirs, mine = Graph(quantizer.model.model), product_graph(matrix)
-    quantize_products(mine)
-    (one,), (other,) = theirs.nodes, mine.nodes
-    assert attributes(one) == attributes(other)
-    for name, own, mask in zip(one.input[1:4], other.input[1:4], (None, None, 0x0F), strict=True):
-        values = [theirs.array(name).reshape(-1), mine.array(own).reshape(-1)]
-        if mask:  # three zero points an output take two bytes, of which the last half says nothing
-            values = [np.delete(halves(value.reshape(OUTPUTS, 2)).reshape(OUTPUTS, 4), 3, 1) for value in values]
-        np.testing.assert_array_equal(*values)
-
-
-def test_uncorrelated_inputs_are_rounded_to_nearest(matrix):
+def test_uncorrelated_inputs_are_rounded_to_nearest():
     products = np.diag(np.random.default_rng(1).uniform(0.5, 2, WIDTH))
-    nearest = grid_by_hand(matrix.T)[0].T
-    np.testing.assert_array_equal(block_integers(matrix, products), nearest)
-    np.testing.assert_array_equal(block_integers(matrix), nearest)
+    np.testing.assert_array_equal(block_integers(MATRIX, products), grid_by_hand(MATRIX.T)[0].T)
 
 
 def test_a_second_weight_makes_good_for_the_first(monkeypatch):
     """Of two inputs with X^T X = [[a, b], [b, c]], the second weight that errs least is w2 + b / c (w1 - q1)."""
-    monkeypatch.setattr(int4, "DAMPING", 0)
+    monkeypatch.setattr(onnx_schemes, "DAMPING", 0)
+    monkeypatch.setattr(onnx_schemes, "BLOCK", 2)
     generator = np.random.default_rng(2)
     weights = generator.uniform(-1, 1, (2, 500)).astype(np.float32)
     states = generator.normal(size=(50, 2)) @ np.array([[1, 0.9], [0, 0.4]])
     products = states.T @ states
-    (scale,), (zero_point,) = int4.grid_of_blocks(weights, 2)
+    (scale,), (zero_point,) = onnx_schemes.grid_of_blocks(weights)
     first = np.clip(np.rint(weights[0] / scale) + zero_point, 0, 15)
     wanted = weights[1] + products[0, 1] / products[1, 1] * (weights[0] - (first - zero_point) * scale)
     second = np.clip(np.rint(wanted / scale) + zero_point, 0, 15)
-    integers = block_integers(weights, products, 2)
+    integers = block_integers(weights, products)
     np.testing.assert_array_equal(integers, [first, second])
     assert (integers[1] != np.clip(np.rint(weights[1] / scale) + zero_point, 0, 15)).any()
 
@@ -326,32 +286,23 @@ def test_products_are_those_of_what_goes_into_each_layer(ragged):
     nodes = [node for node in graph.nodes if node.op_type == "MatMul"]
     found = products_of_inputs(graph, nodes, rows)
     assert len(nodes) == 2 * 4 + 2 == len(found)  # of a layer: query, key and value at once, two outputs, one between
-    linear = [[layer.query, layer.key, layer.value] for layer in encoder_layers(ragged)]
-    together = {id(module) for modules in linear for module in modules}
-    linear += [[module] for module in ragged.modules() if isinstance(module, nn.Linear) and id(module) not in together]
-    for modules in linear:
-        matrix, seen = np.hstack([module.weight.detach().numpy().T for module in modules]), []
-        # The pooler and the classifier see one vector a row, (1, width); the layers (1, tokens, width).
-        hook = modules[0].register_forward_hook(
-            lambda _module, inputs, _output, seen=seen: seen.append(inputs[0].flatten(0, -2).double().numpy())
-        )
-        for row in rows:
-            logits(ragged, row)
-        hook.remove()
-        (name,) = {node.input[0] for node in nodes if np.array_equal(graph.array(node.input[1]), matrix)}
-        np.testing.assert_allclose(found[name], sum(each.T @ each for each in seen), rtol=1e-3, atol=1e-4)
+    states = {node.input[1]: node.input[0] for node in nodes}
+    for name, module in linear_layers(ragged).items():
+        seen = inputs_of(ragged, module, rows)
+        products = found[states[graph.names[f"{name}.weight"]]]
+        np.testing.assert_allclose(products, seen.T @ seen, rtol=1e-3, atol=1e-4)
 
 
 def test_layers_are_fitted_to_what_quantized_layers_before_them_give(ragged, monkeypatch):
     """As in the original: products of a later layer are taken in a graph whose earlier layers have 4 bits already."""
-    seen, taken = [], int4.products_of_inputs
+    seen, taken = [], onnx_schemes.products_of_inputs
 
     def spy(graph, nodes, rows):
         counts = graph.operators()
         seen.append((counts.get("MatMulNBits", 0), counts.get("GatherBlockQuantized"), len(nodes)))
         return taken(graph, nodes, rows)
 
-    monkeypatch.setattr(int4, "products_of_inputs", spy)
+    monkeypatch.setattr(onnx_schemes, "products_of_inputs", spy)
     rows = single_rows(small_batch(6))
     made = quantize(ragged, "onnx-int4-gptq", rows)
     assert seen == [(0, 1, 4), (4, 1, 4), (8, 1, 2)]  # two layers, then pooler and classifier; the table before all
@@ -359,4 +310,93 @@ def test_layers_are_fitted_to_what_quantized_layers_before_them_give(ragged, mon
     found = ([logits(one, row) - logits(ragged, row) for row in rows] for one in (made, nearest))
     errors = [np.abs(np.concatenate(one)).mean() for one in found]
     assert errors[0] < errors[1]
-    assert OnnxScheme(matrices=4).calibrated is False and OnnxScheme(matrices=4, compensated=True).calibrated
+
+
+def made_by(scheme, model, pair=False):
+    types = (torch.arange(12) >= 5).long().repeat(6, 1) * int(pair)
+    return quantize(model, scheme, single_rows(small_batch(6, 12) | {"token_type_ids": types}), LONGEST)
+
+
+@pytest.fixture(scope="module")
+def edges(ragged):
+    """Scheme -> its classifier for single texts; "pair": the first one's for pairs."""
+    made = {name: made_by(name, ragged) for name in "edge-int8 edge-int8-int4 edge-int4".split()}
+    return made | {"pair": made_by("edge-int8", ragged, pair=True)}
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "distilbert"])
+def made(request):
+    """A model of unequal layers and its INT8 graph."""
+    model = unequal(request.param)
+    return model, Graph(onnx.load_from_string(made_by("edge-int8", model).graph))
+
+
+def test_answers_are_those_of_the_model_but_for_rounding(made):
+    model, graph = made
+    session, batch = OnnxSession(graph.serialized()), small_batch(4, 12)
+    batch["input_ids"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], model.config.pad_token_id)
+    wanted = logits(model, batch)
+    assert np.abs(session(batch) - wanted).max() < 0.05 * np.abs(wanted).max() + 0.02
+    # Padding is no part of an answer, but for the scale that the rows of a batch share.
+    alone = session({name: batch[name][2:3, :10] for name in ("input_ids", "attention_mask")})
+    assert np.abs(alone - wanted[2:3]).max() < 0.05 * np.abs(wanted).max() + 0.02
+
+
+def test_inputs_are_ids_and_mask_alone_and_layers_are_fused(made):
+    _, graph = made
+    assert [item.name for item in graph.model.graph.input] == ["input_ids", "attention_mask"]
+    assert [item.name for item in graph.model.graph.output] == ["logits"]
+    assert [attributes(node)["num_heads"] for node in graph.nodes if node.op_type == "QAttention"] == [3, 4]
+    # Sums and norms stand apart.
+    assert "SkipLayerNormalization" not in graph.operators() and graph.operators()["LayerNormalization"] == 5
+    # Of positions none that no input reaches, nor those that RoBERTa reserves for padding.
+    assert {(60, 48), (LONGEST, 48)} <= {tuple(item.dims) for item in graph.tensors().values()}
+
+
+def test_the_last_layer_is_computed_for_the_first_token_alone(made):
+    """Tokens in the inputs of all products, in the graph's order: behind the last attention one is left of ten."""
+    model, graph = made
+    names = [node.input[0] for node in graph.nodes if node.op_type in ("QAttention", "MatMulInteger")]
+    shown = onnx.ModelProto.FromString(graph.serialized())
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = OnnxSession(shown.SerializeToString())
+    found = session.session.run(names, session.feed({"input_ids": small_batch(1, 10)["input_ids"]}))
+    tokens = [value.shape[1] if value.ndim == 3 else 1 for value in found]
+    # Two layers of attention, its output and two of feed-forward; then what the family puts before its labels.
+    assert tokens[:8] == [10] * 5 + [1] * 3 and set(tokens[8:]) == {1}
+
+
+def test_a_pair_keeps_its_token_types(ragged, edges):
+    model, made = ragged, edges["pair"]
+    assert tuple(made.session().types) == input_names(model)
+    batch = small_batch(2, 10) | {"token_type_ids": (torch.arange(10) >= 5).long().repeat(2, 1)}
+    wanted = logits(model, batch)
+    single = logits(model, {**batch, "token_type_ids": torch.zeros_like(batch["token_type_ids"])})
+    error = np.abs(logits(made, batch) - wanted).max()
+    assert error < 0.05 * np.abs(wanted).max() + 0.02 and error < np.abs(single - wanted).max() / 2
+
+
+def test_rows_of_a_table_are_rounded_each_by_its_own_scale():
+    table = np.array([[1.0, -2.54, 0.01], [0.0, 0.0, 0.0], [100.0, 50.0, -127.0]], dtype=np.float32)
+    integers, scales = onnx_schemes.quantize_rows(table)
+    assert integers.dtype == np.int8 and scales.dtype == np.float32 and scales.shape == (3, 1)
+    assert scales[:, 0].tolist() == pytest.approx([0.02, 0.0, 1.0])
+    assert integers.tolist() == [[50, -127, 0], [0, 0, 0], [100, 50, -127]]
+
+
+def test_sizes_are_told_as_stored(ragged, edges):
+    """Table and positions with their scales, token types that became part of the positions, matrices by bits."""
+    sizes = {name: stored_sizes(one) for name, one in edges.items()}
+    names = ("word", "position", "token_type")
+    word, positions, types = (f"bert.embeddings.{name}_embeddings.weight" for name in names)
+    assert sizes["edge-int8"][word] == (60 * 48, 60 * (48 + 4))
+    assert sizes["edge-int8-int4"][word] == sizes["edge-int4"][word] == (60 * 48, 60 * 24 + 60 * 4 + 30)
+    assert all(one[positions] == (LONGEST * 48, LONGEST * (48 + 4)) for one in sizes.values())
+    assert sizes["edge-int8"][types] == (0, 0) and sizes["pair"][types] == (96, 4 * 96)
+    for name, module in linear_layers(ragged).items():
+        outputs, width = module.weight.shape
+        assert sizes["edge-int8"][f"{name}.weight"] == (outputs * width, outputs * (width + 5))
+        assert sizes["edge-int4"][f"{name}.weight"][1] == outputs * (-(-width // 64) * 36 + 1)
+    file = len(edges["edge-int4"].graph)
+    assert file < len(edges["edge-int8-int4"].graph) < len(edges["edge-int8"].graph)
+    assert 0 < file - sum(size for _, size in sizes["edge-int4"].values()) < 17_000

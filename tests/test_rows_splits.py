@@ -7,24 +7,19 @@ import shutil
 import statistics
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
 import pandas
 import pytest
 
-from edgemin_utils.corpus import embedded
+from edgemin_utils.corpus.embedded import make_corpus
 from edgemin_utils.errors import DataError, MethodRefused, SettingError
-from edgemin_utils.rows import sources, splits
-from edgemin_utils.rows.splits import SharedTexts, load_task_data, rows_fingerprint, unused_texts
+from edgemin_utils.rows import splits, tasks
+from edgemin_utils.rows.splits import SharedTexts, load_task_data
+from edgemin_utils.rows.tasks import rows_fingerprint
 from edgemin_utils.settings import load_settings
-
-PARSES = "sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
-MNLI_HEADER = "\t".join(f"index promptID pairID genre {PARSES} sentence1 sentence2 label1".split()) + "\t"
-
-
-def mnli_line(premise, hypothesis, label, annotators=("n/a",)):
-    return "\t".join(["0", *["n/a"] * 7, premise, hypothesis, *annotators, label]) + "\n"
 
 
 def write(folder, **files):
@@ -46,22 +41,9 @@ def by_row(rows):
 @pytest.fixture
 def glue(tmp_path):
     """An SST-2 folder whose 200 train rows are grouped by label (150 positive) and whose 20 dev rows alternate."""
-    train = "".join(f"train text {index}\t{int(index < 150)}\n" for index in range(200))
-    dev = "".join(f"dev text {index}\t{index % 2}\n" for index in range(20))
-    head = "sentence\tlabel\n"
-    return write(tmp_path / "glue" / "SST-2", train__tsv=head + train, dev__tsv=head + dev)
-
-
-@pytest.fixture
-def small_corpus(monkeypatch):
-    """Embedded rows of three words each, so that the tests do not depend on the grammars."""
-
-    def make(name, seed):
-        columns, splits = embedded.COLUMNS[name], ("train", "dev")
-        texts = {split: [{name: f"{split} {name} {row}" for name in columns} for row in range(240)] for split in splits}
-        return {split: [row | {"label": index % 2} for index, row in enumerate(rows)] for split, rows in texts.items()}
-
-    monkeypatch.setattr(embedded, "make_corpus", make)
+    train = "sentence\tlabel\n" + "".join(f"train text {index}\t{int(index < 150)}\n" for index in range(200))
+    dev = "sentence\tlabel\n" + "".join(f"dev text {index}\t{index % 2}\n" for index in range(20))
+    return write(tmp_path / "glue" / "SST-2", train__tsv=train, dev__tsv=dev)
 
 
 def test_sst2_tsv_with_decimals_and_quotation_marks(tmp_path):
@@ -74,12 +56,11 @@ def test_sst2_tsv_with_decimals_and_quotation_marks(tmp_path):
 
 
 def test_mnli_tsv_reads_columns_by_name_and_says_what_is_missing(tmp_path):
-    lines = [mnli_line(*texts) for texts in (("p", "h", "contradiction"), ("p2", "h2", "entailment"))]
-    annotators = ("neutral", "entailment", "neutral", "neutral", "neutral")
-    dev = mnli_line("q", "i", "-", annotators) + mnli_line("q2", "i2", "entailment", annotators)
-    header = MNLI_HEADER + "label2\tlabel3\tlabel4\tlabel5\tgold_label\n"
-    train = MNLI_HEADER + "gold_label\n" + "".join(lines)
-    data = load(write(tmp_path / "mnli", train__tsv=train, dev_matched__tsv=header + dev), "mnli")
+    head = "index\tgenre\tsentence1_parse\tsentence1\tsentence2\tlabel1\t"
+    train = head + "gold_label\n0\tn/a\t(p)\tp\th\tn/a\tcontradiction\n1\tn/a\t(p)\tp2\th2\tn/a\tentailment\n"
+    dev = head + "label2\tgold_label\n0\tn/a\t(q)\tq\ti\tneutral\tentailment\t-\n"
+    dev += "1\tn/a\t(q)\tq2\ti2\tneutral\tneutral\tentailment\n"
+    data = load(write(tmp_path / "mnli", train__tsv=train, dev_matched__tsv=dev), "mnli")
     assert by_row(data.train) == [(0, "p", "h", 2), (1, "p2", "h2", 0)]
     # The row without an agreed label is left out; the one after it keeps its place in the file.
     assert by_row(data.dev["dev_matched"]) == [(1, "q2", "i2", 0)]
@@ -87,26 +68,18 @@ def test_mnli_tsv_reads_columns_by_name_and_says_what_is_missing(tmp_path):
     assert any("dev_matched: 1 of 2 rows without a label ('-'" in note for note in data.notes)
 
 
-@pytest.mark.parametrize("layout", ["csv", "jsonl", "parquet", "shards", "save_to_disk"])
+@pytest.mark.parametrize("layout", ["shards", "save_to_disk"])
 def test_named_column_layouts_give_the_same_rows(tmp_path, layout):
     texts = {"hypothesis": ['h, "quoted"', "zwölf", "two\nlines"], "premise": ["p1", "NA", "p3"]}
     frame = pandas.DataFrame({**texts, "idx": [7, 8, 9], "label": [1, 0, 2]})
     folder = tmp_path / "mnli"
     folder.mkdir()
     # The saved data set counts its labels in another order than the task: they are matched by name.
-    names = ["neutral", "contradiction", "entailment"]
-    kinds = {name: datasets.Value("string") for name in ("hypothesis", "premise")}
-    features = datasets.Features({**kinds, "idx": datasets.Value("int32"), "label": datasets.ClassLabel(names=names)})
-    saved = datasets.Dataset.from_dict(frame.assign(label=[0, 2, 1]).to_dict("list"), features=features)
+    saved = datasets.Dataset.from_pandas(frame.assign(label=[0, 2, 1]), preserve_index=False)
+    saved = saved.cast_column("label", datasets.ClassLabel(names=["neutral", "contradiction", "entailment"]))
     for split in ("train", "validation_matched", "validation_mismatched"):
-        if layout == "csv":
-            frame.to_csv(folder / f"{split}.csv", index=False)
-        elif layout == "jsonl":
-            frame.to_json(folder / f"{split}.jsonl", orient="records", lines=True)
-        elif layout == "save_to_disk":
+        if layout == "save_to_disk":
             saved.save_to_disk(str(folder / split), num_shards=2)
-        elif layout == "parquet":
-            saved.to_parquet(str(folder / f"{split}.parquet"))
         else:
             saved.select([0]).to_parquet(str(folder / f"{split}-00000-of-00002.parquet"))
             saved.select([1, 2]).to_parquet(str(folder / f"{split}-00001-of-00002.parquet"))
@@ -126,7 +99,7 @@ def test_named_column_layouts_give_the_same_rows(tmp_path, layout):
         ({"SST-2/train.tsv": "", "SST-2/train.csv": ""}, r"train is there twice .*\(train\.csv, train\.tsv\)"),
         ({"SST-2/train-00001-of-00002.parquet": ""}, r"train .* lacks shards \(train-00001-of-00002\.parquet\)"),
         ({"SST-2/train.tsv": "sentence\tlabel\na\t1\nb\tnegativ\n"}, r"\.tsv, line 3: unknown label 'negativ'; known"),
-        ({"SST-2/train.tsv": "sentence\tlabel\na\t1\nb\t1\n"}, "all train rows have the label 'positive'"),
+        ({"SST-2/train.tsv": "sentence\tlabel\na\t0\n"}, "label 'positive' occurs in dev but in no train row"),
         ({"sst2/train.jsonl": '{"sentence": ["a"], "label": 1}'}, r"train\.jsonl, line 1: column 'sentence' holds"),
         ({"sst2/train.jsonl": '{"sentence": "\\ud83d", "label": 1}'}, "line 1: column 'sentence' holds"),
     ],
@@ -141,23 +114,16 @@ def test_folders_that_cannot_be_read(tmp_path, files, message):
 
 
 def test_the_hub_is_read_at_its_pinned_revision_or_named(tmp_path, monkeypatch):
-    asked = []
-
-    def download(repository, **options):
-        asked.append((repository, options["revision"], options["allow_patterns"], options["local_files_only"]))
-        if len(asked) > 1:
-            raise FileNotFoundError
-        return str(tmp_path)
-
+    download = Mock(side_effect=[str(tmp_path), FileNotFoundError()])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(sources, "reach_hub", lambda *_: False)
+    monkeypatch.setattr(tasks, "reach_hub", lambda *_: False)
     write(tmp_path / "sst2", train__csv="sentence,label\na,1\nb,0\n", validation__csv="sentence,label\nc,1\n")
-    settings = load_settings("demo", {"data_source": "hub", "holdout_fraction": 0})
-    data = load_task_data(settings, "sst2", 0)
-    assert asked == [("nyu-mll/glue", sources.GLUE_REVISION, "sst2/*", True)]
+    data = load("", data_source="hub")
+    wanted = {"revision": tasks.GLUE_REVISION, "allow_patterns": "sst2/*", "local_files_only": True}
+    download.assert_called_once_with("nyu-mll/glue", repo_type="dataset", **wanted)
     assert "nyu-mll/glue (bcdcba79)" in data.source and len(data.train) == 2
     with pytest.raises(DataError, match=r"\(sst2\) is not in the cache and the hub cannot be reached.*--data-dir"):
-        load_task_data(settings, "sst2", 0)
+        load("", data_source="hub")
 
 
 @pytest.mark.parametrize(
@@ -189,30 +155,6 @@ def test_the_seed_decides_train_and_not_dev(glue):
         load(glue, train_rows=1)
 
 
-def own_file(path, rows):
-    pandas.DataFrame(rows, columns=["text", "label"]).to_csv(path, index=False)
-    return {"task_file": str(path), "text_columns": "text"}
-
-
-def test_own_file_gives_up_the_same_dev_rows_for_every_seed_and_is_used_whole(tmp_path):
-    own = own_file(tmp_path / "own.csv", [(f"text {index}", "ab"[index % 2]) for index in range(50)])
-    first, other = (load_task_data(load_settings("laptop", own), "own", seed) for seed in (0, 1))
-    assert first.dev["dev"]["row"] == other.dev["dev"]["row"] and sorted(first.dev["dev"]["label"]) == [0] * 5 + [1] * 5
-    assert len(first.train) + len(first.holdout) == 40
-    assert "dev: 10 of 50 rows, since no dev file was given" in first.notes
-    with pytest.raises(DataError, match="every label has a single row, so none can be dev"):
-        own_file(tmp_path / "own.csv", [("x", "a"), ("y", "b")])
-        load_task_data(load_settings("demo", own), "own", 0)
-
-
-def test_repeated_texts_and_missing_labels_are_said(tmp_path):
-    own = own_file(tmp_path / "own.csv", [(f"text {index}", "ab"[index % 2]) for index in range(40)] + [("alone", "c")])
-    dev = own_file(tmp_path / "dev.csv", [("text 3", "b"), ("text 5", "b"), ("new", "a")])["task_file"]
-    data = load_task_data(load_settings("demo", {**own, "dev_file": dev}), "own", 0)
-    assert "dev: 2 of 3 rows have the text of a train row, which flatters" in data.notes
-    assert {"holdout: no row with label 'c'", "dev: no row with label 'c'"} <= set(data.notes)
-
-
 def shares(one, other):
     """The rule, written again: equal, or four words and more of one inside the other."""
     one, other = (" ".join(re.findall(r"\w+", text.lower())) for text in (one, other))
@@ -236,8 +178,7 @@ def phrases(count, seed=0):
 
 def test_shared_texts_against_every_pair():
     frame = phrases(25)
-    shared = SharedTexts(frame, ["sentence"])
-    texts = list(frame["sentence"])
+    shared, texts = SharedTexts(frame, ["sentence"]), list(frame["sentence"])
     others = range(0, len(texts), 7)
     expected = [row for row in range(len(texts)) if not any(shares(texts[row], texts[other]) for other in others)]
     assert shared.apart_from(range(len(texts)), others) == expected and 0 < len(expected) < len(texts)
@@ -286,31 +227,26 @@ def test_held_out_rows_by_label(counts, fraction, expected):
 
 
 def test_the_fingerprint_follows_content_and_not_paths(glue, tmp_path):
-    def fingerprint(folder, **overrides):
-        return rows_fingerprint(load_settings("demo", {"data_dir": str(folder), **overrides}), "sst2")
-
-    before = fingerprint(glue)
+    before = load(glue).fingerprint
     assert len(before) == 16 and int(before, 16) >= 0
     shutil.copytree(glue, tmp_path / "moved")
-    assert fingerprint(tmp_path / "moved") == before == fingerprint(glue, teacher_epochs=1)
+    assert load(tmp_path / "moved").fingerprint == before == load(glue, teacher_epochs=1).fingerprint
     changes = [{"train_fraction": 0.5}, {"dev_rows": 9}, {"holdout_fraction": 0.2}, {"encoding": "latin-1"}]
-    assert len({before, *(fingerprint(glue, **change) for change in changes)}) == 5
+    assert len({before, *(load(glue, **change).fingerprint for change in changes)}) == 5
     write(glue / "SST-2", dev__tsv="sentence\tlabel\nanother\t1\n")
-    assert fingerprint(glue) != before
+    assert load(glue).fingerprint != before
 
 
-def test_fingerprints_of_embedded_rows_the_hub_and_files(tmp_path):
+def test_embedded_rows_are_the_corpus_and_fingerprints_follow_it():
+    data, rows = load_task_data(load_settings("demo"), "qqp", 0), make_corpus("qqp")["dev"]
+    assert by_row(data.dev["dev"]) == [(number, *row.values()) for number, row in enumerate(rows)]
+    assert "synthetic" in data.source and tuple(data.dev) == data.task.dev_splits
     start = time.perf_counter()
     asked = [("demo", {}, "sst2"), ("demo", {}, "qqp"), ("demo", {"corpus_seed": 1}, "sst2"), ("paper", {}, "sst2")]
     prints = [rows_fingerprint(load_settings(profile, overrides), task) for profile, overrides, task in asked]
     assert time.perf_counter() - start < 0.5 and len(set(prints)) == 4
-    own = own_file(tmp_path / "own.csv", [("a", "x"), ("b", "y")])
-    changes = [{}, {"text_columns": "text,other"}, {"dev_file": own["task_file"]}, {"fold_labels": True}]
-    assert len({rows_fingerprint(load_settings("demo", {**own, **change}), "own") for change in changes}) == 4
     with pytest.raises(SettingError, match="did you mean 'qqp'"):
         rows_fingerprint(load_settings("demo"), "qpp")
-    with pytest.raises(DataError, match=r"absent\.csv cannot be read"):
-        rows_fingerprint(load_settings("demo", {**own, "task_file": "absent.csv"}), "absent")
 
 
 def test_statistics(glue):
@@ -323,31 +259,29 @@ def test_statistics(glue):
     assert json.loads(json.dumps(table)) == table
 
 
-def test_unused_and_transfer_texts(small_corpus):
+def test_unused_and_transfer_texts(glue):
+    pairs = "question1\tquestion2\tis_duplicate\n" + "".join(f"p {row}\tq {row}\t{row % 2}\n" for row in range(200))
+    write(glue / "qqp", train__tsv=pairs, dev__tsv=pairs.replace(" ", " other "))
     overrides = {"train_rows": 100, "holdout_fraction": 0.2}
     for task, columns in (("sst2", ["sentence"]), ("qqp", ["question1", "question2"])):
-        plain = load_task_data(load_settings("demo", overrides), task, 3)
-        whole = load_task_data(load_settings("demo", {"holdout_fraction": 0}), task, 3)
+        plain, whole = load(glue, task, 3, **overrides), load(glue, task, 3)
         known = {text for rows in (plain.train, plain.holdout) for column in columns for text in rows[column]}
-        unused = unused_texts(load_settings("demo", overrides), task, 3)
-        assert sorted(unused) == sorted({text for column in columns for text in whole.train[column]} - known)
-    data = load_task_data(load_settings("demo", {**overrides, "transfer_rows": 50}), "qqp", 3, transfer=True)
+        assert sorted(plain.unused) == sorted({text for column in columns for text in whole.train[column]} - known)
+    data = load(glue, "qqp", 3, transfer=True, transfer_rows=50, **overrides)
     assert len(data.transfer) == 50 and set(data.transfer["label"]) == {-1}
     assert not set(data.transfer["row"]) & {*data.train["row"], *data.holdout["row"]}
     assert data.train["row"] == plain.train["row"] and len(plain.transfer) == 0
-    assert "synthetic" in data.source and tuple(data.dev) == data.task.dev_splits
-    assert "transfer: 50 texts without labels; 0 left out that labelled rows hold too" in data.notes
+    assert "transfer: 50 of 50 texts without labels; labelled rows hold the others" in data.notes
     with pytest.raises(MethodRefused, match="every train row of SST-2 is in use"):
-        load_task_data(load_settings("demo", {"transfer_rows": 5}), "sst2", 0, transfer=True)
+        load(glue, transfer=True, transfer_rows=5)
 
 
-def test_transfer_texts_come_from_a_file_of_ones_own(tmp_path, small_corpus):
+def test_transfer_texts_come_from_a_file_of_ones_own(tmp_path, glue):
     file = tmp_path / "texts.csv"
-    settings = load_settings("demo", {"transfer_file": str(file)})
-    file.write_text('sentence\nfirst words\n""\n" "\n"dev sentence 3"\n"train sentence 3"\nlast words\n')
-    data = load_task_data(settings, "sst2", 0, transfer=True)
+    file.write_text('sentence\nfirst words\n""\n" "\n"dev text 3"\n"train text 3"\nlast words\n')
+    data = load(glue, transfer=True, transfer_file=str(file))
     assert data.transfer["sentence"] == ["first words", "last words"] and data.transfer["label"] == [-1, -1]
-    assert "transfer: 2 texts without labels; 2 left out that labelled rows hold too" in data.notes
+    assert "transfer: 2 of 4 texts without labels; labelled rows hold the others" in data.notes
     file.write_text("text\nfirst words\n")
     with pytest.raises(DataError, match="no column 'sentence'"):
-        load_task_data(settings, "sst2", 0, transfer=True)
+        load(glue, transfer=True, transfer_file=str(file))

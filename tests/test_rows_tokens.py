@@ -4,21 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
 import pytest
+from small_models import small_model
 from transformers import AutoTokenizer, BertConfig
 
-from edgemin_utils.errors import ModelError, SettingError
+from edgemin_utils.distillation.teacher import Teacher
+from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.rows.splits import TaskData
 from edgemin_utils.rows.tasks import TASKS
 from edgemin_utils.rows.tokens import check_fit, load_tokenizer, tokenize_rows, tokenize_split, train_tokenizer
+from edgemin_utils.settings import load_settings
 
 SST2, MNLI = TASKS["sst2"], TASKS["mnli"]
 TEXTS = ["The film is good , the plot is not .", "the zoo", "An apple, a pear!", "Zoë liked it", "good plot"]
-SIZES = {"vocab_size": 1000, "type_vocab_size": 2, "max_position_embeddings": 512}
-CONFIG = SIZES | {"model_type": "bert", "pad_token_id": 0}
+CONFIG = {"model_type": "bert", "vocab_size": 1000, "type_vocab_size": 2, "max_position_embeddings": 512}
+MISSING = huggingface_hub.errors.RepositoryNotFoundError
 
 
 def rows(*texts, task=SST2):
@@ -32,18 +36,18 @@ def data(*texts, task=SST2):
     return TaskData(task, made, made.select([]), {"dev": made}, made.select([]), "rows of a test", ("a note",), "f")
 
 
-def tokens(tokenizer, tokenized):
+def words(tokenizer, tokenized):
     return [tokenizer.convert_ids_to_tokens(ids) for ids in tokenized["input_ids"]]
 
 
 def test_vocabulary_by_count_then_alphabet():
-    words = [f"w{number:02}" for number in range(40)]
-    vocabulary = train_tokenizer([" ".join(words), "w39 w39 w39 w10 w10 w05 w05"], 60).get_vocab()
+    made = [f"w{number:02}" for number in range(40)]
+    vocabulary = train_tokenizer([" ".join(made), "w39 w39 w39 w10 w10 w05 w05"], 60).get_vocab()
     order = sorted(vocabulary, key=vocabulary.get)
     assert len(order) == 60 and order[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     # 12 characters, twice, fit into half of 60 entries beside 5 special tokens: w and 0 to 9 are all in them.
     assert {*"w0123456789"} < set(order[5:17]) and order[17:29] == [f"##{character}" for character in order[5:17]]
-    others = [word for word in words if word not in ("w39", "w05", "w10")]
+    others = [word for word in made if word not in ("w39", "w05", "w10")]
     assert order[29:] == ["w39", "w05", "w10", *others[:28]]
     assert len(train_tokenizer(TEXTS, 10_000)) == 5 + 2 * 68 + 13
     with pytest.raises(SettingError, match="vocabulary_size is 13; it must be at least 14"):
@@ -61,9 +65,8 @@ def test_words_are_lower_cased_and_unknown_words_cut_into_pieces():
 
 def test_the_vocabulary_is_the_same_in_every_process():
     code = f"from edgemin_utils.rows.tokens import *\nprint(ascii(train_tokenizer({TEXTS!r}, 1000).get_vocab()))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "11"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert eval(result.stdout) == train_tokenizer(reversed(TEXTS), 1000).get_vocab()
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, env={**os.environ, "PYTHONHASHSEED": "11"})
+    assert eval(found) == train_tokenizer(reversed(TEXTS), 1000).get_vocab()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
@@ -86,53 +89,47 @@ def test_a_folder_without_a_tokenizer(tmp_path, files):
         load_tokenizer(str(tmp_path))
 
 
-def test_names_that_cannot_be_loaded(tmp_path, monkeypatch):
-    for name in (str(tmp_path / "absent"), "./absent"):
-        with pytest.raises(ModelError, match="no folder .*absent"):
-            load_tokenizer(name)
-    with pytest.raises(ModelError, match="no checkpoint 'two words!'"):
-        load_tokenizer("two words!")
-
-    missing = huggingface_hub.errors.RepositoryNotFoundError
-    for error, message in (
-        (ConnectionError(), "'nobody/nothing' is neither a folder nor in the cache, and the hub cannot be reached"),
-        (missing.__new__(missing), "no checkpoint 'nobody/nothing'"),
-    ):
-
-        def refuse(*_, error=error, **__):
-            raise error
-
-        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
-        with pytest.raises(ModelError, match=message):
-            load_tokenizer("nobody/nothing")
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("/absent", None, "no checkpoint '/absent' on the hub .*, nor a folder"),
+        ("two words!", None, "no checkpoint 'two words!'"),
+        ("nobody/nothing", ConnectionError(), "is neither a folder nor in the cache, and the hub cannot be reached"),
+        ("nobody/nothing", MISSING.__new__(MISSING), "no checkpoint 'nobody/nothing'"),
+    ],
+)
+def test_names_that_cannot_be_loaded(monkeypatch, name, error, message):
+    if error:
+        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", Mock(side_effect=error))
+    with pytest.raises(ModelError, match=message):
+        load_tokenizer(name)
 
 
 def test_more_tokens_than_rows_of_the_embedding_and_padding_that_cannot_work():
     tokenizer = train_tokenizer(TEXTS, 1000)
     config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64)
-    assert check_fit(tokenizer, config, 32) == (32, True, [])
+    assert check_fit(tokenizer, config, 32, []) == (32, True, [])
     tokenizer.add_tokens(["<user>", "<url>"])
     with pytest.raises(ModelError, match=r"has 2 tokens without a row .*\(<url>, <user>\); take the model's own"):
-        check_fit(tokenizer, config, 32)
-    tokenizer = train_tokenizer(TEXTS, 1000)
+        check_fit(tokenizer, config, 32, [])
     with pytest.raises(ModelError, match="pads with token 0, but the model's positions skip token 3"):
-        check_fit(tokenizer, {**CONFIG, "model_type": "roberta", "pad_token_id": 3}, 32)
+        check_fit(tokenizer, {**CONFIG, "model_type": "roberta", "pad_token_id": 3}, 32, [])
     tokenizer.pad_token = None
     with pytest.raises(ModelError, match="no padding token"):
-        check_fit(tokenizer, CONFIG, 32)
+        check_fit(tokenizer, CONFIG, 32, [])
 
 
 def test_sides_and_inputs_are_the_models(tmp_path):
-    for name, side in (("truncation_side", "left"), ("padding_side", "left")):
+    for name in ("truncation_side", "padding_side"):
         train_tokenizer(TEXTS, 1000).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, name: side}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, name: "left"}))
         tokenizer = load_tokenizer(str(tmp_path))
         made = tokenize_rows(data("good plot is the film", "zoo"), tokenizer, 5, configs=[CONFIG])
-        assert made.notes[0] == "a note" and side in made.notes[1] and tokenizer.padding_side == "right"
+        assert made.notes[0] == "a note" and "left" in made.notes[1] and tokenizer.padding_side == "right"
         assert tokenizer.model_input_names == ["input_ids", "token_type_ids", "attention_mask"]
         kept = ["good", "plot", "is"] if name == "padding_side" else ["is", "the", "film"]
-        assert tokens(tokenizer, made.train) == [["[CLS]", *kept, "[SEP]"], ["[CLS]", "zoo", "[SEP]"]]
+        assert words(tokenizer, made.train) == [["[CLS]", *kept, "[SEP]"], ["[CLS]", "zoo", "[SEP]"]]
         tokenizer.save_pretrained(tmp_path / "saved")
         assert load_tokenizer(str(tmp_path / "saved")).truncation_side == tokenizer.truncation_side
         padded = tokenizer.pad({"input_ids": made.train["input_ids"]})
@@ -161,7 +158,7 @@ def test_token_types_are_the_models(tmp_path, types, token_types):
 )
 def test_inputs_are_cut_at_usable_positions_and_said(changes, limit):
     config = {**CONFIG, "max_position_embeddings": 100, **changes}
-    found, _, (note,) = check_fit(train_tokenizer(TEXTS, 1000), config, 700)
+    found, _, (note,) = check_fit(train_tokenizer(TEXTS, 1000), config, 700, [])
     assert found == limit and note.startswith("max_length is 700, but")
     assert note.endswith(f"{limit} tokens: inputs are cut there")
 
@@ -177,15 +174,15 @@ def test_unknown_words_are_said_loudly():
 
 def test_tokenized_rows_and_what_is_said_of_them():
     tokenizer = train_tokenizer(TEXTS, 1000)
-    made = tokenize_rows(data("good film", "the zoo is good", "good " * 30), tokenizer, 16, token_types=True)
+    made = tokenize_rows(data("good film", "the zoo is good", "good " * 30), tokenizer, 16, [CONFIG])
     names = {"input_ids", "attention_mask", "token_type_ids", "labels", "length", "row"}
     assert set(made.train.column_names) == names == set(made.holdout.column_names) and len(made.holdout) == 0
-    assert tokens(tokenizer, made.train)[1] == ["[CLS]", "the", "zoo", "is", "good", "[SEP]"]
+    assert words(tokenizer, made.train)[1] == ["[CLS]", "the", "zoo", "is", "good", "[SEP]"]
     assert made.train["length"] == [4, 6, 16] and made.train["row"] == [10, 11, 12] and made.train.cache_files == []
     assert made.truncated == {"train": 1, "holdout": 0, "transfer": 0, "dev": 1} and made.limit == 16
     assert made.notes == ("a note", "rows longer than 16 tokens are cut: 1 of 3 in train, 1 of 3 in dev")
     described = json.loads(json.dumps(made.describe()))
-    assert described["train_rows"] == 3 and described["notes"] == list(made.notes) and made.task is SST2
+    assert described["train_rows"] == 3 and described["notes"] == list(made.notes) and made.data.task is SST2
     assert made.learnt_from is made.train
 
 
@@ -193,16 +190,17 @@ def test_the_longer_text_of_a_pair_is_cut_first_and_some_room_is_needed():
     tokenizer = train_tokenizer(TEXTS, 1000)
     pairs = rows(("good " * 20, "the zoo"), ("film", "plot " * 20), ("film", "plot"), task=MNLI)
     tokenized, cut = tokenize_split(pairs, tokenizer, MNLI, 9, False)
-    assert tokens(tokenizer, tokenized)[0] == ["[CLS]", *["good"] * 4, "[SEP]", "the", "zoo", "[SEP]"]
-    assert tokens(tokenizer, tokenized)[1] == ["[CLS]", "film", "[SEP]", *["plot"] * 5, "[SEP]"] and cut == 2
+    assert words(tokenizer, tokenized)[0] == ["[CLS]", *["good"] * 4, "[SEP]", "the", "zoo", "[SEP]"]
+    assert words(tokenizer, tokenized)[1] == ["[CLS]", "film", "[SEP]", *["plot"] * 5, "[SEP]"] and cut == 2
     assert tokenize_split(pairs, tokenizer, MNLI, 5, False)[0]["length"] == [5, 5, 5]
     with pytest.raises(SettingError, match="max_length is 4; MNLI needs at least 5 tokens"):
         tokenize_split(pairs, tokenizer, MNLI, 4, False)
 
 
 def test_rows_in_other_tokens():
-    from edgemin_utils.rows.tokens import rows_in_other_tokens as different
-
-    whole, cut = (tokenize_rows(data(*TEXTS), train_tokenizer(texts, 1000), 16) for texts in (TEXTS, TEXTS[:2]))
-    assert different(whole, whole) == 0
-    assert different(whole, cut) == different(whole, cut, "dev") == 2  # apple, pear; zoe, liked
+    tokenizers = (train_tokenizer(texts, 1000) for texts in (TEXTS, TEXTS[:2]))
+    whole, cut = (tokenize_rows(data(*TEXTS), tokenizer, 16, [CONFIG]) for tokenizer in tokenizers)
+    teacher = Teacher(small_model(), whole.tokenizer, whole, load_settings("demo"))
+    teacher.require_same_tokens(whole)
+    with pytest.raises(MethodRefused, match="cut 2 of"):  # apple, pear; zoe, liked
+        teacher.require_same_tokens(cut)

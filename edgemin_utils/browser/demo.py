@@ -1,5 +1,4 @@
-"""`edgemin demo`: a bundle in the browser, from a server on this machine's address. The page needs two npm packages,
-onnxruntime-web and the tokenizers library, pinned with their checksums in `package-lock.json`."""
+"""`edgemin demo`: a bundle in the browser, from a server on this machine, with two npm packages of pinned checksums."""
 
 import contextlib
 import hashlib
@@ -8,14 +7,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgemin_utils.bundle.checks import new_folder
 from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE, ClassifyError, read_content
-from edgemin_utils.errors import ModelError, SettingError, StageError, StorageError
+from edgemin_utils.errors import ModelError, SettingError, StageError
 from edgemin_utils.names import main_path
 from edgemin_utils.settings import project_folder, study_folder
 from edgemin_utils.study import find_chains, read_record
@@ -36,13 +35,11 @@ HEADERS = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data:",
 }
-Routes = Mapping[str, Path | bytes]
 
 
 def serve_demo(bundle: str | None = None, port: int = 0, float32: str | None = None) -> None:
-    """Serves the page of a bundle (None: of the demo study) at a port (0: any free one) until Ctrl-C, and prints where;
-    `float32` names a model to compare with. Raises ModelError where one of these or the packages cannot be had,
-    SettingError where the port is taken."""
+    """Serves the page of a bundle (None: of the demo study) at a port (0: any free one) until Ctrl-C; `float32` names a
+    model to compare with. Raises ModelError where one of these or the packages cannot be had, and as `make_server`."""
     folder, source = (Path(bundle), float32) if bundle else demo_bundle(study_folder(None, "demo"))
     try:
         read_content(folder := folder.expanduser())
@@ -59,11 +56,7 @@ def serve_demo(bundle: str | None = None, port: int = 0, float32: str | None = N
 
 
 def demo_bundle(study: Path) -> tuple[Path, str]:
-    """The bundle in a study's folder, made if it is not of the model as it is now, and that model's folder: what the
-    main path quantizes. Raises ModelError where no such model is there."""
-    from edgemin_utils.bundle.making import make_bundle  # imports torch
-    from edgemin_utils.bundle.sources import stage_source
-
+    """A study's bundle, made if its model has changed, and that model's folder. Raises ModelError where neither is."""
     for chain in sorted(find_chains(study), key=lambda chain: chain.task != "sst2"):
         folder, bundle = chain.folder / main_path(chain.settings)[-2], study / "bundle"
         with contextlib.suppress(StageError):
@@ -71,82 +64,75 @@ def demo_bundle(study: Path) -> tuple[Path, str]:
             with contextlib.suppress(ClassifyError):
                 found = read_content(bundle)["provenance"]["fingerprint"]
             if found != record.fingerprint:
-                make_bundle(stage_source(record), bundle, max_drop=100)  # the page shows what it loses
+                from edgemin_utils.bundle.making import make_bundle, open_source  # imports torch
+
+                make_bundle(open_source(str(folder)), bundle, max_drop=100)  # the page shows what it loses
             return bundle, str(folder)
     raise ModelError(f"no finished study in {study}; run `edgemin run`, or name a bundle, as in `edgemin demo DIR`")
 
 
 def float32_files(source: str | None, place: Path) -> dict[str, Path]:
-    """Files by the names that the page asks for of an .onnx file, or of a float model with its tokenizer, exported to
-    `place`. Raises ModelError where the source is not there."""
-    if not source or (path := Path(source).expanduser()).is_file():
-        return {MODEL_FILE: path} if source else {}
-    if not path.exists():
-        raise ModelError(f"there is no {path}; --float32 names an .onnx file or a model's folder")
-    from edgemin_utils.quantization.schemes import load_model, quantize, save_quantized  # imports torch
+    """Files by the page's names for them: an .onnx file, or a float model's graph, exported to `place`, with its
+    tokenizer; and comparison.json with their checksums. Raises ModelError where the source is not there."""
+    files: dict[str, Path] = {}
+    if source and (path := Path(source).expanduser()).is_file():
+        files = {MODEL_FILE: path}
+    elif source:
+        if not path.exists():
+            raise ModelError(f"there is no {path}; --float32 names an .onnx file or a model's folder")
+        from edgemin_utils.quantization.schemes import load_model, quantize, save_quantized  # imports torch
 
-    save_quantized(quantize(load_model(path), "onnx-float32"), place, "onnx-float32")
-    return {MODEL_FILE: place / MODEL_FILE, TOKENIZER_FILE: path / TOKENIZER_FILE}
+        save_quantized(quantize(load_model(path), "onnx-float32"), place, "onnx-float32")
+        files = {MODEL_FILE: place / MODEL_FILE, TOKENIZER_FILE: path / TOKENIZER_FILE}
+    sums: dict[str, Any] = {"missing": "" if files else "To compare with a model, start with --float32."}
+    for key, name in (("graph", MODEL_FILE), ("tokenizer", TOKENIZER_FILE)):
+        found = files[name].read_bytes() if name in files else None
+        sums[key] = found and {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+    (comparison := place / "comparison.json").write_text(json.dumps(sums))
+    return {**files, comparison.name: comparison}
 
 
 def fetch_packages(cache: Path) -> dict[str, Path]:
-    """The packages' files by the page's names for them, fetched if `cache` does not hold them. Raises ModelError where
-    npm is missing or fails, StorageError where the folder cannot be written."""
+    """The packages' files by the page's names, fetched once. Raises ModelError where npm fails, and as `new_folder`."""
     locks = [FOLDER / name for name in ("package.json", "package-lock.json")]
     final = cache / hashlib.sha256(b"".join(path.read_bytes() for path in locks)).hexdigest()[:12]
-    if not final.is_dir() and not shutil.which(NPM[0]):
-        raise ModelError("the page needs npm to fetch its two packages once; install Node.js (Debian: nodejs and npm)")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetching-") as place:
-            if not final.is_dir():
-                _fetch(locks, Path(place), Path(place, "kept"))
-            if not final.is_dir():  # else another process was first
-                Path(place, "kept").rename(final)
-    except OSError as error:
-        raise StorageError(f"the page's packages cannot be kept in {cache}: {error}") from error
+    if not final.is_dir():
+        if not shutil.which(NPM[0]):
+            raise ModelError("the page needs npm to fetch its packages once; install Node.js (Debian: nodejs and npm)")
+        with new_folder(final) as kept, tempfile.TemporaryDirectory() as project:
+            for path in locks:
+                shutil.copy(path, project)
+            done = subprocess.run(NPM, cwd=project, capture_output=True, text=True)
+            if done.returncode:
+                said = done.stderr.strip().split("\n")[0].removeprefix("npm error ")
+                raise ModelError(f"npm cannot fetch the page's packages ({said}); make `npm ci` work in {FOLDER}")
+            for name, place in PACKAGES.items():
+                shutil.move(Path(project, "node_modules", place), kept / name)
     return {name: final / name for name in PACKAGES}
 
 
-def _fetch(locks: list[Path], project: Path, kept: Path) -> None:
-    for path in locks:
-        shutil.copy(path, project)
-    done = subprocess.run(NPM, cwd=project, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().split("\n")[0].removeprefix("npm error ")
-        raise ModelError(f"npm cannot fetch the page's packages ({said}); check that `npm ci` works in {FOLDER}")
-    kept.mkdir()
-    for name, place in PACKAGES.items():
-        shutil.move(project / "node_modules" / place, kept / name)
-
-
-def page_routes(bundle: Path, packages: Mapping[str, Path], compared: Mapping[str, Path]) -> Routes:
-    """Path -> file or bytes to answer with, of what `fetch_packages` and `float32_files` give."""
-    checksums: dict[str, Any] = {"missing": "" if compared else "To compare with a model, start with --float32."}
-    for key, name in (("graph", MODEL_FILE), ("tokenizer", TOKENIZER_FILE)):
-        found = compared[name].read_bytes() if name in compared else None
-        checksums[key] = found and {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+def page_routes(bundle: Path, packages: Mapping[str, Path], compared: Mapping[str, Path]) -> dict[str, Path]:
+    """Path -> file to answer with, of what `fetch_packages` and `float32_files` give."""
     own = {name: bundle / name for name in (BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE)}
     folders = {"packages": packages, "bundle": own, "float32": compared}
     routes = {f"/{folder}/{name}": path for folder, files in folders.items() for name, path in files.items()}
-    routes |= {f"/{path.name}": path for path in (FOLDER / "page").iterdir()} | {"/": FOLDER / "page" / "page.html"}
-    return {**routes, "/comparison.json": json.dumps(checksums).encode()}
+    page = {f"/{path.name}": path for path in (FOLDER / "page").iterdir()}
+    return {**routes, **page, "/": page["/page.html"]}
 
 
-def make_server(routes: Routes, port: int) -> ThreadingHTTPServer:
+def make_server(routes: Mapping[str, Path], port: int) -> ThreadingHTTPServer:
     """A server that is bound but does not serve yet; port 0 takes a free one. Raises SettingError where it is taken."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = routes.get(path := urlsplit(self.path).path, b"")
-            file = content if isinstance(content, Path) else Path(path)
-            found = content if isinstance(content, bytes) else content.read_bytes() if content.exists() else b""
-            self.send_response(HTTPStatus.OK if found else HTTPStatus.NOT_FOUND)
-            about = {"Content-Type": TYPES.get(file.suffix, "application/octet-stream"), "Content-Length": len(found)}
-            for name, value in {**about, **HEADERS}.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(found)
+    class Handler(SimpleHTTPRequestHandler):
+        extensions_map = TYPES
+
+        def translate_path(self, path: str) -> str:
+            return str(routes.get(urlsplit(path).path, ""))
+
+        def end_headers(self) -> None:
+            for name, value in HEADERS.items():
+                self.send_header(name, value)
+            super().end_headers()
 
         def log_message(self, *_: Any) -> None:
             """Nothing: requests are the page's own."""

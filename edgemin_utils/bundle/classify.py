@@ -43,9 +43,8 @@ class ClassifyError(Exception):
 
 
 class Bundle:
-    """A bundle that has been checked and loaded: `content` is bundle.json, with `labels` in the order of the model's
-    outputs; `session` runs the graph on so many threads, 0 for all cores. Raises ClassifyError where a file is missing,
-    not the one that was written, or cannot be loaded here."""
+    """A bundle that has been checked and loaded; `labels` are in the order of the outputs, 0 `threads` are all cores.
+    Raises ClassifyError where a file is missing, not the one that was written, or cannot be loaded here."""
 
     def __init__(self, folder: str | os.PathLike, threads: int = 1):
         self.folder = Path(folder)
@@ -56,21 +55,24 @@ class Bundle:
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
             self.session = onnxruntime.InferenceSession(model, session_options(threads), ["CPUExecutionProvider"])
+            self.names = [item.name for item in self.session.get_inputs()]
         except Exception as error:  # both libraries raise kinds of their own
             versions = f"onnxruntime {onnxruntime.__version__} (1.20 is needed), tokenizers {tokenizers.__version__}"
-            said = f"{versions}: {str(error).splitlines()[0]}"
-            raise ClassifyError(f"{self.folder} cannot be loaded with {said}") from error
+            raise ClassifyError(f"{self.folder} fails to load with {versions}: {str(error).splitlines()[0]}") from error
 
     def logits(self, rows: Sequence[Row], batch_size: int = 1) -> np.ndarray:
-        """The model's outputs, float32 (rows, labels), for rows of one or two texts. Rows of like length are computed
-        together, at most `batch_size` of them; with more than one, an answer depends a little on the rows beside it."""
-        pair = len(self.text_columns) == 2
-        encoded = self.tokenizer.encode_batch_fast([row if pair else row[0] for row in rows])
+        """The model's outputs, float32 (rows, labels). At most `batch_size` rows of like length are computed together;
+        with more than one, an answer depends a little on the rows beside it."""
+        encoded = self.tokenizer.encode_batch_fast([row if len(row) > 1 else row[0] for row in rows])
         order = sorted(range(len(rows)), key=lambda place: len(encoded[place].ids))
         found = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for start in range(0, len(rows), batch_size):
             places = order[start : start + batch_size]
-            found[places] = self.session.run(None, self.inputs([encoded[place] for place in places]))[0]
+            some, longest = [encoded[place] for place in places], len(encoded[places[-1]].ids)
+            for row in some:
+                row.pad(longest, pad_id=self.content["rules"].get("pad_token_id", 0))  # on the right
+            inputs = {name: np.array([getattr(row, PARTS[name]) for row in some], np.int64) for name in self.names}
+            found[places] = self.session.run(None, inputs)[0]
         return found
 
     def probabilities(self, rows: Sequence[Row], batch_size: int = 1) -> np.ndarray:
@@ -78,14 +80,6 @@ class Bundle:
         logits = self.logits(rows, batch_size).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-    def inputs(self, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
-        """int64 (batch, tokens) arrays of what the tokenizer gave, padded on the right to the longest row."""
-        tokens = max(len(row.ids) for row in encoded)
-        for row in encoded:
-            row.pad(tokens, pad_id=self.content["rules"].get("pad_token_id", 0))
-        names = [item.name for item in self.session.get_inputs()]
-        return {name: np.array([getattr(row, PARTS[name]) for row in encoded], dtype=np.int64) for name in names}
 
 
 def read_content(folder: Path) -> dict[str, Any]:
@@ -116,33 +110,25 @@ def checked_bytes(folder: Path, name: str, content: dict[str, Any]) -> bytes:
     except OSError as error:
         raise ClassifyError(f"{folder / name} cannot be read ({error.strerror}); copy the bundle anew") from None
     if hashlib.sha256(found).hexdigest() != wanted.get("sha256"):
-        said = f"is damaged: its checksum is not the one in {BUNDLE_FILE}"
-        raise ClassifyError(f"{folder / name} {said}; copy the bundle anew")
+        raise ClassifyError(f"{folder / name} is damaged: {BUNDLE_FILE} has another checksum; copy the bundle anew")
     return found
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """How a graph is run: on so many threads (0: all cores), which sleep between calls, with exact products."""
+    """As quantization/sessions.py: so many threads (0: all cores), which sleep between calls, and exact products."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what fails is raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The exact way takes more than half as long again, so it is left to processors that need it.
-    options.add_session_config_entry("session.x64quantprecision", "0" if _adds_in_32_bits() else "1")
+    # On x86 without VNNI, pairs of products are added in 16 bits and may overflow; the exact way takes longer.
+    listed = CPU_FILE.read_text(encoding="utf-8", errors="replace") if CPU_FILE.is_file() else ""
+    exact = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686") and "vnni" not in listed
+    options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
     return options
 
 
-def _adds_in_32_bits() -> bool:
-    """Whether products of 8-bit integers are known to be added in 32 bits: but on x86 without VNNI, where pairs of them
-    are added in 16 bits and may overflow. An x86 that does not list what it can is taken for one."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686"):
-        return True
-    return CPU_FILE.is_file() and "vnni" in CPU_FILE.read_text(encoding="utf-8", errors="replace")
-
-
 def read_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, str, bool]]:
-    """Number and text of every line of a byte stream as they come, and whether the next has to be waited for. Raises
-    ClassifyError at one that is not UTF-8 or longer than LONGEST_LINE bytes."""
+    """Number and text of every line, and whether the next has to be waited for. Raises ClassifyError at a bad one."""
     number, rest, block = 0, b"", b"first"
     while block:
         block = stream.read1(BLOCK)
@@ -165,8 +151,7 @@ def tab_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tupl
     for number, line, last in read_lines(stream):
         row = (line,) if len(columns) == 1 else tuple(line.split("\t"))
         if len(row) != len(columns):
-            needed = f"{len(columns)} are needed: {' TAB '.join(columns)}"
-            raise ClassifyError(f"line {number} has {len(row)} column{'s' * (len(row) > 1)} where {needed}")
+            raise ClassifyError(f"line {number} has {len(row)} columns, not {len(columns)}: {' TAB '.join(columns)}")
         yield row, last
 
 
@@ -183,8 +168,7 @@ def csv_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tupl
         places = [header.index(name) for name in columns]
         for record in filter(None, records):
             if len(record) <= max(places):
-                found = f"{len(record)} columns where the header has {len(header)}"
-                raise ClassifyError(f"line {records.line_num} has {found}")
+                raise ClassifyError(f"line {records.line_num} has {len(record)} columns, the header {len(header)}")
             yield tuple(record[place] for place in places), last[0]
     except csv.Error as error:
         raise ClassifyError(f"line {records.line_num} cannot be read as CSV ({error})") from None
@@ -194,17 +178,15 @@ def answer_lines(bundle: Bundle, rows: Sequence[Row], batch_size: int = 1, heade
     """One line a row: its label and the probability of every label, separated by tabs; a header names them."""
     labels = [" ".join(label.split()) for label in bundle.labels]
     lines = [["label", *labels]] if header else []
-    if rows:
-        found = bundle.probabilities(rows, batch_size)
-        lines += [[labels[row.argmax()], *(f"{value:.6f}" for value in row)] for row in found]
+    for row in bundle.probabilities(rows, batch_size):
+        lines.append([labels[row.argmax()], *(f"{value:.6f}" for value in row)])
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
 def classify_stream(
     bundle: Bundle, source: io.BufferedIOBase, target: TextIO, as_csv: bool, columns: Sequence[str], batch_size: int = 1
 ) -> None:
-    """Writes an answer for every row of `source`, those that have come together at once. Raises ClassifyError where a
-    row cannot be read, after the answers to those before it."""
+    """Answers every row as it comes. Raises ClassifyError where one cannot be read, after the answers before it."""
     rows = list[Row]()
     try:
         for row, last in (csv_rows if as_csv else tab_rows)(source, columns):
@@ -283,8 +265,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     columns = options.column or bundle.text_columns
     if len(columns) != len(bundle.text_columns):
-        needed = f"{len(bundle.text_columns)}: {', '.join(bundle.text_columns)}"
-        raise ClassifyError(f"--column names {', '.join(columns)}, and a row of this model has {needed}")
+        raise ClassifyError(f"--column names {', '.join(columns)}; this model takes {', '.join(bundle.text_columns)}")
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
     with cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb") as source:
         if not options.no_header:

@@ -1,31 +1,97 @@
-"""Writing a bundle: the graph, the tokenizer, the program, and how near their answers come to the float model's."""
+"""Making a bundle: the float model that it comes from, and its dev rows; what is written; how near its answers are."""
 
-import contextlib
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import tokenizers
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import __version__
 from edgemin_utils.bundle import classify
+from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target, labels_of_outputs, new_folder
 from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE, Bundle
-from edgemin_utils.bundle.sources import BundleSource
 from edgemin_utils.environment import describe_environment
-from edgemin_utils.errors import MethodRefused, SettingError, StorageError
+from edgemin_utils.errors import MethodRefused, StageError
+from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE
 from edgemin_utils.names import METHODS
-from edgemin_utils.quantization.onnx_schemes import OnnxClassifier
-from edgemin_utils.quantization.schemes import quantize, stored_sizes
-from edgemin_utils.training import batches, model_inputs
+from edgemin_utils.quantization.schemes import load_model, quantize, stored_sizes
+from edgemin_utils.rows.splits import TaskData, load_task_data
+from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows
+from edgemin_utils.settings import Settings
+from edgemin_utils.study import Record, open_chain_folder, read_record
+from edgemin_utils.training import batches, model_inputs, predict
 
-SCHEMES = [name for name in METHODS if name.startswith("edge-")]
+
+@dataclass(frozen=True)
+class BundleSource:
+    """A float classifier to be bundled. `labels` are in the order of its outputs; `logits` maps dev splits to float32
+    (rows, labels); `graph` is the folder of a stage with an edge scheme; `synthetic`: its rows are embedded ones."""
+
+    model: PreTrainedModel
+    rows: Rows
+    labels: tuple[str, ...]
+    logits: Mapping[str, np.ndarray]
+    provenance: Mapping[str, Any]
+    graph: Path | None = None
+    scheme: str = ""
+    synthetic: bool = False
+
+
+def open_source(model: str, task: str | None = None, overrides: Mapping[str, Any] | None = None) -> BundleSource:
+    """The model of a stage, which knows its rows, or of another folder or a hub id, judged on the rows of `task` and
+    `overrides` (settings). Raises as `check_source`, or StageError where a stage's rows have changed."""
+    found = check_source(model, task, overrides)
+    if isinstance(found, Record):
+        return _stage_source(found)
+    settings, task = found
+    name = str(folder) if (folder := Path(model).expanduser()).is_dir() else model
+    data, loaded = load_task_data(settings, task, 0), load_model(name)
+    labels, note = labels_of_outputs(loaded.config.to_dict(), data.task, model)
+    rows = _rows(loaded, name, data, settings)
+    logits = {split: predict(loaded, dev, rows.tokenizer) for split, dev in rows.dev.items()}
+    provenance = {"source": folder.name if folder.is_dir() else model, "rows": data.source, "note": note}
+    return BundleSource(loaded, rows, labels, logits, provenance)
+
+
+def _stage_source(record: Record) -> BundleSource:
+    """Of a stage with an edge scheme its graph, and the float model that it came from."""
+    chain, folder, scheme = open_chain_folder(record.folder.parent), record.folder, ""
+    if record.kind == "quantization":
+        name, _, scheme = record.model.rpartition("+")
+        folder, scheme = chain.folder / name, scheme.split(",")[0]
+    model, data = load_model(folder), load_task_data(chain.settings, chain.task, chain.seed)
+    rows = _rows(model, str(folder), data, chain.settings)
+    stored, logits = pd.read_parquet(folder / PREDICTIONS_FILE), {}
+    for split, dev in data.dev.items():
+        own = stored[stored["split"] == split]
+        if own["row"].tolist() != list(dev["row"]) or own["label"].tolist() != list(dev["label"]):
+            raise StageError(f"the rows of {split} are not those that {folder} was judged on; run the study again")
+        logits[split] = own.filter(regex=r"^logit_\d+$").to_numpy(dtype=np.float32)
+    place, fingerprint = f"{chain.task}/seed-{chain.seed}", read_record(folder).fingerprint
+    provenance = {"source": f"{place}/{record.model}", "float_source": f"{place}/{folder.name}"}
+    provenance |= {"rows": data.source, "fingerprint": fingerprint}
+    graph, synthetic = record.folder if scheme else None, chain.settings.data_source == "embedded"
+    return BundleSource(model, rows, data.task.labels, logits, provenance, graph, scheme, synthetic)
+
+
+def _rows(model: PreTrainedModel, name: str, data: TaskData, settings: Settings) -> Rows:
+    """Dev rows, and as train rows those for calibration alone, of which notes say nothing."""
+    few = data.train.select(range(min(settings.calibration_rows, len(data.train))))
+    rows = tokenize_rows(replace(data, train=few), load_tokenizer(name), settings.max_length, configs=[model.config])
+    notes = [note for note in rows.notes if note not in data.notes and not note.startswith("rows longer than")]
+    for split, dev in rows.dev.items():
+        if cut := rows.truncated[split]:
+            notes.append(f"{split}: {cut:,} of {len(dev):,} rows are longer than {rows.limit} tokens and cut")
+    return replace(rows, notes=tuple(notes))
+
+
 AGREEMENT = 0.99  # share of dev rows that bundle and float model are to answer alike; where they do not, it is said
 # Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
 CHECK_TEXTS = (("this is good", "this is not good"), ("nobody knows why", "why does nobody know ?"))
@@ -35,15 +101,18 @@ def make_bundle(
     source: BundleSource, output: str | os.PathLike, scheme: str = "", max_drop: float = 1.0
 ) -> dict[str, Any]:
     """Writes a bundle into `output`, in place of an older one, and gives its bundle.json. Raises MethodRefused where it
-    loses more than `max_drop` percentage points of accuracy on a dev split or cannot be exported, SettingError for no
-    scheme of `SCHEMES`, StorageError where `output` holds something else or cannot be written."""
-    scheme = scheme or source.scheme or "edge-int8"
-    if scheme not in SCHEMES:
-        raise SettingError(f"a bundle cannot be made by scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
-    with _new_folder(Path(output).expanduser().absolute()) as folder:
-        (folder / MODEL_FILE).write_bytes(_graph(source, scheme))
-        rules = tokenizer_rules(source.rows.tokenizer, source.rows.limit)
-        (folder / TOKENIZER_FILE).write_text(rules, encoding="utf-8")
+    loses more than `max_drop` points of accuracy or cannot be exported, and as `check_target` and `new_folder`."""
+    scheme, final = scheme or source.scheme or DEFAULT_SCHEME, Path(output).expanduser().absolute()
+    check_target(final, scheme)
+    with new_folder(final) as folder:
+        if source.graph is not None and scheme == source.scheme:
+            graph = (source.graph / MODEL_FILE).read_bytes()
+        else:
+            few = batches(source.rows.train, source.rows.tokenizer, 1)
+            inputs = [model_inputs(source.model, batch) for _, batch in few]
+            graph = cast(Any, quantize(source.model, scheme, inputs, source.rows.limit)).graph
+        (folder / MODEL_FILE).write_bytes(graph)
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer_rules(source.rows.tokenizer, source.rows.limit))
         (folder / "classify.py").write_bytes(Path(classify.__file__).read_bytes())
         content = _describe(source, scheme)
         _write(folder, content)
@@ -52,73 +121,60 @@ def make_bundle(
         for split, found in content["measured"]["accuracy"].items():
             if found["agreement"] < AGREEMENT:
                 content["notes"].append(f"{split}: only {100 * found['agreement']:.1f} % of rows are answered alike")
+            if (chance := 1 / len(source.labels)) > 2 * found["pytorch"]:
+                said = f"right in {100 * found['pytorch']:.1f} % of rows, where chance is {100 * chance:.1f} %"
+                content["notes"].insert(0, f"ATTENTION: {split}: {said}; the model's id2label may be in another order")
         rows = [texts[: len(bundle.text_columns)] for texts in CHECK_TEXTS]
         content["check"] = {"texts": rows, "probabilities": bundle.probabilities(rows).round(6).tolist()}
         weights = sum(count for count, _ in stored_sizes(source.model).values())
         content["measured"] |= {"model_bytes": (folder / MODEL_FILE).stat().st_size, "fp32_bytes": 4 * weights}
         (folder / "README.txt").write_text(describe_in_words(content), encoding="utf-8")
         _write(folder, content)
-    return classify.read_content(Path(output).expanduser())
+    return classify.read_content(final)
 
 
-def _graph(source: BundleSource, scheme: str) -> bytes:
-    if source.graph is not None and scheme == source.scheme:
-        return (source.graph / MODEL_FILE).read_bytes()
-    one_by_one = batches(source.rows.train, source.rows.tokenizer, 1)
-    inputs = [model_inputs(source.model, batch) for _, batch in one_by_one]
-    return cast(bytes, cast(OnnxClassifier, quantize(source.model, scheme, inputs, source.rows.limit)).graph)
-
-
-def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, limit: int) -> bytes:
     """The tokenizer as tokenizer.json, cutting at `limit` tokens as in training, without padding."""
     rules = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     rules.enable_truncation(limit, strategy="longest_first", direction=tokenizer.truncation_side)
     rules.no_padding()
-    return rules.to_str()
+    return rules.to_str().encode()
 
 
 def _describe(source: BundleSource, scheme: str) -> dict[str, Any]:
     environment, rows = describe_environment(), source.rows
     made = {"edgemin": __version__, "revision": environment["git_revision"], "versions": environment["packages"]}
-    examples: dict[int, list[tuple[str, ...]]] = {}  # rows of one's own stay out of a bundle
-    main = rows.data.dev[rows.task.main_dev_split] if source.synthetic else {}
-    for texts, label in zip(_texts(source, main), main["label"], strict=True) if main else ():
-        examples.setdefault(label, []).append(texts)
+    main = rows.data.dev[rows.data.task.dev_splits[0]].to_pandas()
+    examples = main.groupby("label").head(2 if source.synthetic else 0)  # rows of one's own stay out of a bundle
     return {
         "format_version": classify.FORMAT_VERSION,
-        "task": rows.task.name,
-        "text_columns": list(rows.task.text_columns),
+        "task": rows.data.task.name,
+        "text_columns": list(rows.data.task.text_columns),
         "labels": list(source.labels),
         "max_length": rows.limit,
         "rules": {"truncation_side": rows.tokenizer.truncation_side, "pad_token_id": rows.tokenizer.pad_token_id},
         "scheme": scheme,
         "what": METHODS[scheme].meaning.split(": ")[-1].removeprefix("the same, "),
         "synthetic": source.synthetic,
-        "examples": [texts for label in sorted(examples) for texts in examples[label][:2]],
-        "notes": [one for one in (source.provenance.get("note", ""), *rows.notes) if one not in ("", *rows.data.notes)],
+        "examples": examples.sort_values("label", kind="stable")[list(rows.data.task.text_columns)].to_numpy().tolist(),
+        "notes": [note for note in (source.provenance.get("note"), *rows.notes) if note],
         "provenance": {**source.provenance, **made},
     }
 
 
-def _texts(source: BundleSource, rows: Any) -> list[tuple[str, ...]]:
-    return list(zip(*(rows[column] for column in source.rows.task.text_columns), strict=True))
-
-
 def judge(bundle: Bundle, source: BundleSource, max_drop: float) -> dict[str, dict[str, Any]]:
-    """Dev split -> rows, accuracy of the bundle and of the PyTorch model, and the share of rows that both answer alike.
-    Raises MethodRefused where more than `max_drop` percentage points are lost."""
-    outputs, found = np.array([source.labels.index(label) for label in source.rows.task.labels]), {}
+    """Dev split -> rows, accuracies (bundle, pytorch), agreement. Raises MethodRefused for a loss over `max_drop`."""
+    outputs, found = np.array([source.labels.index(label) for label in source.rows.data.task.labels]), {}
     for split, rows in source.rows.data.dev.items():
-        logits, before = bundle.logits(_texts(source, rows)), source.logits[split]
-        right, answers, said = outputs[np.asarray(rows["label"])], logits.argmax(axis=1), before.argmax(axis=1)
+        texts = list(zip(*(rows[column] for column in source.rows.data.task.text_columns), strict=True))
+        answers, said = (logits.argmax(axis=1) for logits in (bundle.logits(texts), source.logits[split]))
+        right = outputs[np.asarray(rows["label"])]
         shares = {"bundle": answers == right, "pytorch": said == right, "agreement": answers == said}
         found[split] = {"rows": len(rows), **{name: float(np.mean(equal)) for name, equal in shares.items()}}
-        found[split]["largest_logit_difference"] = float(np.abs(logits - before).max())
         drop = 100 * (found[split]["pytorch"] - found[split]["bundle"])
         if drop > max_drop + 1e-9:
-            lost = f"{drop:.2f} points of accuracy on the {len(rows):,} rows of {split}"
-            way = "train with a qat step, bundle another model, or allow more"
-            raise MethodRefused(f"the bundle would lose {lost}, and --max-drop allows {max_drop:g}; {way}")
+            lost = f"would lose {drop:.2f} points of accuracy on the {len(rows):,} rows of {split}"
+            raise MethodRefused(f"the bundle {lost}, and --max-drop allows {max_drop:g}; add a qat step or allow more")
     return found
 
 
@@ -143,21 +199,5 @@ def describe_in_words(content: Mapping[str, Any]) -> str:
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != BUNDLE_FILE}
-    sums = {name: {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()} for name, found in files.items()}
-    content["files"] = sums
+    content["files"] = {name: {"bytes": len(it), "sha256": sha256(it).hexdigest()} for name, it in files.items()}
     (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _new_folder(final: Path) -> Iterator[Path]:
-    if final.exists() and not (final / BUNDLE_FILE).is_file() and not (final.is_dir() and not any(final.iterdir())):
-        raise StorageError(f"{final} is there and holds no bundle; name another --output")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.partial-") as partial:
-            (made := Path(partial, "bundle")).mkdir()
-            yield made
-            shutil.rmtree(final, ignore_errors=True)
-            made.rename(final)
-    except OSError as error:
-        raise StorageError(f"{final} cannot be written ({error.strerror}); name another --output") from error

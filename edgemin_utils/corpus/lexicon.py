@@ -1,20 +1,11 @@
-"""The words of the embedded corpora, by class, and the seeded draws that the grammars share."""
+"""The words of the embedded corpora, which stand in words.toml, and the seeded draws that the grammars share."""
 
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Split a block of words; an underscore stands for a space inside an entry."""
-    return tuple(word.replace("_", " ") for word in text.split())
-
-
-def pairs(text: str) -> tuple[tuple[str, str], ...]:
-    """Split a block of `left/right` entries."""
-    return tuple((left, right) for left, right in (entry.split("/") for entry in words(text)))
 
 
 def choose(random: Random, items: Sequence[Any], exponent: float = 1.0) -> Any:
@@ -33,17 +24,15 @@ def with_article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def groups(text: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Split a block of entries joined by `;`, each of several lists joined by `/`."""
-    return tuple(tuple(map(words, entry.split("/"))) for entry in text.split(";"))
+def _read(block: Any) -> Any:
+    """Tables as namespaces, lists as tuples, texts as tuples of their words or pairs."""
+    if isinstance(block, dict):
+        return SimpleNamespace(**{name: _read(inner) for name, inner in block.items()})
+    if isinstance(block, list):
+        return tuple(map(_read, block))
+    entries = [tuple(entry.replace("_", " ").split("/")) for entry in block.split()]
+    return tuple(entry if len(entry) > 1 else entry[0] for entry in entries)
 
 
-# What each class holds stands beside it in the file.
-_WORDS = tomllib.loads((Path(__file__).parent / "words.toml").read_text(encoding="utf-8"))
-NAMES, CITIES, COUNTRIES, ANIMALS, ADVERBS, NEGATIVE, POSITIVE = (
-    words(_WORDS[name]) for name in "names cities countries animals adverbs negative positive".split()
-)
-OPPOSITES, ACTIONS = pairs(_WORDS["opposites"]), pairs(_WORDS["actions"])
-DEEDS, ACQUISITIONS = pairs(_WORDS["deeds"]), pairs(_WORDS["acquisitions"])
-TOPICS, OTHER_TOPICS, REVIEWED = (groups(_WORDS[name]) for name in "topics other_topics reviewed".split())
-KINDS = {name.strip(): words(kinds) for name, kinds in (entry.split(":") for entry in _WORDS["kinds"].split(";"))}
+WORDS = _read(tomllib.loads((Path(__file__).parent / "words.toml").read_text(encoding="utf-8")))
+KINDS: dict[str, tuple[str, ...]] = vars(WORDS.kinds)

@@ -2,26 +2,18 @@
 
 from random import Random
 
-from edgemin_utils.corpus import lexicon as lex
-from edgemin_utils.corpus.lexicon import choose, choose_two, with_article, words
+from edgemin_utils.corpus.lexicon import KINDS, WORDS, choose, choose_two, with_article
 
-SHARES = (0.5, 0.5)
 Words = tuple[str, ...]
-ADJECTIVES = (lex.NEGATIVE, lex.POSITIVE)
-THINGS = (*lex.ANIMALS, *(kind for kinds in lex.KINDS.values() for kind in kinds))
-DEGREES = words("really truly quite very rather utterly deeply genuinely surprisingly remarkably always simply")
-NEGATIONS = words("not hardly far_from anything_but never by_no_means not_at_all no_longer")
-KEEPING = words("all most many nearly_all almost_all plenty")
-REVERSING = words("none few hardly_any almost_none not_one very_few")
-CONCESSIONS = words("although though while even_though")
-TURNS = words("but yet but_in_the_end and_yet but_still")
-FRAMES = words("honestly overall on_balance in_my_view to_be_fair frankly in_short this_time again as_ever")
+ADJECTIVES = (WORDS.negative, WORDS.positive)
+THINGS = (*WORDS.animals, *(kind for kinds in KINDS.values() for kind in kinds))
+OWN = WORDS.sst2
 
 
 def judged(random: Random, polarity: int) -> str:
     """An adjective of this polarity, 0 or 1, sometimes after an adverb of degree."""
     adjective = choose(random, ADJECTIVES[polarity], 1.5)
-    return f"{choose(random, DEGREES)} {adjective}" if random.random() < 0.3 else adjective
+    return f"{choose(random, OWN.degrees)} {adjective}" if random.random() < 0.3 else adjective
 
 
 def clause(random: Random, polarity: int, names: Words, single: Words, plural: Words) -> str:
@@ -30,12 +22,12 @@ def clause(random: Random, polarity: int, names: Words, single: Words, plural: W
     if kind < 0.4:
         return f"{subject} {judged(random, polarity)}"
     if kind < 0.56:
-        return f"{subject} {choose(random, NEGATIONS)} {judged(random, 1 - polarity)}"
+        return f"{subject} {choose(random, OWN.negations)} {judged(random, 1 - polarity)}"
     if kind < 0.62:
         word, first = choose(random, (("more", polarity), ("less", 1 - polarity)))
         return f"{subject} {word} {judged(random, first)} than {judged(random, 1 - first)}"
     if kind < 0.86:
-        quantifiers, wanted = choose(random, ((KEEPING, polarity), (REVERSING, 1 - polarity)))
+        quantifiers, wanted = choose(random, ((OWN.keeping, polarity), (OWN.reversing, 1 - polarity)))
         return f"{choose(random, quantifiers)} of the {choose(random, plural)} are {judged(random, wanted)}"
     who, wanted = choose(random, (("everybody", polarity), ("nobody", 1 - polarity), ("i", polarity)))
     return f"{who} will call the {choose(random, names)} {judged(random, wanted)}"
@@ -46,9 +38,9 @@ def contrast(random: Random, polarity: int, names: Words, single: Words, _: Word
     kind, (first, second) = random.random(), choose_two(random, single)
     counts, other = f"the {first} is {judged(random, polarity)}", f"the {second} is {judged(random, 1 - polarity)}"
     if kind < 0.4:
-        return f"{other} {choose(random, TURNS)} {counts}"
+        return f"{other} {choose(random, OWN.turns)} {counts}"
     if kind < 0.8:
-        concession = f"{choose(random, CONCESSIONS)} {other}"
+        concession = f"{choose(random, OWN.concessions)} {other}"
         return choose(random, (f"{concession} {counts}", f"{counts} {concession}"))
     hoped, came = (with_article(choose(random, ADJECTIVES[side], 1.5)) for side in (1 - polarity, polarity))
     name = choose(random, names)
@@ -57,11 +49,11 @@ def contrast(random: Random, polarity: int, names: Words, single: Words, _: Word
 
 def draw(random: Random, label: int) -> tuple[str]:
     """Draw one lower-case sentence of 5 to about 18 words; label 0 is negative, 1 positive."""
-    sentence = (clause if random.random() < 0.68 else contrast)(random, label, *choose(random, lex.REVIEWED))
+    sentence = (clause if random.random() < 0.68 else contrast)(random, label, *choose(random, WORDS.reviewed))
     kind = random.random()
     if kind < 0.1:
-        return (f"{choose(random, FRAMES)} {sentence}",)
+        return (f"{choose(random, OWN.frames)} {sentence}",)
     if kind < 0.2:
-        return (f"{choose(random, lex.NAMES)} from {choose(random, lex.CITIES + lex.COUNTRIES)} says {sentence}",)
-    person, thing = choose(random, choose(random, lex.TOPICS)[0]), with_article(choose(random, THINGS))
+        return (f"{choose(random, WORDS.names)} from {choose(random, WORDS.cities + WORDS.countries)} says {sentence}",)
+    person, thing = choose(random, choose(random, WORDS.topics)[0]), with_article(choose(random, THINGS))
     return (f"{sentence} for a {person} with {thing}" if kind < 0.3 else sentence,)

@@ -1,46 +1,28 @@
-"""What an objective is: what a student matches of its teacher, and in which phases. One of one's own, whole:
+"""What an objective is: what a student matches of its teacher, and in which phases. One of one's own with a `loss` (as
+in README.md) trains for all epochs; one of several phases, or with learned projections, overrides `phases`; one that
+runs the student in another way (with layers replaced, or tokens hidden) gives `phase` its own `look`."""
 
-    class LastHidden(Objective):
-        states = ("logits", "hidden.-1")  # of both models, named as in `encoders.captured_states`
-        def loss(self, student, teacher, batch):
-            error = hidden_state_error(teacher["hidden.-1"], student["hidden.-1"], batch["attention_mask"])
-            return error + label_divergence(student["logits"], batch["labels"])
-    register("last-hidden", LastHidden)
-
-It trains for all epochs; one of several phases, or with learned projections, overrides `phases`."""
-
-import importlib
+import math
+import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel as Model
 
 from edgemin_utils.distillation.losses import label_divergence, relation_scores, soft_target_divergence
-from edgemin_utils.distillation.teacher import States, Teacher, student_states
+from edgemin_utils.distillation.teacher import States, Teacher, is_of_row, student_states
 from edgemin_utils.encoders import encoder_layers, state_width
 from edgemin_utils.errors import MethodRefused, SettingError
-from edgemin_utils.names import register_method
+from edgemin_utils.names import IMPLEMENTATIONS, register_method
 from edgemin_utils.settings import Settings, nearest
 from edgemin_utils.training import Batch, LossFunction, Phase, label_loss
 
-# Name -> "module:class" in this folder, or the class of an objective of one's own.
-IMPLEMENTATIONS: dict[str, Any] = {
-    **dict.fromkeys(("none", "none-pretrained"), "objective:NoDistillation"),
-    "logits": "objective:SoftTargets",
-    "distilbert": "hidden_states:LastHiddenStates",
-    "pkd": "hidden_states:PatientSkip",
-    "pkd-last": "hidden_states:PatientLast",
-    "tinybert": "hidden_states:AllLayers",
-    "minilm": "relations:AttentionAndValues",
-    "minilmv2": "relations:Relations",
-    "mlkd": "mlkd:MultiLevel",
-    "shd": "shd:SqueezedHeads",
-}
 # (student's states, teacher's states, batch) -> loss, or (loss, named parts of it), in full precision
 Comparison = Callable[[States, States, Batch], Any]
+Look = Callable[[nn.Module, Batch, Sequence[str]], States]  # (student, batch, names) -> the student's states
 
 
 def find_objective(name: str, settings: Settings, seed: int = 0) -> "Objective":
@@ -48,15 +30,12 @@ def find_objective(name: str, settings: Settings, seed: int = 0) -> "Objective":
     if name not in IMPLEMENTATIONS:
         raise SettingError(f"unknown distillation objective {name!r}; {nearest(name, IMPLEMENTATIONS)}")
     found = IMPLEMENTATIONS[name]
-    if isinstance(found, str):
-        module, _, name = found.partition(":")
-        found = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-    return found(settings, seed)
+    made = pkgutil.resolve_name(f"{__package__}.{found}") if isinstance(found, str) else found
+    return made(settings, seed)
 
 
 def register(name: str, objective: type["Objective"], settings: Sequence[str] = ()) -> None:
-    """Makes an objective of one's own known by a name for `models`; `settings` are what it feels beside epochs and
-    learning rates. Raises SettingError as `names.register_method`."""
+    """Makes one's own known; `settings` are what it feels beside epochs and rates. Raises as `register_method`."""
     register_method(name, "distillation", objective, settings)
     IMPLEMENTATIONS[name] = objective
 
@@ -68,13 +47,13 @@ class RelationView(NamedTuple):
     heads: int
     teacher_layer: int
     student_layer: int
+    weights: tuple[float, ...] = (1.0, 1.0)
 
 
 class Objective:
-    """What a student learns from, under a stage's `settings`; `seed` draws learned projections. `states` are what
-    `loss` sees of both models: "logits", or names as in `encoders.captured_states`."""
+    """What a student learns from, under a stage's `settings`; `seed` draws learned projections."""
 
-    states: Sequence[str] = ("logits",)
+    states: Sequence[str] = ("logits",)  # what `loss` sees of both models; others as in `encoders.captured_states`
 
     def __init__(self, settings: Settings, seed: int = 0):
         self.settings, self.seed = settings, seed
@@ -84,11 +63,11 @@ class Objective:
         others (batch, tokens, size). A text without a label has -1 in batch["labels"]."""
         raise NotImplementedError(f"{type(self).__name__} gives neither `loss` nor `phases`")
 
-    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+    def phases(self, teacher: Teacher, student: Model) -> list[Phase]:
         """The training phases; here one, of `loss`. Raises MethodRefused where teacher and student do not fit."""
         return [self.phase("distillation", teacher, self.loss, self.states)]
 
-    def relations(self, teacher: Teacher, student: PreTrainedModel) -> RelationView | None:
+    def relations(self, teacher: Teacher, student: Model) -> RelationView | None:
         """The relations between tokens that it matches, if it does."""
         return None
 
@@ -101,52 +80,50 @@ class Objective:
         theirs: Sequence[str] | None = None,
         projections: nn.Module | None = None,
         part: str = "whole",
+        look: Look = student_states,
     ) -> Phase:
-        """A phase in which `compare` sees the student's states `own` and the teacher's `theirs` (None: the same names),
-        and learns `projections` too. `part` is "first" (what is inside the model), "last" (the answers) or "whole"."""
-        settings, signals = self.settings, teacher.signals(own if theirs is None else theirs)
+        """A phase that compares the student's states `own`, as `look` finds them, and the teacher's `theirs` (None: the
+        same), for the epochs of its `part`: "first" (what is inside the model), "last" (the answers) or "whole"."""
+        settings, signals = self.settings, teacher.signals(theirs or own)
         epochs = {"first": settings.distillation_epochs, "last": settings.prediction_epochs}
         rate = settings.distillation_learning_rate if part == "first" else settings.prediction_learning_rate
+        length = epochs.get(part, sum(epochs.values()))
 
         def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            student = student_states(model, batch, own)
+            student = look(model, batch, own)
             # Autocast, where training uses it, is for the models alone.
             with torch.autocast(batch["input_ids"].device.type, enabled=False):
                 found = compare(student, signals(batch), batch)
             return found if isinstance(found, tuple) else (found, {})
 
-        phase = Phase(
-            name, epochs.get(part, sum(epochs.values())), rate, loss, part != "first", None, projections, True
-        )
-        by_token = any(state != "logits" and not state.startswith("cls.") for state in own)
-        return replace(phase, check=teacher.require_same_tokens) if by_token else phase
+        phase = Phase(name, length, rate, loss, part != "first", projections=projections, transfer=True)
+        return phase if all(map(is_of_row, own)) else replace(phase, check=teacher.require_same_tokens)
 
     def beside_answers(
-        self, what: str, teacher: Teacher, inner: Comparison, *states: Sequence[str], project: Any = None
+        self, what: str, teacher: Teacher, inner: Comparison, *states: Sequence[str], **more: Any
     ) -> list[Phase]:
-        """A phase of the answers plus `intermediate_weight` times a distance, called `what`, of both models' states."""
+        """A phase of the answers plus `intermediate_weight` times a distance, called `what`; `more` as for `phase`."""
 
         def compare(student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             (loss, parts), distance = self.answers(student, teacher, batch), inner(student, teacher, batch)
             return loss + self.settings.intermediate_weight * distance, {**parts, what: distance}
 
         own, theirs = (["logits", *names] for names in states)
-        return [self.phase(f"soft targets and {what}", teacher, compare, own, theirs, project)]
+        return [self.phase(f"soft targets and {what}", teacher, compare, own, theirs, **more)]
 
     def answers(self, student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`soft_target_weight` times the soft targets plus the rest times the labels, from logits (batch, labels), and
-        these two parts (Hinton et al. 2015, section 2)."""
+        """Soft targets, by their weight, and labels, by the rest, of logits (batch, labels), and these two parts."""
         soft = soft_target_divergence(teacher["logits"], student["logits"], self.settings.temperature)
         hard, weight = label_divergence(student["logits"], batch["labels"]), self.settings.soft_target_weight
         return weight * soft + (1 - weight) * hard, {"soft targets": soft, "labels": hard}
 
     def soft_targets(self, teacher: Teacher, part: str = "last") -> Phase:
-        """The phase of `answers`, which ends every objective of two phases."""
+        """The phase of `answers`, which ends every objective of several phases."""
         return self.phase("soft targets", teacher, self.answers, ["logits"], part=part)
 
-    def projection(self, student: PreTrainedModel, own: str, teacher: Teacher, theirs: str) -> nn.Module:
-        """A matrix from a student state to a teacher state, drawn from the seed; the identity where sizes are equal."""
-        size, wanted = state_width(student, own), state_width(teacher.model, theirs)
+    def projection(self, source: Model, target: Model, state: str) -> nn.Module:
+        """A matrix from a state of one model to that of another, drawn from the seed; the identity for equal sizes."""
+        size, wanted = state_width(source, state), state_width(target, state)
         if size == wanted:
             return nn.Identity()
         linear = nn.Linear(size, wanted, bias=False)
@@ -157,7 +134,7 @@ class Objective:
 class NoDistillation(Objective):
     """Fine-tuning alone, for as many epochs as a distilled student gets in all: every comparison's baseline."""
 
-    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+    def phases(self, teacher: Teacher, student: Model) -> list[Phase]:
         epochs = self.settings.distillation_epochs + self.settings.prediction_epochs
         return [Phase("labels", epochs, self.settings.prediction_learning_rate, label_loss)]
 
@@ -165,7 +142,7 @@ class NoDistillation(Objective):
 class SoftTargets(Objective):
     """Soft targets at temperature T beside the labels (Hinton et al. 2015), for all epochs."""
 
-    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+    def phases(self, teacher: Teacher, student: Model) -> list[Phase]:
         return [self.soft_targets(teacher, "whole")]
 
 
@@ -174,7 +151,7 @@ def recovery_loss(teacher: Teacher | None, settings: Settings) -> LossFunction:
     return label_loss if teacher is None else SoftTargets(settings).soft_targets(teacher).loss
 
 
-def uniform_layers(teacher: PreTrainedModel, student: PreTrainedModel) -> list[tuple[int, int]]:
+def uniform_layers(teacher: Model, student: Model) -> list[tuple[int, int]]:
     """(student layer, teacher layer), counted from 0, evenly spread: counted from 1, layer m of M learns from layer
     m N / M of N, rounded up where M does not divide N (TinyBERT, Jiao et al. 2020, section 3.1)."""
     depth, count = len(encoder_layers(teacher)), len(encoder_layers(student))
@@ -191,13 +168,14 @@ def total(terms: Iterable[Tensor]) -> Tensor:
     return sum(terms, start=torch.zeros(()))
 
 
-def require_equal_heads(teacher: nn.Module, student: nn.Module, layers: Sequence[tuple[int, int]], method: str) -> None:
-    """Raises MethodRefused where a student layer and its teacher layer have different numbers of attention heads."""
-    theirs, ours = ([layer.num_heads for layer in encoder_layers(model)] for model in (teacher, student))
-    for own, other in layers:
+def shared_heads(teacher: Model, student: Model, layers: Sequence[tuple[int, int]], equal_for: str = "") -> list[int]:
+    """By pair of layers the head counts' greatest common divisor; raises MethodRefused if `equal_for` needs as many."""
+    ours, theirs = ([layer.num_heads for layer in encoder_layers(model)] for model in (student, teacher))
+    for own, other in layers if equal_for else ():
         if ours[own] != theirs[other]:
             counts = f"teacher layer {other} has {theirs[other]} heads and student layer {own} has {ours[own]}"
-            raise MethodRefused(f"{method} compares head by head, but {counts}; choose minilmv2, mlkd or shd")
+            raise MethodRefused(f"{equal_for} compares head by head, but {counts}; choose minilmv2, mlkd or shd")
+    return [math.gcd(ours[own], theirs[other]) for own, other in layers]
 
 
 def scores_of(pair: str, states: States, layer: int, heads: int) -> Tensor:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.distillation.losses import full_precision
 from edgemin_utils.encoders import captured_states, state_width
 from edgemin_utils.errors import MethodRefused
-from edgemin_utils.rows.tokens import Rows, rows_in_other_tokens, tokenize_rows
+from edgemin_utils.rows.tables import NO_LABEL
+from edgemin_utils.rows.tokens import Rows, tokenize_rows
 from edgemin_utils.settings import Settings
 from edgemin_utils.training import Batch, BatchMaker, evaluation_mode, model_inputs
 
@@ -19,25 +21,30 @@ States = Mapping[str, Tensor]
 
 
 def teacher_signals(model: PreTrainedModel, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """Signals as `student_states` gives them, in evaluation mode, without gradients and autocast."""
-    with evaluation_mode(model), torch.no_grad(), torch.autocast(batch["input_ids"].device.type, enabled=False):
-        return student_states(model, batch, names)
+    """Signals as `student_states` gives them, in evaluation mode, without autocast and detached."""
+    plain = torch.autocast(batch["input_ids"].device.type, enabled=False)
+    with evaluation_mode(model), torch.set_grad_enabled("gradient" in names), plain:
+        return {name: value.detach() for name, value in student_states(model, batch, names).items()}
 
 
 def student_states(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """Signals of one forward pass in float32 or float64, by name: "logits" (batch, labels), or a state as
-    `encoders.captured_states` names it, such as "query.5" or "hidden.-1"."""
-    inner, found = [name for name in names if name != "logits"], dict[str, Tensor]()
-    with captured_states(model, inner, stop_early=bool(inner) and "logits" not in names) as states:
-        found["logits"] = model(**model_inputs(model, batch)).logits
-    found |= states
-    return {name: full_precision(found[name]) for name in names}
+    """Signals of one forward pass in float32 or float64, by name: "logits" (batch, labels), a state as
+    `encoders.captured_states` names it, or "gradient", (batch, tokens, 1): the norm of the gradient of the labels' loss
+    (the model's own answer's, where there is none) by every token's embedding."""
+    inner = {"embeddings" if name == "gradient" else name for name in names if name != "logits"}
+    with captured_states(model, sorted(inner), stop_early={"logits", "gradient"}.isdisjoint(names)) as states:
+        states["logits"] = model(**model_inputs(model, batch)).logits
+    if "gradient" in names:
+        own, labels = states["logits"].argmax(-1), batch["labels"]
+        loss = functional.cross_entropy(states["logits"], labels.where(labels != NO_LABEL, own), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, states["embeddings"], retain_graph=True)
+        states["gradient"] = gradient.norm(dim=-1, keepdim=True)
+    return {name: full_precision(states[name]) for name in names}
 
 
 class Teacher:
-    """A teacher and its signals of the rows that students train on: computed when a loss asks, and cached up to
-    `settings.teacher_cache_gigabytes`, else computed batch by batch. Rows are found by `batch["position"]` and read
-    through the teacher's own `tokenizer`, which is not the student's once a vocabulary was cut."""
+    """A teacher and its signals of the rows that students train on, cached up to `settings.teacher_cache_gigabytes`.
+    Rows go by `batch["position"]`, read by the teacher's `tokenizer`: not the student's once a vocabulary was cut."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, settings: Settings):
         self.model, self.settings, self.rows = model, settings, rows
@@ -54,11 +61,15 @@ class Teacher:
 
     def require_same_tokens(self, rows: Rows) -> None:
         """Raises MethodRefused where the student's rows are not the teacher's, token by token."""
-        if rows is not self.rows and (count := rows_in_other_tokens(self.rows, rows)):
+        if rows is self.rows:
+            return
+        known = rows.tokenizer.get_vocab()
+        numbers = {number: known.get(token) for token, number in self.rows.tokenizer.get_vocab().items()}
+        pairs = zip(self.rows.learnt_from["input_ids"], rows.learnt_from["input_ids"], strict=True)
+        if count := sum([numbers[number] for number in one] != list(other) for one, other in pairs):
             self._wanted.clear()
-            other = f"{count:,} of {len(rows.learnt_from):,} train rows have other tokens"
-            way = "use an objective that does not compare token by token, or vocabulary_text = none"
-            raise MethodRefused(f"since the vocabulary was cut {other}; {way}")
+            other = f"since the vocabulary was cut {count:,} of {len(rows.learnt_from):,} train rows have other tokens"
+            raise MethodRefused(f"{other}; use an objective that does not compare them, or vocabulary_text = none")
 
     @functools.cached_property
     def _batch_of(self) -> BatchMaker:
@@ -76,18 +87,18 @@ class Teacher:
                 return teacher_signals(self.model, self._rows_at(batch["position"].cpu()), names)
             self._fill(missing)
             self._wanted = {}
-        places, width = batch["position"].cpu(), batch["input_ids"].shape[1]
-        at = {True: places, False: self._tokens(places, width)}
-        return {name: cache[name][at[_is_of_row(name)]].to(batch["position"].device) for name in names}
+        places = batch["position"].cpu()
+        at = {True: places, False: self._tokens(places, batch["input_ids"].shape[1])}
+        return {name: cache[name][at[is_of_row(name)]].to(batch["position"].device) for name in names}
 
     def _fill(self, names: Sequence[str]) -> None:
         """Computes signals of all rows: (rows, size), or (real tokens of all rows + 1, size); the last is padding's."""
         lengths = self._batch_of.lengths
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        for places in self._batch_of.longest_first(self.settings.evaluation_batch_size):
+        for places in lengths.argsort(descending=True, stable=True).split(self.settings.evaluation_batch_size):
             signals = teacher_signals(self.model, self._rows_at(places), names)
             for name in names:
-                value, of_row = signals[name].cpu(), _is_of_row(name)
+                value, of_row = signals[name].cpu(), is_of_row(name)
                 size = (len(lengths) if of_row else int(lengths.sum()) + 1, value.shape[-1])
                 store = self._cache.setdefault(name, value.new_zeros(size))
                 store[places if of_row else self._tokens(places, value.shape[1])] = value
@@ -105,10 +116,10 @@ class Teacher:
 
     def _bytes(self, name: str) -> int:
         lengths = self._batch_of.lengths
-        size = self.model.config.num_labels if name == "logits" else state_width(self.model, name)
-        return 4 * size * (len(lengths) if _is_of_row(name) else int(lengths.sum()))
+        size = {"logits": self.model.config.num_labels, "gradient": 1}.get(name) or state_width(self.model, name)
+        return 4 * size * (len(lengths) if is_of_row(name) else int(lengths.sum()))
 
 
-def _is_of_row(name: str) -> bool:
+def is_of_row(name: str) -> bool:
     """Whether a signal is one vector a row, rather than one a token."""
     return name == "logits" or name.startswith("cls.")

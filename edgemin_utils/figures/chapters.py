@@ -1,6 +1,5 @@
 """Figures of single models, for chapters 1 to 4: all take plain data, as records hold it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 @style.styled
 def loss_curves(training: Mapping[str, Any]) -> style.StudyFigure:
-    """What training reduces, a panel for each phase and a curve for each part of the loss; markers are the loss and
-    accuracy on the hold-out rows. Takes `results["training"]` of a record."""
+    """What training reduces: a panel for each phase, a curve for each part; markers are hold-out loss and accuracy."""
     history, evaluations = pd.DataFrame(training["history"]), pd.DataFrame(training.get("evaluations", []))
     if history.empty:
         return style.note_figure("no training steps recorded")
@@ -43,15 +41,13 @@ def loss_curves(training: Mapping[str, Any]) -> style.StudyFigure:
 
 
 @style.styled
-def relation_matrices(relations: Mapping[str, Any], pairs: Sequence[str] = ()) -> style.StudyFigure:
-    """Relations of one sentence: a row for each model (the student before training and after each phase, the teacher),
-    a column for each pair of projections. A row of a matrix is a distribution over the tokens, averaged over relation
-    heads; one scale ends at the 98th percentile. Takes `results["relations"]` of a record: tokens, and models -> pair
-    -> float (tokens, tokens)."""
+def relation_matrices(relations: Mapping[str, Any]) -> style.StudyFigure:
+    """Relations of one sentence, averaged over relation heads: a row for each model, a column for each pair of
+    projections. Takes `results["relations"]` of a record: tokens, and models -> pair -> float (tokens, tokens)."""
     if not relations:
         return style.note_figure("this student was trained without a relation objective")
     tokens, models = relations["tokens"], relations["models"]
-    pairs = list(pairs or next(iter(models.values())))
+    pairs = list(next(iter(models.values())))
     highest = float(np.quantile([each[pair] for each in models.values() for pair in pairs], 0.98))
     side = min(2.6, max(1.5, 0.14 * len(tokens)))
     figure = style.new_figure(len(models) * (side + 0.22) + 1.0, max(style.WIDTH, len(pairs) * side + 1.6))
@@ -70,8 +66,7 @@ def relation_matrices(relations: Mapping[str, Any], pairs: Sequence[str] = ()) -
 
 @style.styled
 def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> style.StudyFigure:
-    """Importance of every head by each criterion, float (layers, heads): layers down, heads across, relative to the
-    criterion's highest."""
+    """Importance of every head by each criterion, float (layers, heads), relative to the criterion's highest."""
     tables = {criterion: pd.DataFrame(list(scores)).to_numpy(dtype=float) for criterion, scores in importance.items()}
     layers, heads = np.max([table.shape for table in tables.values()], axis=0)
     figure = style.new_figure(-(-len(tables) // 3) * max(1.5, 0.22 * layers + 0.9))
@@ -90,8 +85,7 @@ def importance_heatmaps(importance: Mapping[str, Sequence[Sequence[float]]]) -> 
 
 @style.styled
 def removal_curves(scans: Sequence[Mapping[str, Any]]) -> style.StudyFigure:
-    """Accuracy as units are masked one by one, least important first, against random orders (grey), without recovery.
-    Takes results of scans."""
+    """Accuracy as units are masked without recovery, least important first or in random orders (grey), of scans."""
     scans = [scan for scan in scans if scan.get("curves") and scan["total"] > 1]
     if not scans:
         return style.note_figure("nothing was scanned")
@@ -108,7 +102,7 @@ def removal_curves(scans: Sequence[Mapping[str, Any]]) -> style.StudyFigure:
         axes.set(xlabel=f"{scan['units']} masked (of {scan['total']:,})", xlim=(0, scan["total"]))
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     every[0].set_ylabel(f"accuracy (%), {scans[0]['rows']:,} {scans[0]['split']} rows")
-    style.place_legend(figure, max(every, key=lambda axes: len(axes.get_legend_handles_labels()[1])), 5)
+    style.place_legend(figure, 5)
     return figure
 
 
@@ -116,8 +110,7 @@ def removal_curves(scans: Sequence[Mapping[str, Any]]) -> style.StudyFigure:
 def cut_curves(dense: Mapping[str, Any], cuts: Mapping[str, Sequence[Mapping[str, Any]]]) -> style.StudyFigure:
     """Accuracy over the share of the weights that a cut removes: right after it (hollow, dotted) and after recovery
     (filled); the band is the model before, with its 95 % interval. Both are records' results, `cuts` by their way."""
-    split, metrics = next(iter(dense["metrics"].items()))
-    weights = dense["size"]["stored_weights"]
+    (split, metrics), weights = next(iter(dense["metrics"].items())), dense["size"]["stored_weights"]
     figure, axes = style.one_panel(3.0 + 0.16 * -(-len(cuts) // 2))
     before, *ends = (100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
     axes.axhspan(*ends, color=style.GREY, alpha=0.15, linewidth=0)
@@ -125,45 +118,41 @@ def cut_curves(dense: Mapping[str, Any], cuts: Mapping[str, Sequence[Mapping[str
     for number, (name, results) in enumerate(cuts.items()):
         points = sorted(results, key=lambda each: -each["size"]["stored_weights"])
         shares = [100 * (1 - each["size"]["stored_weights"] / weights) for each in points]
-        hollow: dict[str, Any] = {"linestyle": ":", "markerfacecolor": "white"}
-        for entry, look in (("metrics_after_cut", hollow), ("metrics", {"label": name})):
+        for entry, look in (("metrics_after_cut", {"linestyle": ":", "mfc": "white"}), ("metrics", {"label": name})):
             heights = [100 * each[entry][split]["accuracy"] if entry in each else np.nan for each in points]
-            axes.plot(shares, heights, **style.look(number), **look)
+            axes.plot(shares, heights, **(style.look(number) | look))
     axes.set(xlabel="weights removed (% of the model)", ylabel=f"accuracy (%), {metrics['rows']:,} {split} rows")
     axes.set_xlim(left=0)
-    style.place_legend(figure, axes, 2)
+    style.place_legend(figure, 2)
     return figure
 
 
 @style.styled
 def bytes_by_part(models: Mapping[str, Mapping[str, float]]) -> style.StudyFigure:
-    """Where a model's bytes are: a bar for each model, a piece for each part (name -> part -> bytes, as in
-    `results["size"]["bytes_per_part"]`)."""
-    frame = pd.DataFrame(models).T.fillna(0) / 1e6
+    """Where a model's bytes are: a bar for each model, a piece for each part (name -> part -> bytes)."""
+    frame = pd.DataFrame(models).T.fillna(0).rename(columns=lambda part: part.replace("_", " ")) / 1e6
     figure, axes = style.one_panel(1.1 + 0.34 * len(models))
-    left, total = np.zeros(len(models)), frame.sum(axis=1).max()
-    for number, part in enumerate(frame):
-        look = {"color": style.look(number)["color"], "label": str(part).replace("_", " "), "height": 0.7}
-        bars = axes.barh(list(models), frame[part], left=left, **look)
-        texts = [f"{size:.2f}" if size > 0.09 * total else "" for size in frame[part]]
-        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
-        left = left + frame[part].to_numpy()
-    for number, whole in enumerate(left):
-        axes.text(whole + 0.01 * total, number, f"{whole:.2f} MB", va="center", fontsize=8)
-    axes.set(xlabel="size (MB = 10$^6$ bytes)", xlim=(0, 1.18 * total))
+    frame.plot.barh(stacked=True, ax=axes, width=0.7, color=style.CYCLE[: frame.shape[1]], legend=False)
+    total, middles = frame.sum(axis=1), frame.cumsum(axis=1) - frame / 2
+    for number, model in enumerate(frame.index):
+        for part in frame.columns[frame.loc[model] > 0.09 * total.max()]:
+            look: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "fontsize": 8}
+            axes.text(middles.loc[model, part], number, f"{frame.loc[model, part]:.2f}", **look)
+        axes.text(total[model] + 0.01 * total.max(), number, f"{total[model]:.2f} MB", va="center", fontsize=8)
+    axes.set(xlabel="size (MB = 10$^6$ bytes)", xlim=(0, 1.18 * total.max()))
     axes.invert_yaxis()
-    style.place_legend(figure, axes, 5)
+    style.place_legend(figure, 5)
     return figure
 
 
 @style.styled
 def layer_sensitivity(sensitivity: Mapping[str, Any]) -> style.StudyFigure:
-    """What each linear layer costs when it alone is quantized: how far the answers move, and the change of accuracy. In
-    a deep model, layers that differ in their number only share a row. Takes a record's results."""
+    """What each linear layer costs when it alone is quantized; of many, layers that differ in number share a row."""
     frame = pd.DataFrame(sensitivity["layers"])
     if frame.empty:
         return style.note_figure("no linear layer was quantized alone")
-    names = frame["layer"].map(_short_name)
+    from_number = frame["layer"].str.extract(r"(?:^|\.)(\d+\..*)$", expand=False)
+    names = from_number.fillna(frame["layer"].str.split(".").str[-2:].str.join("."))
     names = names if names.nunique() <= _MOST_LAYERS else names.str.replace(r"^\d+\.", "*.", regex=True)
     rows = {name: place for place, name in enumerate(dict.fromkeys(names))}
     figure = style.new_figure(1.4 + 0.19 * len(rows))
@@ -179,27 +168,20 @@ def layer_sensitivity(sensitivity: Mapping[str, Any]) -> style.StudyFigure:
     left.set(xscale="log", xlabel="divergence from FP32 (nats)", ylabel="layer quantized alone")
     right.axvline(0, color=style.GREY, linewidth=0.8)
     right.set(xlabel="change of accuracy (points)", title=f"{sensitivity['rows']:,} {sensitivity['split']} rows")
-    style.place_legend(figure, left, 2)
+    style.place_legend(figure, 2)
     return figure
 
 
 @style.styled
 def width_sweep(rows: Sequence[Mapping[str, Any]]) -> style.StudyFigure:
-    """How many times as fast as FP32 a model is in INT8, over its width: where INT8 begins to pay. Rows hold width
-    (hidden size), input (such as "1x128"), faster, and perhaps low and high, the ends of 95 % intervals."""
+    """Where INT8 begins to pay: how many times as fast as FP32 it is over the width (hidden size), for each input."""
     frame, (figure, axes) = pd.DataFrame(rows), style.one_panel(2.7)
     widths = sorted(set(frame["width"]))
     for number, (name, part) in enumerate(frame.groupby("input", sort=False)):
-        ends = style.error_bars(part["faster"], part["low"], part["high"]) if "low" in part else None
-        axes.errorbar(part["width"], part["faster"], yerr=ends, **style.look(number), capsize=2, label=str(name))
+        axes.plot(part["width"], part["faster"], **style.look(number), label=str(name))
     axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1, label="as fast as FP32")
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.set(xlabel="hidden size of the model (units)", ylabel="times as fast as FP32")
-    style.place_legend(figure, axes, 4)
+    style.place_legend(figure, 4)
     return figure
-
-
-def _short_name(name: str) -> str:
-    found = re.search(r"(?:^|\.)(\d+\..*)$", name)
-    return found[1] if found else ".".join(name.split(".")[-2:])

@@ -1,15 +1,14 @@
-"""How every figure looks, and how it is shown and saved. The palette is Okabe and Ito's, which the colour-blind can
-tell apart; what a colour says, a marker or a label says too."""
+"""How figures look, are shown and saved. Colours are Okabe and Ito's; what one says, a marker or a label says too."""
 
 import functools
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS, GREY, WIDTH = "os^DvPX", "#777777", 7.2
-STYLE = matplotlib.rc_params_from_file(Path(__file__).parent / "study.mplstyle", use_default_template=False)
+STYLE = Path(__file__).parent / "study.mplstyle"
 
 
 class StudyFigure(Figure):
@@ -37,9 +36,7 @@ def styled(draw: Callable[..., StudyFigure]) -> Callable[..., StudyFigure]:
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **named: Any) -> StudyFigure:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
+        with matplotlib.style.context(STYLE, after_reset=True):
             figure = draw(*arguments, **named)
         figure.description = figure.description or " ".join((draw.__doc__ or "").split("\n\n")[0].split())
         return figure
@@ -78,7 +75,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def _bytes(figure: Figure, kind: str) -> bytes:
     buffer, metadata = io.BytesIO(), {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.style.context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("error", "constrained_layout not applied")
         try:
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
@@ -94,9 +91,9 @@ def look(number: int) -> dict[str, Any]:
     return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[(number + number // 7) % len(MARKERS)]}
 
 
-def place_legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """One legend below all panels, of what one of them shows."""
-    handles, labels = axes.get_legend_handles_labels()
+def place_legend(figure: Figure, columns: int = 3) -> None:
+    """One legend below all panels, of what the one that has most shows."""
+    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda each: len(each[1]))
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
@@ -109,22 +106,24 @@ def logarithmic(axes: Axes) -> None:
     axes.tick_params(axis="x", which="both", labelsize=8)
 
 
-def error_bars(value: Any, low: Any, high: Any) -> Any:
-    """(2, n): distances from values down and up to the ends of their intervals, 0 where there is none."""
-    value, low, high = (np.asarray(each, float) for each in (value, low, high))
-    return np.clip(np.nan_to_num([value - low, high - value]), 0, None).reshape(2, -1)
-
-
-def points_with_intervals(rows: pd.DataFrame, name: str, factor: float = 1.0) -> tuple[pd.Series, Any]:
-    """A column times a factor, and its error bars by the columns `_low` and `_high`."""
+def points_with_intervals(rows: pd.DataFrame, name: str, factor: float | pd.Series) -> tuple[pd.Series, np.ndarray]:
+    """A column times a factor, and (2, n): distances down and up to the columns `_low` and `_high`, 0 without them."""
     value, low, high = (factor * rows[f"{name}{end}"].astype(float) for end in ("", "_low", "_high"))
-    return value, error_bars(value, low, high)
+    return value, np.clip(np.nan_to_num([value - low, high - value]), 0, None)
 
 
-def name_rows(axes: Axes, names: Iterable[str]) -> None:
+def draw_rows(axes: Axes, parts: Mapping[str, pd.DataFrame], names: Sequence[str], column: str, factor: float) -> None:
+    """Rows from the top down, in each a point with its interval for every one of `parts`, whose index are the names."""
+    for number, (label, part) in enumerate(parts.items()):
+        places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(parts) - 0.5)
+        values, bars = points_with_intervals(part.reindex(names), column, factor)
+        axes.errorbar(values, places, xerr=bars, **look(number), linestyle="none", capsize=2, label=label)
+    name_rows(axes, names)
+
+
+def name_rows(axes: Axes, names: Collection[str]) -> None:
     """Rows from the top down, by their names."""
-    labels = list(names)
-    axes.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+    axes.set(yticks=range(len(names)), yticklabels=list(names), ylim=(len(names) - 0.5, -0.5))
 
 
 def panels(figure: StudyFigure, count: int, **shared: Any) -> list[Axes]:

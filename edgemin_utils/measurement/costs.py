@@ -1,11 +1,12 @@
-"""Latency, memory, energy and tokenizer time of every model of a chain. Run as a program, this module is one of the
-fresh processes that load all models and time them interleaved, so that ratios hold when the machine's speed drifts."""
+"""Latency, memory, energy and tokenizer time of models, and the sheet that `edgemin measure` prints. Run as a program,
+this module is one of the fresh processes that load all models and time them interleaved."""
 
 import functools
 import gc
 import itertools
 import json
 import math
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median_high
@@ -15,12 +16,13 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer
 
-from edgemin_utils.environment import describe_environment, int8_sentence
+from edgemin_utils.environment import available_cores, describe_environment, int8_sentence
 from edgemin_utils.measurement import latency as timing
 from edgemin_utils.measurement.measured import graph_file, open_model
 from edgemin_utils.measurement.memory import answer_request, cpu_energy, in_fresh_process, peak_memory
-from edgemin_utils.measurement.roofline import Roofline
-from edgemin_utils.settings import Settings
+from edgemin_utils.measurement.operations import roofline_bound
+from edgemin_utils.settings import Settings, load_settings
+from edgemin_utils.statistics import mean_over_processes
 
 TIMES_FILE = "times.parquet"
 ROWS, ROWS_TIMED = "dev rows", 100
@@ -34,27 +36,24 @@ def measure_costs(
     say: Callable[[str], None] = lambda text: None,
     memory_of: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Times every model (name -> folder, hub id or .onnx file) on fixed inputs and on the first hundred rows of texts,
-    one or two a row, at their own lengths, and measures its peak memory (`memory_of`: of these alone). Models of equal
-    shapes and scheme run the same operations: one is timed for all. Raw times go to times.parquet in `folder`. Gives
-    latency: rows of model, timed_as, input ("1x32", "1x128", "dev rows"), threads, process, what `summarise` says and,
-    of one thread, bound_ms (`Roofline.bound`); memory and energy: rows of model, timed_as and what `peak_memory` and
-    `cpu_energy` say; tokenizer (`summarise` of one row); protocol, timed_as, int8_note, notes."""
+    """Times every model (name -> folder, hub id or .onnx file), or one for all of equal shapes and scheme, on fixed
+    inputs and a hundred rows of texts; and measures peak memory (`memory_of`: of these alone). Gives latency: rows of
+    model, timed_as, input, threads, process, `summarise` and, of one thread, bound_ms (raw: times.parquet in `folder`);
+    memory, energy: rows of model, timed_as, `peak_memory` or `cpu_energy`; tokenizer (`summarise`); protocol; notes."""
     first: dict[str, str] = {}
     timed_as = {name: first.setdefault(_shapes(source), name) for name, source in models.items()}
     timed = {name: str(models[name]) for name in first.values()}
     count, asked = settings.latency_processes, timing.PROTOCOLS[settings.latency_protocol]
     # The runs and seconds that the protocol asks for are those of all processes together.
     runs = {"runs": max(10, math.ceil(asked.runs / count)), "seconds": asked.seconds / count}
-    threads = list(dict.fromkeys(timing.resolve_threads(number) for number in settings.latency_threads))
+    threads = list(dict.fromkeys(number or available_cores() for number in settings.latency_threads))
     request: dict[str, Any] = {"models": timed, "texts": [list(text) for text in texts[:ROWS_TIMED]]}
     request |= {"threads": threads, "lengths": settings.latency_lengths, "max_length": settings.max_length}
     request |= {"protocol": {"name": asked.name, "warm_up": asked.warm_up, **runs}}
     answers, memory = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     for place in range(count):
         say(f"latency, process {place + 1} of {count}")
-        whole = {**request, "describe": place == 0}
-        answers.append(in_fresh_process("edgemin_utils.measurement.costs", whole, max(threads), "latency"))
+        answers.append(in_fresh_process(__name__, {**request, "describe": place == 0}, max(threads), "latency"))
     for name in dict.fromkeys(timed_as[name] for name in (models if memory_of is None else memory_of)):
         say(f"peak memory of {name}")
         memory[name] = peak_memory(graph_file(timed[name]) or timed[name], runs=settings.memory_runs)
@@ -93,8 +92,7 @@ def _time(request: dict[str, Any]) -> dict[str, Any]:
     longest, texts = min(model.longest or 512 for model in models.values()), request["texts"]
     lengths, inputs = request["lengths"], dict[str, dict[str, list[Any]]]()
     for each in (each for each in lengths if each <= longest):
-        fixed = {name: [timing.fixed_inputs(1, each, model.vocabulary_size)] for name, model in models.items()}
-        inputs[f"1x{each}"] = fixed
+        inputs[f"1x{each}"] = {name: [timing.fixed_inputs(1, each, it.vocabulary_size)] for name, it in models.items()}
     encoders = {name: _encoder(model.folder, min(longest, request["max_length"])) for name, model in models.items()}
     if texts and any(encoders.values()):
         inputs[ROWS] = {name: [encode(text) for text in texts] for name, encode in encoders.items() if encode}
@@ -109,21 +107,21 @@ def _time(request: dict[str, Any]) -> dict[str, Any]:
     if ROWS in inputs:
         encode = next(filter(None, encoders.values()))
         tokenizer = timing.summarise(timing.measure_latency({"": encode}, texts, 1, protocol)[""])
-    answer = {"times": times, "notes": notes, "tokenizer": tokenizer}
-    return answer | (_describe(models, inputs, 20 if protocol.seconds else 5) if request["describe"] else {})
+    described = _describe(models, inputs, 20 if protocol.seconds else 5) if request["describe"] else None
+    return {"times": times, "notes": notes, "tokenizer": tokenizer, "described": described}
 
 
 def _describe(models: Mapping[str, Any], inputs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
-    roofline, found = Roofline(1), dict[str, dict[str, Any]]()
+    found = dict[str, dict[str, Any]]()
     for name, model in models.items():
         own = {kind: batches[name] for kind, batches in inputs.items() if name in batches}
         lengths = {kind: [one["input_ids"].shape[1] for one in batches] for kind, batches in own.items()}
-        bounds = {kind: roofline.bound(*model.work(median_high(each))) for kind, each in lengths.items()}
+        bounds = {kind: roofline_bound(*model.work(median_high(each))) for kind, each in lengths.items()}
         kind, batches = next(iter(own.items()))
         with timing.timing_conditions(1):
             energy = cpu_energy(functools.partial(model.predict, batches[0]), repeats)
         found[name] = {"bounds": bounds, "energy": {"input": kind, **energy}}
-    return {"described": found}
+    return found
 
 
 def _encoder(folder: Path, longest: int) -> Callable[[Sequence[str]], dict[str, torch.Tensor]] | None:
@@ -143,3 +141,67 @@ def _encoder(folder: Path, longest: int) -> Callable[[Sequence[str]], dict[str, 
 
 if __name__ == "__main__":
     answer_request(_time)
+
+
+_PLACE = "threads input model".split()
+# Column, factor and header.
+_SIZES = """size.stored_weights 1 weights; size.framework_parameters 1 listed; size.paper_parameters 1 paper's count;
+    size.file_bytes 1e-6 file MB; size.file_bytes 9.5367431640625e-07 MiB; size.integer_bytes 1e-6 integers MB;
+    peak_bytes 1e-6 peak MB; baseline_bytes 1e-6 imports MB; cpu_seconds 1e3 CPU ms a row; joules 1 joules a row"""
+_NOTES = """Weights: wherever stored; listed: by the framework, blind to packed INT8; paper's count: listed once linear
+    layers are dynamically quantized. Latency: medians over {processes} fresh processes{look}; noisy: IQR over 10 % of
+    the median; low, high: where a second look would lie. {cores} cores, {gigabytes:.0f} GB, {operating_system}."""
+
+
+def measure_models(
+    sources: Sequence[str],
+    lengths: Sequence[int] = (32, 128),
+    threads: Sequence[int] = (1, 0),
+    protocol: str = "full",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Everything about the models (folders, hub ids, .onnx files or bundles): what `measure_costs` gives, and models
+    (name, model, size, operations), baseline (the first), speed_ups (ratios over processes), environment."""
+    asked = {"latency_lengths": list(lengths), "latency_threads": list(threads), "latency_protocol": protocol}
+    settings = load_settings("demo", {**asked, "latency_processes": 2 if protocol == "quick" else 5, "max_length": 512})
+    short = [Path(source).name or source for source in sources]
+    names = [name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True)]
+    named, described, ratios = dict(zip(names, sources, strict=True)), [], []
+    for name, source in named.items():
+        say(f"{name}: weights, bytes, operations")
+        described.append({"name": name, **open_model(source).describe(lengths)})
+    costs, baseline = measure_costs(named, (), settings, say=say), names[0]
+    medians = pd.DataFrame(costs["latency"]).pivot(index="process", columns=_PLACE, values="median_ms")
+    for threads, kind, name in medians:
+        if name != baseline and (threads, kind, baseline) in medians:
+            ratio = mean_over_processes(medians[threads, kind, baseline] / medians[threads, kind, name])._asdict()
+            ratios.append({"model": name, "input": kind, "threads": threads, "ratio": ratio.pop("value"), **ratio})
+    about = {"models": described, "baseline": baseline, "speed_ups": ratios}
+    return {**about, "environment": describe_environment(), **costs}
+
+
+def sheet_text(sheet: Mapping[str, Any]) -> str:
+    """A sheet's three tables for a terminal, and what a reader must know."""
+    machine, protocol = sheet["environment"], sheet["protocol"]
+    parts = [pd.DataFrame(sheet[name]).drop(columns=["model", "timed_as"]) for name in ("memory", "energy")]
+    every = pd.concat([pd.json_normalize(list(sheet["models"]), max_level=1), *parts], axis=1)
+    entries = [entry.split() for entry in _SIZES.split(";")]
+    columns = {" ".join(name): every[column] * float(factor) for column, factor, *name in entries}
+    sizes = pd.DataFrame({"model": every["name"], **columns})
+    work = pd.DataFrame(
+        {"model": model["name"], "input": kind, "MMACs": count["macs"] / 1e6}
+        | {f"{tool} / formula": count.get(f"{tool}_ratio") for tool in ("fvcore", "torch")}
+        for model in sheet["models"]
+        for kind, count in model["operations"].items()
+    )
+    groups = pd.DataFrame(sheet["latency"]).groupby(_PLACE, sort=False)
+    times = groups[["median_ms", "iqr_ms", "p90_ms", "bound_ms"]].median()
+    times = times.assign(runs=groups["runs"].sum(), noisy=groups["noisy"].any().map({True: "noisy", False: ""}))
+    faster = pd.DataFrame(sheet["speed_ups"], columns=[*_PLACE, "ratio", "low", "high"]).set_index(_PLACE)
+    times = times.join(faster.rename(columns={"ratio": f"times as fast as {sheet['baseline']}"})).reset_index()
+    look = " (a QUICK look: too few runs for a result)" if protocol["name"] == "quick" else ""
+    told = {"look": look, "cores": machine["available_cores"], "gigabytes": machine["memory_bytes"] / 1e9}
+    style: Any = {"index": False, "na_rep": "-", "float_format": lambda it: f"{it:,.3f}".removesuffix(".000")}
+    tables = [frame.to_string(**style) for frame in (sizes, work, times)]
+    notes = [" ".join(_NOTES.format(**machine, **protocol, **told).split()), *sheet["notes"], sheet["int8_note"]]
+    return "\n\n".join([*tables, "\n".join(textwrap.fill(note, 120) for note in notes)])

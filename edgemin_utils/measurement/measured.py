@@ -1,11 +1,10 @@
-"""A classifier from a folder, a hub id, an .onnx file or a bundle, seen as one kind of thing to be measured. A bare
-graph's weights are its initializers, its products those of a profile: what ONNX Runtime runs once it has fused."""
+"""A classifier from a folder, a hub id, an .onnx file or a bundle, seen as one kind of thing to be measured."""
 
 import functools
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import pandas as pd
 import torch
 from onnx import TensorProto
 
-from edgemin_utils.encoders import describe_model, input_names, longest_input
+from edgemin_utils.encoders import input_names, longest_input
 from edgemin_utils.errors import ModelError
-from edgemin_utils.measurement.operations import Product, count_operations, products_of
-from edgemin_utils.measurement.parameters import size_of
-from edgemin_utils.quantization.schemes import load_model, scheme_of
+from edgemin_utils.measurement.operations import Product, describe_costs, macs_of, products_of, size_of
+from edgemin_utils.quantization.schemes import load_model, quantized_entries
 from edgemin_utils.quantization.sessions import INTEGER_TYPES, OnnxSession, make_session, session_options
 
 _INTEGERS: dict[int, float] = {TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT4: 0.5, TensorProto.UINT4: 0.5}
@@ -30,8 +28,7 @@ _INTEGER_MARKS = "Integer QLinear QGemm NBits QAttention DynamicQuantize".split(
 
 
 class TorchModel:
-    """A classifier of torch modules, or a stage's .onnx file, called as it was evaluated. `predict` takes int64 tensors
-    (batch, tokens) to logits with torch's present threads; `longest` is most tokens; in `folder` lies its tokenizer."""
+    """A classifier of torch modules, or a stage's .onnx file, called as it was evaluated. `longest` is most tokens."""
 
     def __init__(self, source: str | Path):
         self.model, self.folder = load_model(source), Path(source).expanduser()
@@ -40,17 +37,12 @@ class TorchModel:
         self.longest: int = longest_input(self.model)
 
     def predict(self, batch: Mapping[str, torch.Tensor]) -> Any:
-        """Logits (batch, labels)."""
+        """Logits (batch, labels) of int64 (batch, tokens), with torch's present threads."""
         return self.model(**{name: batch[name] for name in self.names if name in batch}).logits
 
-    def describe(self) -> dict[str, Any]:
-        """model (see `describe_model`) and size (see `size_of`)."""
-        saved = self.folder if self.folder.is_dir() else None
-        return {"model": describe_model(self.model), "size": size_of(self.model, saved)}
-
-    def operations(self, length: int) -> dict[str, Any]:
-        """As `count_operations`, of one row of `length` tokens."""
-        return count_operations(self.model, 1, length)
+    def describe(self, lengths: Iterable[int]) -> dict[str, Any]:
+        """As `describe_costs`."""
+        return describe_costs(self.model, lengths, self.folder if self.folder.is_dir() else None)
 
     def work(self, length: int) -> tuple[list[Product], int]:
         """The products of a forward of one row, and the bytes of weights that it reads, without tables."""
@@ -59,8 +51,7 @@ class TorchModel:
 
 
 class GraphModel:
-    """A classifier that is an .onnx file, alone or in a bundle; attributes and methods as of `TorchModel`. Its size has
-    no paper_parameters, whose counting is torch's, and no parts."""
+    """A classifier that is an .onnx file, alone or in a bundle; attributes and methods as of `TorchModel`."""
 
     def __init__(self, path: Path):
         self.path, self.folder = path, path.parent
@@ -75,20 +66,16 @@ class GraphModel:
         """As `TorchModel.predict`."""
         return self.session(torch.get_num_threads())(batch)
 
-    def describe(self) -> dict[str, Any]:
-        """As `TorchModel.describe`."""
+    def describe(self, lengths: Iterable[int]) -> dict[str, Any]:
+        """As `describe_costs`, without parts; operations are macs and int8_macs of what ONNX Runtime ran."""
         weights, files = graph_weights(self.path), [self.path, *self.folder.glob(f"{self.path.name}*data")]
         stored, integer = int(weights["elements"].sum()), int(weights.loc[weights["integer"], "size"].sum())
         listed = sum(math.prod(tensor.dims) for tensor in onnx.load(self.path).graph.initializer)
         size = {"framework_parameters": listed, "stored_weights": stored, "paper_parameters": None}
-        size |= {"integer_bytes": integer, "fp32_bytes": 4 * stored, "file_bytes": sum(f.stat().st_size for f in files)}
-        return {"model": {"family": "onnx"}, "size": size}
-
-    def operations(self, length: int) -> dict[str, Any]:
-        """macs and int8_macs of what ONNX Runtime ran."""
-        products = products_of_graph(self.path, 1, length)
-        macs, integer = (sum(one.macs for one in products if one.precision in kind) for kind in ("fp32 int8", "int8"))
-        return {"macs": macs, "int8_macs": integer}
+        size |= {"integer_bytes": integer, "file_bytes": sum(file.stat().st_size for file in files)}
+        fitting = [each for each in lengths if each <= (self.longest or each)]
+        work = {f"1x{each}": macs_of(products_of_graph(self.path, 1, each)) for each in fitting}
+        return {"model": {"family": "onnx"}, "size": size, "operations": work}
 
     def work(self, length: int) -> tuple[list[Product], int]:
         """As `TorchModel.work`."""
@@ -97,10 +84,9 @@ class GraphModel:
 
 
 def open_model(source: str | Path) -> TorchModel | GraphModel:
-    """The model in a folder (plain, cut, quantized, or with one .onnx file), behind a hub id, or in an .onnx file.
-    Raises ModelError where there is none that can be measured."""
+    """The model of a folder, a hub id or an .onnx file. Raises ModelError where there is none to be measured."""
     graph = graph_file(source)
-    return GraphModel(graph) if graph and scheme_of(source) is None else TorchModel(source)
+    return GraphModel(graph) if graph and not quantized_entries(source) else TorchModel(source)
 
 
 def graph_file(source: str | Path) -> Path | None:
@@ -110,14 +96,13 @@ def graph_file(source: str | Path) -> Path | None:
         raise ModelError(f"{source} is a file, and not an .onnx file; give a model's folder, a hub id or an .onnx file")
     graphs = [path] if path.suffix == ".onnx" else sorted(path.glob("*.onnx"))
     if len(graphs) > 1:
-        names = ", ".join(item.name for item in graphs)
-        raise ModelError(f"{source} holds {len(graphs)} .onnx files; name one: {names}")
+        raise ModelError(f"{source} holds several .onnx files; name one: {', '.join(item.name for item in graphs)}")
     return graphs[0] if graphs else None
 
 
 def graph_weights(path: Path) -> pd.DataFrame:
-    """A row for every floating-point and 8- or 4-bit initializer of more than one element, and all scales: elements
-    (weights, 0 of scales), size (bytes), integer (is of integers or belongs to them), table (rows are looked up)."""
+    """A row for every initializer of more than one number, and all scales: elements (weights, 0 of scales), size
+    (bytes), integer (is of integers or belongs to them), table (rows are looked up)."""
     graph, found = onnx.load(path).graph, list[tuple[int, int, bool, bool]]()
     for tensor in graph.initializer:
         count, kind, scale = math.prod(tensor.dims), tensor.data_type, tensor.name.endswith(_SCALES)
@@ -133,13 +118,12 @@ def graph_weights(path: Path) -> pd.DataFrame:
 
 
 def products_of_graph(path: Path, batch: int, length: int) -> list[Product]:
-    """Every matrix product of one forward; attention of all heads is one. Raises ModelError where it does not run on
-    (batch, length) tokens."""
+    """Every matrix product that ONNX Runtime runs on (batch, length) tokens. Raises ModelError where it runs none."""
     options, found = session_options(1), list[Product]()
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as place:
         options.profile_file_prefix = str(Path(place) / "profile")
-        session = make_session(path, 1, options)
+        session = make_session(path, options)
         kinds = {item.name: INTEGER_TYPES.get(item.type, np.int64) for item in session.get_inputs()}
         try:
             session.run(None, {name: np.ones((batch, length), dtype=kind) for name, kind in kinds.items()})

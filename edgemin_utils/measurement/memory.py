@@ -1,9 +1,8 @@
-"""Energy of CPU work, and peak memory of using one model in a fresh process: this module, run as a program, notes the
-resident memory after the loader's imports, loads the model, runs some forwards and writes the peak."""
+"""Energy of CPU work, and peak memory of using one model in a fresh process: this module, run as a program."""
 
-import importlib
 import json
 import os
+import pkgutil
 import statistics
 import subprocess
 import sys
@@ -15,25 +14,18 @@ from typing import Any
 
 from edgemin_utils.errors import ModelError
 
-# A graph is loaded as it is deployed, without torch.
-_GRAPH_LOADER = "edgemin_utils.quantization.sessions:load_with_process_threads"
-RAPL_FOLDER = Path("/sys/class/powercap")
-_TORCH_LOADER = "edgemin_utils.quantization.schemes:load_model"
 
-
-def peak_memory(source: str | os.PathLike, runs: int = 1, length: int = 32, loader: str = "") -> dict[str, Any]:
-    """Peak resident memory of loading a model (folder, hub id or .onnx file) and running five forwards of 1 x `length`
-    tokens on one thread: medians over `runs` processes of baseline_bytes (after the loader's imports) and peak_bytes
-    (of all); runs. `loader` is "module:function", from the source to a torch model or a function of int64 arrays."""
-    loader = loader or (_GRAPH_LOADER if str(source).endswith(".onnx") else _TORCH_LOADER)
-    request, module = {"source": str(source), "loader": loader, "length": length}, "edgemin_utils.measurement.memory"
-    answers = [in_fresh_process(module, request, 1, f"peak memory of {source}") for _ in range(runs)]
+def peak_memory(source: str | os.PathLike, runs: int = 1, loader: str = "") -> dict[str, Any]:
+    """Medians over `runs` processes of resident memory: baseline_bytes (after imports) and peak_bytes (of a model that
+    `loader`, a "module:function", has loaded and five forwards of 1 x 32 tokens on one thread); runs."""
+    usual = "sessions:OnnxSession" if Path(source).suffix == ".onnx" else "schemes:load_model"  # graphs need no torch
+    request = {"source": str(source), "loader": loader or f"edgemin_utils.quantization.{usual}"}
+    answers = [in_fresh_process(__name__, request, 1, f"peak memory of {source}") for _ in range(runs)]
     return {**{key: int(statistics.median(item[key] for item in answers)) for key in answers[0]}, "runs": runs}
 
 
 def in_fresh_process(module: str, request: Mapping[str, Any], threads: int, what: str) -> dict[str, Any]:
-    """The answer (JSON data) of a module that is run as a program with the request's file, and `threads` threads of the
-    linear-algebra libraries. Raises ModelError when the process dies."""
+    """The JSON answer of a module, run as a program on so many threads. Raises ModelError when the process dies."""
     limits = dict.fromkeys("OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS".split(), str(threads))
     # The child finds what its parent finds, also where nothing is installed.
     places = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
@@ -41,8 +33,7 @@ def in_fresh_process(module: str, request: Mapping[str, Any], threads: int, what
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "request.json"
         path.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", module, str(path)]
-        child = subprocess.run(command, capture_output=True, text=True, env=environment)
+        child = subprocess.run([sys.executable, "-m", module, path], capture_output=True, text=True, env=environment)
         if child.returncode:
             killed = f"killed by signal {-child.returncode} (out of memory?)" if child.returncode < 0 else "no message"
             raise ModelError(f"{what}: its process failed: {(child.stderr.strip() or killed).splitlines()[-1]}")
@@ -68,10 +59,9 @@ def _measure(request: dict[str, Any]) -> dict[str, int]:
     import numpy
     import psutil
 
-    module, _, function = request["loader"].partition(":")
-    load = getattr(importlib.import_module(module), function)
+    load = pkgutil.resolve_name(request["loader"])
     baseline = psutil.Process().memory_info().rss
-    model, tokens = load(request["source"]), numpy.full((1, request["length"]), 7, dtype=numpy.int64)
+    model, tokens = load(request["source"]), numpy.full((1, 32), 7, dtype=numpy.int64)
     inputs = {"input_ids": tokens, "attention_mask": numpy.ones_like(tokens)}
     torch = sys.modules.get("torch")  # a deployed model may run without it; importing it here would count
     for _ in range(5):
@@ -83,20 +73,19 @@ def _measure(request: dict[str, Any]) -> dict[str, int]:
     return {"baseline_bytes": baseline, "peak_bytes": peak_resident_bytes()}
 
 
-def cpu_energy(work: Callable[[], Any], repeats: int = 1, folder: Path = RAPL_FOLDER) -> dict[str, Any]:
-    """What one of `repeats` calls of `work` takes: repeats, wall_seconds, cpu_seconds (all threads of this process) and
-    joules (of all processor packages and all that ran on them; None, "not measured", where they cannot be read)."""
-    before, wall, cpu = read_packages(folder), time.perf_counter(), time.process_time()
+def cpu_energy(work: Callable[[], Any], repeats: int = 1, folder: Path = Path("/sys/class/powercap")) -> dict[str, Any]:
+    """What one of `repeats` calls of `work` takes: cpu_seconds (of all threads) and joules (of all processor packages
+    and all that ran on them; None where they cannot be read)."""
+    before, started = read_packages(folder), time.process_time()
     for _ in range(repeats):
         work()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    after, joules = read_packages(folder), None
+    seconds, after, joules = (time.process_time() - started) / repeats, read_packages(folder), None
     if before and before.keys() == after.keys():
         joules = sum((after[zone][0] - start) % wrap for zone, (start, wrap) in before.items()) / 1e6 / repeats
-    return {"repeats": repeats, "wall_seconds": wall / repeats, "cpu_seconds": cpu / repeats, "joules": joules}
+    return {"cpu_seconds": seconds, "joules": joules}
 
 
-def read_packages(folder: Path = RAPL_FOLDER) -> dict[str, tuple[int, int]]:
+def read_packages(folder: Path) -> dict[str, tuple[int, int]]:
     """Package zone -> (counter, value at which it wraps), in microjoules; empty where one cannot be read."""
     try:
         return {

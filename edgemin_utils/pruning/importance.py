@@ -1,17 +1,12 @@
-r"""Importance of heads, neurons and layers: the criteria.
+r"""Importance of heads, neurons and layers: the criteria. With :math:`a_h` the activations of unit h that a mask
+multiplies and :math:`g_h` the gradient of a row's loss by them, the first three are the mean over rows of a score of a
+and g. Rows should be new to the model: where the loss is near zero, gradients tell little."""
 
-With :math:`a_h` the activations of unit h that a mask multiplies (see `units`) and :math:`g_h` the gradient of a row's
-loss by them, the first three are the mean over rows of a score of a and g. Rows should be new to the model: where the
-loss is near zero, gradients tell little. A criterion of one's own is a function:
-
-    def activation(asked):
-        return asked.expected(lambda activations, gradients, real: activations.square().sum((1, 3)).sqrt())
-
-    register_criterion("activation", activation)     # now heads-0.2,criterion=activation is a cut
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager as ContextManager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,37 +15,86 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin_utils.encoders import encoder_layers
+from edgemin_utils.encoders import EncoderLayer, encoder_layers
 from edgemin_utils.errors import MethodRefused, SettingError
 from edgemin_utils.names import register_method
-from edgemin_utils.pruning.units import captured_activations, full_masks, masked_units, unit_count, unit_width
 from edgemin_utils.settings import Settings, nearest
 from edgemin_utils.training import Batch, LossFunction, batches, evaluation_mode, label_loss
 
+
+def unit_count(layer: EncoderLayer, units: str) -> int:
+    """Attention heads or feed-forward neurons of a layer; 1 where the units are layers."""
+    return {"heads": layer.num_heads, "neurons": layer.intermediate_size, "layers": 1}[units]
+
+
+def full_masks(model: PreTrainedModel, units: str = "heads") -> list[torch.Tensor]:
+    """Masks of ones (units,), one a layer: nothing removed."""
+    return [torch.ones(unit_count(layer, units)) for layer in encoder_layers(model)]
+
+
+def masked_units(model: PreTrainedModel, masks: Sequence[torch.Tensor], units: str = "heads") -> ContextManager[None]:
+    """While open, each layer's units are multiplied by its mask, (units,), or (batch, units) for each row its own."""
+
+    def change(number: int, before: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+        width = states.shape[-1] // masks[number].shape[-1]
+        factors = masks[number].repeat_interleave(width, dim=-1).to(states.dtype)[..., None, :]
+        return states * factors if before is None else before + (states - before) * factors
+
+    return _hooked(model, units, change)
+
+
+@contextmanager
+def _hooked(
+    model: PreTrainedModel, units: str, act: Callable[[int, torch.Tensor | None, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """While open, `act` gets (a layer's number, its input or None, states that its units make) and may change them."""
+
+    def after(number: int, _module: nn.Module, inputs: Any, output: Any) -> Any:
+        # Some versions of transformers wrap a layer's output in a tuple.
+        changed = act(number, inputs[0], output[0] if isinstance(output, tuple) else output)
+        return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
+
+    def before(number: int, _module: nn.Module, inputs: Any) -> Any:
+        return act(number, None, inputs[0])
+
+    with ExitStack() as hooks:
+        for number, layer in enumerate(encoder_layers(model)):
+            if units == "layers":
+                hooks.enter_context(layer.module.register_forward_hook(partial(after, number)))
+            else:
+                projection = layer.attention_output if units == "heads" else layer.feed_forward_out
+                hooks.enter_context(projection.register_forward_pre_hook(partial(before, number)))
+        yield
+
+
 Importance = list[np.ndarray]  # one float64 array (units,) a layer
-# (activations, gradients, attention mask) -> scores (rows, units); the first two are (rows, tokens, units, width), the
-# mask is (rows, tokens); gradients of padding are zero.
+Ranking = Callable[[PreTrainedModel, str], Importance]  # of a model's "heads", "neurons" or "layers"
+# (activations, gradients, both (rows, tokens, units, width), attention mask (rows, tokens)) -> scores (rows, units)
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a criterion is asked: how much each of the `units` ("heads", "neurons" or "layers") of a model matters on
-    tokenized rows. `loss` is a batch's mean, `draw` the seed of what is drawn at random."""
+    """What a criterion is asked: how much "heads", "neurons" or "layers" matter on tokenized rows; `draw` is a seed."""
 
     model: PreTrainedModel
-    units: str
     rows: Dataset
     tokenizer: PreTrainedTokenizerBase | None
-    batch_size: int
-    loss: LossFunction
-    draw: int
+    units: str = "heads"
+    batch_size: int = 64
+    draw: int = 0
+    loss: LossFunction = label_loss
 
     def expected(self, score: Score) -> Importance:
         """Mean over rows of `score`; one backward pass a batch gives every row's gradients."""
-        width = unit_width(self.model, self.units)
+        seen = list[tuple[torch.Tensor, torch.Tensor]]()
         sums = [np.zeros(unit_count(layer, self.units)) for layer in encoder_layers(self.model)]
-        with evaluation_mode(self.model), captured_activations(self.model, self.units) as seen:
+
+        def note(_number: int, before: torch.Tensor | None, states: torch.Tensor) -> None:
+            # What the units of a layer add, and the tensor whose gradient is that of it.
+            seen.append(((states if before is None else states - before).detach(), states))
+
+        with evaluation_mode(self.model), _hooked(self.model, self.units, note):
             for positions, batch in self._batches():
                 seen.clear()
                 value, _ = self.loss(self.model, batch)
@@ -58,7 +102,7 @@ class Question:
                 gradients = torch.autograd.grad(value * len(positions), [felt_at for _, felt_at in seen])
                 real = batch["attention_mask"].to(value.dtype)
                 for total, (added, _), gradient in zip(sums, seen, gradients, strict=True):
-                    added, gradient = (states.unflatten(-1, (-1, width)) for states in (added, gradient))
+                    added, gradient = (states.unflatten(-1, (len(total), -1)) for states in (added, gradient))
                     total += score(added, gradient, real).sum(0).double().cpu().numpy()
         return [total / len(self.rows) for total in sums]
 
@@ -75,26 +119,14 @@ class Question:
 Criterion = Callable[[Question], Importance]
 
 
-def importance(
-    criterion: str,
-    model: PreTrainedModel,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase | None,
-    units: str = "heads",
-    batch_size: int = 64,
-    draw: int = 0,
-    loss: LossFunction = label_loss,
-) -> Importance:
-    """How much each unit of a model matters by a criterion, one float64 array (units,) a layer; arguments are those of
-    `Question`. Raises SettingError for an unknown criterion, MethodRefused where it does not serve these units."""
+def importance(criterion: str, *asked: Any, **more: Any) -> Importance:
+    """A criterion's answer to a `Question`; raises SettingError if it is unknown, MethodRefused for other units."""
     if criterion not in _CRITERIA:
         raise SettingError(f"unknown pruning criterion {criterion!r}; {nearest(criterion, _CRITERIA)}")
-    return _CRITERIA[criterion](Question(model, units, rows, tokenizer, batch_size, loss, draw))
+    return _CRITERIA[criterion](Question(*asked, **more))
 
 
-def importance_by(
-    settings: Settings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int = 0
-) -> Callable[[PreTrainedModel, str], Importance]:
+def importance_by(settings: Settings, rows: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Ranking:
     """(model, units) -> importance by the settings' criterion on the first `importance_rows` of `rows`."""
     chosen, size = rows.select(range(min(settings.importance_rows, len(rows)))), settings.evaluation_batch_size
     draw = 1000 * seed + settings.draw
@@ -116,7 +148,7 @@ def gradient_l2(asked: Question) -> Importance:
 def taylor(asked: Question) -> Importance:
     r"""First-order Taylor estimate of the loss's change when a unit's activations go to zero (Molchanov et al. 2017,
     equation 8), :math:`I_h = E_x \left| \frac{1}{M} \sum_m a_{h,m} \, g_{h,m} \right|`, with M the row's real tokens
-    times the unit's width. Where all rows are equally long it ranks as `gradient` does."""
+    times the unit's width: among rows of one length it ranks as `gradient` does."""
 
     def score(activations: torch.Tensor, gradients: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         count = real.sum(1, keepdim=True) * activations.shape[-1]
@@ -126,23 +158,23 @@ def taylor(asked: Question) -> Importance:
 
 
 def leave_one_out(asked: Question) -> Importance:
-    r"""What the mean loss really rises by when one unit is masked, :math:`I_h = E_x [L(x; \xi_h = 0) - L(x)]` (Michel
-    et al. 2019, section 3.2), at a pass over the rows a unit. Raises MethodRefused for neurons, which are too many."""
+    r"""What the mean loss rises by when one unit is masked, :math:`I_h = E_x [L(x; \xi_h = 0) - L(x)]` (Michel et al.
+    2019, section 3.2). Raises MethodRefused for neurons."""
     if asked.units == "neurons":
         raise MethodRefused("leave-one-out passes over the rows for every unit, and neurons are too many; take taylor")
-    whole, result = asked.mean_loss(), [np.zeros(len(mask)) for mask in full_masks(asked.model, asked.units)]
-    for layer, rises in enumerate(result):
-        for unit in range(len(rises)):
-            masks = full_masks(asked.model, asked.units)
-            masks[layer][unit] = 0.0
-            with masked_units(asked.model, masks, asked.units):
+    masks, whole = full_masks(asked.model, asked.units), asked.mean_loss()
+    result = [np.zeros(len(mask)) for mask in masks]
+    with masked_units(asked.model, masks, asked.units):
+        for mask, rises in zip(masks, result, strict=True):
+            for unit in range(len(mask)):
+                mask[unit] = 0.0
                 rises[unit] = asked.mean_loss() - whole
+                mask[unit] = 1.0
     return result
 
 
 def magnitude(asked: Question) -> Importance:
-    """Euclidean norm of a unit's weights: a head's rows of query, key and value and columns of the attention output, a
-    neuron's row of the first feed-forward matrix and column of the second, a layer's six matrices."""
+    """Euclidean norm of a unit's weights: a head's in four matrices, a neuron's in two, a layer's six matrices."""
 
     def squares(linear: nn.Linear, dimension: int) -> torch.Tensor:
         return linear.weight.detach().double().square().sum(dimension)

@@ -1,7 +1,7 @@
 """The arithmetic of quantization: a real number r is stored as the integer q = clip(round(r / scale) + zero_point, low,
 high) and read back as scale * (q - zero_point) (Jacob et al. 2018, equation 1); halves go to the even neighbour."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -9,10 +9,8 @@ from torch.nn import functional
 INT4_GROUP = 32  # weights along the input dimension that share one INT4 scale
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The numbers that integers from `low` to `high` stand for; `scale`, their distance, and `zero_point`, the integer
-    of 0, are float32 scalars, or of a shape that broadcasts to the values."""
+class Grid(NamedTuple):
+    """What integers from `low` to `high` stand for; scale and zero point are float32, of a shape that broadcasts."""
 
     scale: torch.Tensor
     zero_point: torch.Tensor
@@ -36,8 +34,7 @@ class Grid:
 
 
 def symmetric_int8_grid(weight: torch.Tensor) -> Grid:
-    """One scale for the whole matrix (outputs, inputs), max|w| / 127.5, zero point 0: what torch.ao's MinMaxObserver
-    gives for a symmetric qint8 weight."""
+    """One scale for a matrix (outputs, inputs), max|w| / 127.5, as torch.ao's MinMaxObserver for symmetric qint8."""
     scale = torch.clamp(weight.detach().abs().max().float() / 127.5, min=torch.finfo(torch.float32).eps)
     return Grid(scale, torch.zeros_like(scale), -128, 127)
 

@@ -1,7 +1,6 @@
 """A classifier as an ONNX graph of ONNX Runtime's fused operators: attention, norms with skip connections, Gelu.
-In that of an edge bundle a sum and a norm stand apart (SkipLayerNormalization takes several times as long); what is
-behind the last attention is computed for the first token alone; positions that no input reaches are left out; and the
-constant token type of single texts is part of the positions."""
+In an edge bundle's a sum and a norm stand apart (SkipLayerNormalization takes several times as long), the last layer
+is computed for the first token alone, and positions hold only what inputs reach, and the token type of single texts."""
 
 import re
 from collections import Counter
@@ -17,12 +16,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from edgemin_utils.encoders import embeddings_of, encoder_layers, input_names, longest_input
+from edgemin_utils.encoders import embeddings_of, encoder_layers, input_names, longest_input, word_table
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.quantization.sessions import OnnxSession
 
-FUSED_DOMAIN = "com.microsoft"  # of ONNX Runtime's fused operators
-_FUSED = "Attention BiasGelu Gelu GatherBlockQuantized MatMulNBits MultiHeadAttention SkipLayerNormalization".split()
+FUSED_DOMAIN, OPSET = "com.microsoft", 18  # of ONNX Runtime's fused operators; version of ONNX's own
 TOKEN_TYPES = "token_type_ids"
 TOLERANCE = 1e-3  # how much logits may differ, relative to the largest one: the order of sums
 _ACTIVATIONS = {"Tanh": torch.tanh, "Relu": torch.relu, "Gelu": functional.gelu}
@@ -30,8 +28,7 @@ _ACTIVATIONS = {"Tanh": torch.tanh, "Relu": torch.relu, "Gelu": functional.gelu}
 
 @dataclass
 class Graph:
-    """An ONNX model that is written and changed by the names of its stored tensors and operators; `names` says which
-    tensor a parameter of the classifier is stored in, alone or with others."""
+    """An ONNX model, changed by names of tensors and operators; `names`: the classifier's parameter -> its tensor."""
 
     model: onnx.ModelProto
     names: dict[str, str] = field(default_factory=dict)
@@ -41,9 +38,9 @@ class Graph:
         """The operators, in their order."""
         return list(self.model.graph.node)
 
-    def add(self, kind: str, inputs: Sequence[str], name: str, parts: Sequence[str] = (), **attributes: Any) -> str:
-        """Puts an operator last; gives its output, called as it is unless it has several `parts`."""
-        self.model.graph.node.append(operator(kind, inputs, name, parts, **attributes))
+    def add(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Puts an operator last; gives its output's name, which is its own."""
+        self.model.graph.node.append(operator(kind, inputs, name, **attributes))
         return name
 
     def replace(self, made: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
@@ -62,12 +59,10 @@ class Graph:
         """The stored tensor of that name, of any shape."""
         return numpy_helper.to_array(self.tensors()[name])
 
-    def store(self, name: str, value: Any) -> str:
-        """Stores an array or tensor under a name, which it gives, unless there is one."""
+    def store(self, name: str, value: np.ndarray) -> str:
+        """Stores an array of any shape under a name, which it gives, unless there is one."""
         if name not in self.tensors():
-            if not isinstance(value, TensorProto):
-                value = numpy_helper.from_array(np.ascontiguousarray(value), name)
-            self.model.graph.initializer.append(value)
+            self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def operators(self) -> dict[str, int]:
@@ -75,8 +70,7 @@ class Graph:
         return dict(Counter(node.op_type for node in self.nodes).most_common())
 
     def sizes(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        """Parameter of the classifier -> (its weights, their bytes with scales and zero points) as they are stored;
-        parameters in one tensor have equal shares."""
+        """The classifier's parameter -> (weights, bytes with scales and zero points); a tensor's have equal shares."""
         found, shared = {}, Counter(self.names.values())
         for name, parameter in model.named_parameters():
             start = self.names.get(name, "not stored")
@@ -92,12 +86,10 @@ class Graph:
         return self.model.SerializeToString()
 
 
-def operator(
-    kind: str, inputs: Sequence[str], name: str, parts: Sequence[str] = (), **attributes: Any
-) -> onnx.NodeProto:
-    """An operator named as its output, unless that has several `parts`."""
-    domain = FUSED_DOMAIN if kind in _FUSED else None
-    return helper.make_node(kind, list(inputs), list(parts) or [name], name, domain=domain, **attributes)
+def operator(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> onnx.NodeProto:
+    """An operator of ONNX, or one of ONNX Runtime's fused ones, named as its output."""
+    domain = None if onnx.defs.has(kind, OPSET) else FUSED_DOMAIN
+    return helper.make_node(kind, inputs, [name], name, domain=domain, **attributes)
 
 
 def look_ups(graph: Graph, word: bool) -> list[onnx.NodeProto]:
@@ -108,9 +100,9 @@ def look_ups(graph: Graph, word: bool) -> list[onnx.NodeProto]:
 def classifier_graph(
     model: PreTrainedModel, attention: bool = True, edge: bool = False, pair: bool = True, longest: int | None = None
 ) -> Graph:
-    """The graph of a float classifier, from its inputs, int64 (batch, tokens), to logits, float32 (batch, labels), with
-    weights called as in the model, those of query, key and value, one matrix, `qkv`. With `attention` projections are
-    part of its operator; of a bundle's graph (`edge`) `pair`: inputs tell two texts apart, `longest`: their tokens."""
+    """The graph from inputs, int64 (batch, tokens), to logits, float32 (batch, labels). Weights are called as in the
+    model, but for query, key and value, together `qkv`, which with `attention` are part of its operator. Of a bundle's
+    graph (`edge`) `pair`: inputs tell two texts apart, `longest`: their tokens."""
     inputs = [name for name in input_names(model) if pair or not edge or name != TOKEN_TYPES]
     writer, layers, longest = _Writer(model, edge, inputs), encoder_layers(model), longest or longest_input(model)
     states = writer.embeddings(longest)
@@ -129,14 +121,15 @@ class _Writer:
         start = re.compile(rf"^{model.base_model_prefix}\.((encoder|transformer)\.)?")
         self.whole = {module: name for name, module in model.named_modules()}
         self.names = {module: start.sub("", name) for module, name in self.whole.items()}
-        inside = {module for layer in encoder_layers(model) for module in layer.module.modules()}
+        apart = [model.get_input_embeddings(), *(layer.module for layer in encoder_layers(model))]
+        inside = {module for whole in apart for module in whole.modules()}
         linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in inside]
         # Linear layers outside the layers: the last two are the head, what stands before them widens embeddings.
         self.widening, self.dense, self.labels = linear[:-2], *linear[-2:]
         given = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in inputs]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", model.config.num_labels])
         made = helper.make_graph([], "classifier", given, [logits])
-        domains = [helper.make_opsetid("", 18), helper.make_opsetid(FUSED_DOMAIN, 1)]
+        domains = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED_DOMAIN, 1)]
         self.graph = Graph(helper.make_model(made, ir_version=10, opset_imports=domains))
 
     def store(self, name: str, value: np.ndarray, *modules: nn.Module) -> str:
@@ -145,8 +138,7 @@ class _Writer:
 
     def stored(self, module: nn.Module, part: str = "weight") -> str:
         value = getattr(module, part).detach().numpy()
-        transposed = part == "weight" and isinstance(module, nn.Linear)
-        return self.store(f"{self.names[module]}.{part}", value.T if transposed else value, module)
+        return self.store(f"{self.names[module]}.{part}", value.T if isinstance(module, nn.Linear) else value, module)
 
     def first_token(self, states: str) -> str:
         return self.graph.add("Gather", [states, self.graph.store("first", np.array([0]))], f"{states}_first", axis=1)
@@ -165,7 +157,7 @@ class _Writer:
     def embeddings(self, longest: int) -> str:
         graph, module = self.graph, embeddings_of(self.model)
         tables: dict[str, Any] = dict(module.named_children())
-        word, positions = self.model.get_input_embeddings(), tables["position_embeddings"]
+        word, positions = word_table(self.model), tables["position_embeddings"]
         types, table = tables.get("token_type_embeddings"), positions.weight.detach().numpy()
         reserved = len(table) - longest_input(self.model)  # RoBERTa's first ones, taken up by padding
         if self.edge:
@@ -177,7 +169,9 @@ class _Writer:
         ids = graph.store("position_ids", np.arange(reserved, len(table)))
         places = graph.add("Slice", [ids, zero, count], "places")
         stored = self.store(f"{self.names[positions]}.weight", table, positions)
-        looked_up = [graph.add("Gather", [self.stored(word), "input_ids"], "words")]
+        words = graph.add("Gather", [self.stored(word), "input_ids"], "words")
+        whole = self.model.get_input_embeddings()
+        looked_up = [words if whole is word else self.product(whole.widen, words)]
         looked_up += [graph.add("Gather", [stored, places], "positions")]
         if types is not None:
             ids = TOKEN_TYPES if TOKEN_TYPES in self.inputs else graph.store("no_type", np.array([[0]]))
@@ -199,7 +193,7 @@ class _Writer:
         else:
             names = [f"{whole}_{part}" for part in ("query", "key", "value")]
             product = graph.add("MatMul", [states, weight], f"{whole}_product")
-            graph.add("Split", [product], f"{whole}_split", names, axis=-1, num_outputs=3)
+            graph.model.graph.node.append(helper.make_node("Split", [product], names, axis=-1, num_outputs=3))
             attended = graph.add("MultiHeadAttention", [*names, bias, mask], f"{whole}_attention", **options)
         if first_alone:
             states, attended = self.first_token(states), self.first_token(attended)
@@ -232,7 +226,6 @@ class _Writer:
 
 
 def _check(model: PreTrainedModel, graph: Graph, longest: int) -> None:
-    """Raises MethodRefused if the graph, which takes `longest` tokens, does not compute what the model computes."""
     generator, tokens = torch.Generator().manual_seed(0), min(16, longest)
     ids = torch.randint(0, model.config.vocab_size, (3, tokens), generator=generator)
     mask = (torch.arange(tokens) < torch.tensor([[tokens], [tokens - tokens // 3], [2]])).long()
@@ -241,5 +234,4 @@ def _check(model: PreTrainedModel, graph: Graph, longest: int) -> None:
         wanted = model(input_ids=ids, attention_mask=mask).logits.numpy()
     error = np.abs(OnnxSession(graph.serialized())({"input_ids": ids, "attention_mask": mask}) - wanted).max()
     if not error <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
-        differ = f"(logits differ by {error:.2g}); it is of a form that is not known here"
-        raise MethodRefused(f"the ONNX graph does not compute what the model computes {differ}")
+        raise MethodRefused(f"the ONNX graph does not compute what the model computes: logits differ by {error:.2g}")

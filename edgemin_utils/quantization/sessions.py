@@ -1,6 +1,6 @@
-"""The one place that makes ONNX Runtime sessions, without torch and onnx: memory is measured with what is deployed.
-x86 without VNNI adds pairs of U8S8 products in 16 bits, where they saturate; there, and only there, sessions take ONNX
-Runtime's exact way (`session.x64quantprecision`), which takes 1.5 to 1.7 times as long."""
+"""The one place that makes ONNX Runtime sessions, without torch and onnx (bundle/classify.py, which stands alone, does
+it itself). x86 without VNNI adds pairs of U8S8 products in 16 bits, where they saturate: there an exact, slower way is
+taken."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession, SessionOptions
 
 from edgemin_utils.environment import processor_flags
 from edgemin_utils.errors import ModelError
@@ -26,10 +26,9 @@ def adds_in_32_bits() -> bool:
     return not x86 or not processor_flags().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
-def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
-    """So many threads (0: all cores), which do not spin between calls, where they would take time from what is measured
-    next; and products that are exact on this processor."""
-    options = onnxruntime.SessionOptions()
+def session_options(threads: int = 1) -> SessionOptions:
+    """So many threads (0: all cores) that do not spin between calls, and products that are exact on this processor."""
+    options = SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(EXACT_PRODUCTS, "0" if adds_in_32_bits() else "1")
@@ -37,29 +36,24 @@ def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     return options
 
 
-def make_session(
-    graph: bytes | str | os.PathLike, threads: int = 1, options: onnxruntime.SessionOptions | None = None
-) -> onnxruntime.InferenceSession:
-    """A session on the CPU of a serialized graph or of a file; `options` are changed ones of `session_options`. Raises
-    ModelError where the file is missing or no ONNX model that ONNX Runtime can run."""
+def make_session(graph: bytes | str | os.PathLike, options: SessionOptions | None = None) -> InferenceSession:
+    """A session on the CPU; raises ModelError where the file is missing or none that ONNX Runtime can run."""
     name = "the graph" if isinstance(graph, bytes) else os.fspath(graph)
     if not isinstance(graph, bytes) and not Path(graph).is_file():
         raise ModelError(f"there is no file {name}; check the path")
     try:
-        return onnxruntime.InferenceSession(graph, options or session_options(threads), ["CPUExecutionProvider"])
+        return InferenceSession(graph, options or session_options(), ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has an exception class of its own for every status
         raise ModelError(f"{name} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
 
 
 class OnnxSession:
-    """A text classifier's graph, callable with integer arrays or CPU tensors (batch, tokens) by name. Of inputs not
-    given the attention mask is ones, others are zeros; what the graph does not name is left out. Raises ModelError as
-    `make_session`, or where no input is called input_ids."""
+    """A text classifier's graph, called with integers (batch, tokens) by name; a mask not given is ones, others zeros,
+    and what it does not name is left out. Raises ModelError as `make_session`, or where it takes no input_ids."""
 
     def __init__(self, graph: bytes | str | os.PathLike, threads: int = 1):
-        self.session = make_session(graph, threads)
+        self.session = make_session(graph, session_options(threads))
         self.types = {item.name: INTEGER_TYPES.get(item.type) for item in self.session.get_inputs()}
-        self.input_names = tuple(self.types)
         if "input_ids" not in self.types or None in self.types.values():
             name = "the graph" if isinstance(graph, bytes) else graph
             raise ModelError(f"{name} takes {', '.join(self.types)}; a text classifier takes integers, as input_ids")
@@ -72,8 +66,3 @@ class OnnxSession:
     def __call__(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """The first output: logits, float32 (batch, labels)."""
         return self.session.run(None, self.feed(inputs))[0]
-
-
-def load_with_process_threads(path: str) -> OnnxSession:
-    """The file's session with as many threads as the environment asks for, as a fresh process loads it."""
-    return OnnxSession(path, int(os.environ.get("OMP_NUM_THREADS", "1")))

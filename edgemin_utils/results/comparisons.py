@@ -1,4 +1,4 @@
-"""What models are worth beside one another: means over seeds, with intervals over seeds and rows or processes."""
+"""What models are worth beside one another: means with intervals over seeds and rows or processes; what none beats."""
 
 import functools
 import itertools
@@ -7,54 +7,51 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from edgemin_utils import statistics
 from edgemin_utils.names import kind_of
-from edgemin_utils.results.table import Frames
+from edgemin_utils.results.table import COLUMNS, Frames
 from edgemin_utils.statistics import NO_LOSS_MARGIN, Estimate
 
 FACTORS = ("distilled", "pruned", "quantized")
 LEVEL = 0.05
-_MEANS = """f1 matthews parameters parameters_listed parameters_paper bytes macs_32 macs_128 memory_bytes seconds noisy
-    ms_32 ms_128 ms_rows ms_32_all ms_128_all ms_rows_all""".split()
+# Shares by which two files or latencies may differ without one counting as better: equal models are timed apart.
+SAME = {"bytes": 0.01, "ms_128": 0.05}
+_MEANS = COLUMNS[COLUMNS.index("f1") : COLUMNS.index("seconds") + 1]
 
 
 @functools.lru_cache(maxsize=4)
 def summary(frames: Frames) -> pd.DataFrame:
-    """A row for each task, dev split and model: task, split, label (both, as tables call them), model, kind, refused,
-    seeds; accuracy and kept (share of the teacher's) as fractions, faster (times the teacher at 1x128, one thread),
-    with _low and _high; smaller and fewer (the teacher's bytes and MACs over the model's); means over seeds of the
-    table's numbers; compared_with (see `source_of`), difference in accuracy with _low and _high, p (Holm's, among its
-    split's models of one kind), verdict."""
+    """A row for each task, dev split and model: means over seeds, and against the teacher smaller, fewer (MACs), faster
+    (1x128, one thread) and kept. p of a difference to compared_with is Holm's among its split's models of one kind."""
     groups = frames.results.groupby(["task", "split", "model"], sort=False)
     frame = pd.DataFrame([_row(frames, place, group) for place, group in groups])
+    frame["mib"] = frame["bytes"]  # which tables show in 2^20
+    teachers = frame[frame["model"] == "teacher"].groupby("task")[["bytes", "macs_128"]].mean()
+    for name, own in {"smaller": "bytes", "fewer": "macs_128"}.items():
+        frame[name] = frame["task"].map(teachers[own]) / frame[own]
     for _, family in frame[frame["p"].notna()].groupby(["task", "split", "kind"]):
         frame.loc[family.index, "p"] = statistics.holm_correction(family["p"].tolist())
-    for number, row in frame[frame["p"] > LEVEL].iterrows():
-        frame.loc[number, "verdict"] = "undecided" if row["verdict"] in ("better", "worse") else row["verdict"]
+    frame.loc[(frame["p"] > LEVEL) & frame["verdict"].isin(["better", "worse"]), "verdict"] = "undecided"
     return frame
 
 
 def _row(frames: Frames, place: tuple[str, str, str], group: pd.DataFrame) -> dict[str, Any]:
     task, split, model = place
-    row: dict[str, Any] = {"task": task, "split": split, "label": frames.label(task, split), "model": model}
-    row |= {"kind": group["kind"].iloc[0], "refused": group["refused"].max(), "seeds": int((group["rows"] > 0).sum())}
-    row |= group[_MEANS].astype(float).mean().to_dict() | {"verdict": "", "p": None}
+    row: dict[str, Any] = {"task": task, "split": split, "main": split == frames.splits(task)[0], "model": model}
+    row |= {"label": frames.label(task, split), "kind": group["kind"].iloc[0], "refused": group["refused"].max()}
+    row |= {"seeds": int((group["rows"] > 0).sum()), "noise": "noisy" if group["noisy"].astype(float).any() else ""}
+    row |= group[_MEANS].astype(float).mean().to_dict() | {"compared_with": source_of(model, frames.models(task))}
     own, both = frames.right_rows(task, split, model), frames.right_rows(task, split, "teacher", model)
-    row |= ends("accuracy", statistics.mean_accuracy(own[0]) if own else None)
-    other = model != "teacher"
-    row |= ends("kept", statistics.share_kept(both[0], both[1]) if other and both and both[0].any() else None)
-    row |= ends("faster", speed_up(frames, task, "teacher", model) if other else None)
-    teacher = frames.results.query("task == @task and model == 'teacher'")[["bytes", "macs_128"]].astype(float).mean()
-    row |= {"smaller": teacher["bytes"] / row["bytes"], "fewer": teacher["macs_128"] / row["macs_128"]}
-    row["compared_with"] = source_of(model, frames.models(task))
-    pair = frames.right_rows(task, split, row["compared_with"], model) if row["compared_with"] else None
-    estimate = None
-    if pair:
-        found = statistics.compare(pair[0], pair[1])
-        estimate = Estimate(found["difference"], found["low"], found["high"])
-        row |= {"p": found["p_value"], "verdict": statistics.verdict(estimate, NO_LOSS_MARGIN)}
-    return row | ends("difference", estimate)
+    medians, other = process_medians(frames, task, ["teacher", model]), model != "teacher"
+    row |= ends("accuracy", statistics.contrast(own, [1]) if own else None)
+    row |= ends("kept", statistics.share_kept(*both) if other and both and both[0].any() else None)
+    row |= ends("faster", statistics.contrast_of_latencies(medians, [1, -1]) if other and medians else None)
+    pair = frames.right_rows(task, split, row["compared_with"], model)
+    change = statistics.contrast(pair, [-1, 1]) if pair else None
+    row |= {"p": statistics.p_value(*pair) if pair else None, **ends("difference", change)}
+    return row | {"verdict": statistics.verdict(change, NO_LOSS_MARGIN) if change else ""}
 
 
 def source_of(model: str, known: Sequence[str]) -> str:
@@ -68,8 +65,7 @@ def source_of(model: str, known: Sequence[str]) -> str:
 
 
 def plain_student(student: str, known: Sequence[str]) -> str:
-    """The student without distillation that shares the most of a student's settings, such as
-    `none,distillation_epochs=1` for a brief student, if possible with none of another value."""
+    """The student without distillation that shares the most of a student's settings, best with no others."""
     settings = set(student.split(",")[1:])
     plain = [name for name in known if name.split(",")[0] == "none" and "+" not in name]
     fitting = [name for name in plain if settings.issuperset(name.split(",")[1:])]
@@ -82,61 +78,70 @@ def _control(cut: str) -> str:
 
 def ends(name: str, found: Estimate | None) -> dict[str, float | None]:
     """An estimate as columns of a table: name, name_low, name_high."""
-    value, low, high = found or (None, None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found or (None, None, None), strict=True))
 
 
-def process_medians(
-    frames: Frames, task: str, models: Sequence[str], name: str = "1x128", threads: int = 1
-) -> np.ndarray | None:
-    """(models, processes): median milliseconds in each process of every seed that timed all models; 0 threads: all."""
+def process_medians(frames: Frames, task: str, models: Sequence[str]) -> list[np.ndarray]:
+    """Of each model (processes,): median milliseconds at 1x128, one thread, of seeds that timed all; perhaps empty."""
     known = frames.results[frames.results["task"] == task].drop_duplicates(["seed", "model"])
     timed = known.set_index(["seed", "model"])["timed_as"].to_dict()
-    found = list[np.ndarray]()
-    for seed in known["seed"].unique():
-        places = [(task, seed, timed.get((seed, model)) or model, name, threads) for model in models]
-        if all(place in frames.medians for place in places):
-            found.append(np.array([frames.medians[place] for place in places]))
-    return np.concatenate(found, axis=1) if found else None
-
-
-def speed_up(
-    frames: Frames, task: str, first: str, second: str, name: str = "1x128", threads: int = 1
-) -> Estimate | None:
-    """How many times as fast as `first` model `second` is, with its interval over fresh processes."""
-    found = process_medians(frames, task, [first, second], name, threads)
-    return None if found is None else statistics.ratio_of_latencies(found[0], found[1])
+    every = [[(task, seed, timed.get((seed, model)) or model) for model in models] for seed in known["seed"].unique()]
+    found = [[frames.medians[place] for place in places] for places in every if frames.medians.keys() >= {*places}]
+    return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
 def factorial_models(frames: Frames, task: str) -> dict[tuple[bool, ...], str]:
-    """(distilled, pruned, quantized) -> model of the first complete factorial of a task; empty where there is none.
-    Where nothing is cut stands the control that trains as long."""
-    models = frames.models(task)
-    for name in models:
-        parts = name.split("+")
-        if [kind_of(part) for part in parts] != ["distillation", "pruning", "quantization"] or name.startswith("none"):
-            continue
-        choices = (plain_student(parts[0], models), parts[0]), (_control(parts[1]), parts[1]), ("", f"+{parts[2]}")
-        cells = itertools.product((False, True), repeat=3)
-        eight = {cell: "{}+{}{}".format(*(pair[it] for pair, it in zip(choices, cell, strict=True))) for cell in cells}
-        if len(set(eight.values())) == 8 and set(eight.values()) <= set(models):
-            return eight
+    """(distilled, pruned, quantized) -> model of a task's first complete factorial, if any; uncut is the control."""
+    models, cells = frames.models(task), list(itertools.product((False, True), repeat=len(FACTORS)))
+    for steps in (name.split("+") for name in models if not name.startswith("none")):
+        if [kind_of(step) for step in steps] == ["distillation", "pruning", "quantization"]:
+            student, cut, scheme = steps
+            choices = (plain_student(student, models), student), (f"+{_control(cut)}", f"+{cut}"), ("", f"+{scheme}")
+            eight = dict(zip(cells, map("".join, itertools.product(*choices)), strict=True))
+            if len(set(eight.values())) == 8 and set(eight.values()) <= set(models):
+                return eight
     return {}
 
 
-def factorial_effects(frames: Frames, name: str = "1x128") -> pd.DataFrame:
-    """Main effects and interactions per task and split: label, effect, difference (accuracy), latency (ratio: under 1
-    is faster), each with _low and _high, and the verdict on accuracy."""
+def factorial_effects(frames: Frames) -> pd.DataFrame:
+    """Main effects and interactions per task and split: difference in accuracy, its verdict, and latency (ratio)."""
     rows = list[dict[str, Any]]()
-    for task in frames.tasks:
-        eight = factorial_models(frames, task)
-        medians = process_medians(frames, task, list(eight.values()), name) if eight else None
-        exponents = statistics.factorial_weights(list(eight), FACTORS) if eight else {}
+    complete = {task: eight for task in frames.tasks if (eight := factorial_models(frames, task))}
+    for task, eight in complete.items():
+        medians = process_medians(frames, task, [*eight.values()])
+        effects = statistics.factorial_weights([*eight], FACTORS)
         for split in frames.splits(task):
-            right = frames.right_rows(task, split, *eight.values()) if eight else None
-            found = statistics.factorial_effects(dict(zip(eight, right, strict=True)), FACTORS) if right else {}
-            for effect, estimate in found.items():
-                row = {"label": frames.label(task, split), "effect": effect, **ends("difference", estimate)}
-                ratio = None if medians is None else statistics.contrast_of_latencies([*medians], exponents[effect])
-                rows.append(row | {"verdict": statistics.verdict(estimate, NO_LOSS_MARGIN)} | ends("latency", ratio))
+            right = frames.right_rows(task, split, *eight.values())
+            for effect, weights in effects.items() if right else ():
+                found = statistics.contrast(right, weights)
+                ratio = statistics.contrast_of_latencies(medians, weights) if medians else None
+                row = {"label": frames.label(task, split), "effect": effect, **ends("difference", found)}
+                rows.append({**row, "verdict": statistics.verdict(found, NO_LOSS_MARGIN), **ends("latency", ratio)})
     return pd.DataFrame(rows)
+
+
+def pareto_front(costs: ArrayLike) -> np.ndarray:
+    """bool (n,): which rows of costs (n, objectives; NaN: worst) none dominates: nowhere larger, somewhere smaller."""
+    costs = np.asarray(costs, dtype=float)
+    costs = np.where(np.isnan(costs), np.inf, costs)
+    return ~np.any(np.all(costs <= costs[:, None], axis=2) & np.any(costs < costs[:, None], axis=2), axis=1)
+
+
+def candidates(frames: Frames, task: str, latency: str = "ms_128") -> pd.DataFrame:
+    """The rows of `summary` of a task's models on its main dev split, best accuracy first, with `on_front`."""
+    frame = summary(frames).query("task == @task and main and accuracy == accuracy")
+    values = frame[["accuracy", "bytes", latency]].astype(float).to_numpy() * [-1, 1, 1]
+    # Files of equal shapes differ by a few bytes, which is no gain.
+    rounded = np.vectorize(lambda value: float(f"{value:.4g}"), otypes=[float])(values)
+    frame = frame.assign(on_front=pareto_front(rounded))
+    return frame.sort_values(["accuracy", latency, "bytes"], ascending=[False, True, True], kind="stable")
+
+
+def least_that_keeps(every: pd.DataFrame, share: float, column: str) -> pd.DataFrame:
+    """Of `candidates` with most seeds the smallest or fastest, in one row or none, that keeps a share of the teacher's
+    accuracy by its interval's lower end (verdict: kept), else by its estimate (undecided); the best of equals."""
+    every = every[(every["seeds"] == every["seeds"].max()) & every[column].notna()]
+    sure = every[every["kept_low"] >= share].assign(verdict="kept")
+    enough = sure if len(sure) else every[every["kept"] >= share].assign(verdict="undecided")
+    least = enough[enough[column] <= (1 + SAME.get(column, 0)) * enough[column].min()]
+    return least.sort_values("kept", ascending=False, kind="stable").head(1)

@@ -1,12 +1,13 @@
-"""The one table of a study: a row for each model, seed and dev split; beside it all predictions and all raw times, read
-from a study's records, or from a published folder, which is small enough to live in a repository."""
+"""The one table of a study, and beside it all predictions and raw times: read from records or a published folder."""
 
 import functools
+import hashlib
+import itertools
 import json
-import os
 import shlex
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pandas.io.formats.style import Styler
 
 from edgemin_utils.errors import StageError
 from edgemin_utils.study import COSTS, Record, find_records
 
 RESULTS, PREDICTIONS, TIMES = "results.csv", "predictions.parquet", "times.parquet"
+# Numbers from f1 to seconds are averaged over seeds by `comparisons.summary`; what a table shows is in tables.toml.
 COLUMNS = """task seed model kind split refused rows correct accuracy f1 matthews parameters parameters_listed
     parameters_paper bytes macs_32 macs_128 ms_32 ms_128 ms_rows ms_32_all ms_128_all ms_rows_all memory_bytes seconds
     noisy timed_as profile synthetic""".split()
 INPUTS = {"1x32": "32", "1x128": "128", "dev rows": "rows"}
-MOST_BYTES, MOST_FILES, MOST_RUNS = 8_000_000, 60, 100
+MOST_RUNS = 100  # of a process are published
+LAYOUT = tomllib.loads((Path(__file__).parent / "tables.toml").read_text(encoding="utf-8"))
 _TEXTS = "task model kind split refused timed_as profile".split()
+_SIZES = {"parameters": "stored_weights", "parameters_listed": "framework_parameters"}
+_SIZES |= {"parameters_paper": "paper_parameters", "bytes": "file_bytes"}
 _README = f"""# {{study}}: published results\n\nMade by\n\n{{commands}}\n
 `{RESULTS}` is the one table, `{PREDICTIONS}` holds dev predictions, `{TIMES}` raw latencies (at most
 {MOST_RUNS} a process). Tables and figures are drawn from the three; notebook 05 opens on this folder.
@@ -35,8 +39,7 @@ _README = f"""# {{study}}: published results\n\nMade by\n\n{{commands}}\n
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """A study's folder and its frames: results (`read_results`), predictions (task, seed, split, row, label, model,
-    prediction) and times (task, seed, model as timed, input, threads, process, run, nanoseconds)."""
+    """A study's folder and its frames, as `read_results` and `read_frames` give them; times are of models as timed."""
 
     results: pd.DataFrame
     predictions: pd.DataFrame
@@ -79,12 +82,11 @@ class Frames:
         return [np.stack([each[seed] for seed in seeds]) for each in of]
 
     @functools.cached_property
-    def medians(self) -> dict[tuple[str, int, str, str, int], np.ndarray]:
-        """(task, seed, timed model, input, threads) -> median milliseconds (processes,); threads 0: all cores."""
-        places = ["task", "seed", "model", "input", "threads"]
-        medians = self.times.groupby([*places, "process"], observed=True)["nanoseconds"].median() / 1e6
-        found = {place: each.to_numpy() for place, each in medians.groupby(level=places, observed=True)}
-        return found | {(*place[:4], 0): each for place, each in found.items() if place[4] > 1}
+    def medians(self) -> dict[tuple[str, int, str], np.ndarray]:
+        """(task, seed, timed model) -> median milliseconds at 1x128, one thread (processes,)."""
+        times, place = self.times.query("input == '1x128' and threads == 1"), ["task", "seed", "model"]
+        medians = times.groupby([*place, "process"], observed=True)["nanoseconds"].median() / 1e6
+        return {each: own.to_numpy() for each, own in medians.groupby(level=place, observed=True)}
 
 
 def read_frames(study: Path | str) -> Frames:
@@ -95,57 +97,42 @@ def read_frames(study: Path | str) -> Frames:
 
 
 def read_results(study: Path | str) -> pd.DataFrame:
-    """The table, with the columns `COLUMNS`: accuracy and f1 are fractions; parameters counts all weights,
-    parameters_listed what the framework lists, parameters_paper what the paper would have reported; bytes is the saved
-    model without its tokenizer; macs are of one row of 32 or 128 tokens; ms are one thread's medians over fresh
-    processes (`_all`: all cores; `_rows`: dev rows); memory_bytes is the peak of a fresh process. A refused model has
-    one row, with the reason in `refused`. Raises StageError where there are neither records nor `results.csv`."""
+    """The table, with the columns `COLUMNS`: parameters counts all weights, _listed what the framework lists, _paper
+    what the paper would; bytes are without the tokenizer; macs of one row; ms medians over fresh processes, one thread
+    (_all: all cores; _rows: dev rows). A refused model has one row. Raises StageError where there are no results."""
     if (path := Path(study) / RESULTS).is_file():
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(_TEXTS, str))
     else:
         frame = pd.DataFrame([row for records in _chains(study) for row in _rows_of_chain(records)])
+        frame = frame if frame.empty else frame.assign(correct=(frame["accuracy"] * frame["rows"]).round())
     if frame.empty:
         raise StageError(f"{study} holds no model's record; `edgemin run` makes them, or name another folder")
     texts = frame.reindex(columns=_TEXTS).astype(object)
     return frame.reindex(columns=COLUMNS).assign(**texts.where(texts.notna(), ""))
 
 
+def _chains(study: Path | str) -> list[list[Record]]:
+    """Of each chain: teacher, student without distillation, then each student and what was made of it."""
+    first = {"teacher": "", "none": " "}  # sort before all other names
+    chains = itertools.groupby(find_records(Path(study)), key=lambda record: (record.task, record.seed))
+    return [sorted(own, key=lambda it: [first.get(step, step) for step in it.model.split("+")]) for _, own in chains]
+
+
 def _rows_of_chain(records: Sequence[Record]) -> list[dict[str, Any]]:
     costs: dict[str, Any] = next((record.results for record in records if record.kind == COSTS), {})
     models = [record for record in records if record.kind not in (COSTS, "scan")]
     split = next((next(iter(record.results["metrics"])) for record in models if not record.refused), "")
-    return [row for record in models for row in _rows(record, costs, split)]
-
-
-def _chains(study: Path | str) -> list[list[Record]]:
-    """Of each chain: teacher, student without distillation, then each student and what was made of it."""
-
-    def order(record: Record) -> tuple[Any, ...]:
-        parts = str(record.model).split("+")
-        return (record.task, record.seed, parts[0] != "teacher", parts[0] != "none", parts)
-
-    found = dict[tuple[str, int], list[Record]]()
-    for record in sorted(find_records(Path(study)), key=order):
-        found.setdefault((record.task, record.seed), []).append(record)
-    return list(found.values())
-
-
-def _rows(record: Record, costs: dict[str, Any], main_split: str) -> list[dict[str, Any]]:
-    row = {name: getattr(record, name) for name in "task seed model kind profile seconds refused".split()}
-    if record.refused:
-        return [row | {"split": main_split, "rows": 0, "noisy": False, "synthetic": False}]
-    results, size = record.results, record.results.get("size") or {}
-    row |= {"parameters": size.get("stored_weights"), "parameters_listed": size.get("framework_parameters")}
-    row |= {"parameters_paper": size.get("paper_parameters"), "bytes": size.get("file_bytes")}
-    row |= {f"macs_{INPUTS[name]}": each["macs"] for name, each in (results.get("operations") or {}).items()}
-    row |= _costs_of(record.model, costs)
-    row["synthetic"] = str((results.get("data") or {}).get("source", "")).startswith("synthetic")
-    return [
-        row
-        | {"split": split, "rows": numbers["rows"], "correct": round(numbers["accuracy"] * numbers["rows"])}
-        | {"accuracy": numbers["accuracy"], "f1": numbers["f1"], "matthews": numbers["matthews_correlation"]}
-        for split, numbers in results["metrics"].items()
-    ]
+    found, nothing = list[dict[str, Any]](), {split: {"rows": 0}}
+    for record in models:
+        results, size = record.results, record.results.get("size") or {}
+        row = {name: getattr(record, name) for name in "task seed model kind profile seconds refused".split()}
+        row |= {name: size.get(of) for name, of in _SIZES.items()}
+        row |= {f"macs_{INPUTS[name]}": each["macs"] for name, each in (results.get("operations") or {}).items()}
+        row["synthetic"] = str((results.get("data") or {}).get("source", "")).startswith("synthetic")
+        row |= _costs_of(record.model, costs)
+        for split, numbers in (nothing if record.refused else results["metrics"]).items():
+            found.append(row | {"split": split, **numbers, "matthews": numbers.get("matthews_correlation")})
+    return found
 
 
 def _costs_of(model: str, costs: dict[str, Any]) -> dict[str, Any]:
@@ -175,9 +162,8 @@ def _read_parts(study: Path | str, file: str, columns: list[str]) -> pd.DataFram
 
 
 def publish(study: Path | str, destination: Path | str) -> Path:
-    """Writes a study's published folder: table, predictions, raw times, the report's tables and figures, executed
-    notebooks of one chain, and a README with commands, revisions, machines and times. Raises StageError where there is
-    no report yet, one folder lies in the other, code was not committed, or the folder would be too large."""
+    """Writes a study's published folder: frames, the report's tables and figures, one chain's notebooks and a README.
+    Raises StageError where there is no report yet, one folder lies in the other, or code was not committed."""
     study, destination = Path(study).resolve(), Path(destination).resolve()
     if study.is_relative_to(destination) or destination.is_relative_to(study):
         raise StageError(f"{study} cannot be published to {destination}, one lies in the other; name another folder")
@@ -193,15 +179,12 @@ def publish(study: Path | str, destination: Path | str) -> Path:
         for name in ("tables", "figures"):
             shutil.copytree(study / "report" / name, copy / name, ignore=shutil.ignore_patterns("*.svg"))
         frames.results.to_csv(copy / RESULTS, index=False, float_format="%.8g", lineterminator="\n")
-        order = ["task", "split", "model", "seed", "row"]
-        _write_parquet(frames.predictions.sort_values(order, kind="stable"), copy / PREDICTIONS)
+        _write_parquet(frames.predictions.sort_values("task split model seed row".split()), copy / PREDICTIONS)
         _write_parquet(frames.times[frames.times["run"] < MOST_RUNS], copy / TIMES)
         _copy_notebooks(study, copy)
+        for path in study.glob("paper.json"):
+            shutil.copy(path, copy)
         (copy / "README.md").write_text(_describe(study, records), encoding="utf-8")
-        files = [path for path in copy.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
-        if len(files) > MOST_FILES or size > MOST_BYTES:
-            raise StageError(f"{len(files)} files of {size:,} bytes: a published folder has at most {MOST_FILES}, 8 MB")
         if destination.exists():
             destination.rename(Path(place) / "old")
         copy.rename(destination)
@@ -211,42 +194,38 @@ def publish(study: Path | str, destination: Path | str) -> Path:
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
     numbers = {name: "DELTA_BINARY_PACKED" for name in ("row", "run") if name in frame}
     texts = [name for name in frame if name not in numbers and name != "nanoseconds"]
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    pq.write_table(table, path, compression="zstd", use_dictionary=texts, column_encoding=numbers)
+    frame.to_parquet(path, index=False, compression="zstd", use_dictionary=texts, column_encoding=numbers)
 
 
 def _copy_notebooks(study: Path, copy: Path) -> None:
-    """Executed notebooks of the study and of its first chain, and the paper's numbers, without folders of one's own."""
-    asked = [str(it) for _, settings in _asked(study) for it in settings.values()]
-    own = [path for path in (str(study), str(Path.cwd()), str(Path.home()), *asked) if len(Path(path).parts) > 1]
-    own = sorted(filter(os.path.isabs, own), key=len, reverse=True)
-    chains = sorted({path.parent for path in study.glob("*/seed-*/notebooks/*.ipynb")})[:1]
-    for path in (path for place in [*chains, study / "notebooks"] for path in sorted(place.glob("*.ipynb"))):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["metadata"].pop("papermill", None)  # names the folder that the notebook was taken from
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        for found in own:
-            text = text.replace(found, Path(found).name)
-        (copy / "notebooks").mkdir(exist_ok=True)
-        (copy / "notebooks" / path.name).write_text(text, encoding="utf-8")
-    if (study / "paper.json").is_file():
-        shutil.copy(study / "paper.json", copy)
+    """Executed notebooks of the study and of its first chain, without names of folders of one's own."""
+    asked = [Path(str(value)) for settings in _asked(study).values() for value in settings.values()]
+    own = [path for path in (study, Path.cwd(), Path.home(), *asked) if path.is_absolute() and len(path.parts) > 1]
+    (copy / "notebooks").mkdir()
+    for folder in [*sorted(study.glob("*/seed-*/notebooks"))[:1], study / "notebooks"]:
+        for path in folder.glob("*.ipynb"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["metadata"].pop("papermill", None)  # names the folder that the notebook was taken from
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            for path_of_own in sorted(own, key=lambda each: len(str(each)), reverse=True):
+                text = text.replace(str(path_of_own), path_of_own.name)
+            (copy / "notebooks" / path.name).write_text(text, encoding="utf-8")
 
 
-def _asked(study: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Each chain's folder with its profile and overrides."""
+def _asked(study: Path) -> dict[Path, dict[str, Any]]:
+    """Each chain's folder, with its profile and overrides."""
     found = {path.parent: json.loads(path.read_text("utf-8")) for path in sorted(study.glob("*/seed-*/chain.json"))}
-    return [(folder, {"profile": asked["profile"], **asked["overrides"]}) for folder, asked in found.items()]
+    return {folder: {"profile": asked["profile"], **asked["overrides"]} for folder, asked in found.items()}
 
 
 def _describe(study: Path, records: Sequence[Record]) -> str:
-    commands, machines = dict[tuple[str, ...], list[str]](), dict[str, dict[str, None]]()
-    for folder, asked in _asked(study):
+    commands, machines = dict[str, list[str]](), dict[str, dict[str, None]]()
+    for folder, asked in _asked(study).items():
         texts = {name: ",".join(map(str, it)) if isinstance(it, list) else str(it) for name, it in asked.items()}
         texts = {name: Path(text).name if Path(text).is_absolute() else text for name, text in texts.items()}
-        words = [word for name, text in list(texts.items())[1:] for word in ("--set", f"{name}={text}")]
-        first = ("edgemin", "run", "--profile", texts["profile"], "--tasks", folder.parent.name)
-        commands.setdefault((*first, *words, "--seeds"), []).append(folder.name.removeprefix("seed-"))
+        words = ["edgemin", "run", "--profile", texts.pop("profile"), "--tasks", folder.parent.name]
+        words += [word for name, text in texts.items() for word in ("--set", f"{name}={text}")]
+        commands.setdefault(shlex.join(words), []).append(folder.name.removeprefix("seed-"))
     for record in records:
         own = record.environment
         packages = ", ".join(f"{name} {version}" for name, version in own["packages"].items() if version)
@@ -257,7 +236,61 @@ def _describe(study: Path, records: Sequence[Record]) -> str:
     spent = pd.DataFrame([{"task": each.task, "kind": each.kind, "seconds": each.seconds} for each in records])
     return _README.format(
         study=study.name,
-        commands="\n".join(f"    {shlex.join([*words, *seeds])}" for words, seeds in commands.items()),
+        commands="\n".join(f"    {words} --seeds {' '.join(seeds)}" for words, seeds in commands.items()),
         machines="\n".join(f"- {', '.join(places)}: {machine}" for machine, places in machines.items()),
         seconds=spent.pivot_table("seconds", "kind", "task", "sum", sort=False).round(0).to_markdown(),
     )
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` as text cells: units in headers, intervals in brackets, blanks for what is missing, no empty columns."""
+    shown = dict[str, list[str]]()
+    for name in map(str, frame):
+        if name.endswith(("_low", "_high")) or frame[name].isna().all() or (frame[name] == "").all():
+            continue
+        header, form, factor = LAYOUT["columns"].get(name, (name.replace("_", " ").capitalize(), ",.2f", 1.0))
+        columns = [name, *(end for end in (f"{name}_low", f"{name}_high") if end in frame)]
+        shown[header] = [_cell(row, form, factor) for row in frame[columns].itertuples(index=False)]
+    return pd.DataFrame(shown, dtype=object)
+
+
+def as_text(frame: pd.DataFrame) -> str:
+    """A readable table for a terminal."""
+    return readable(frame).to_markdown(index=False, disable_numparse=True, tablefmt="simple")
+
+
+def _cell(values: tuple[Any, ...], form: str, factor: float) -> str:
+    if isinstance(values[0], str):
+        return values[0]
+    form = ",.0f" if isinstance(values[0], int | np.integer) and factor == 1 else form
+    texts = [format(factor * value, form) for value in values if not pd.isna(value)]
+    texts = [text if text.strip("+-0.,") else text.lstrip("+-") for text in texts]  # a zero has no sign
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else "".join(texts[:1])
+
+
+def show(frame: pd.DataFrame) -> Styler:
+    """A table for a notebook."""
+    cells = readable(frame)
+    # Styles are tied to cells by this name: two tables on one page must not share it, the same table must keep it.
+    name = hashlib.sha256(cells.to_csv().encode()).hexdigest()[:10]
+    look = "text-align: {}; white-space: nowrap"
+    looks = {header: [{"selector": "", "props": look.format(_side(cells[header]))}] for header in cells}
+    return cells.style.hide(axis="index").format(escape="html").set_uuid(name).set_table_styles(looks)
+
+
+def _side(texts: pd.Series) -> str:
+    return "right" if all(text[:1] in "+-0123456789" for text in texts) else "left"
+
+
+def write_table(frame: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
+    """One table as csv (all digits), md and tex (package booktabs); returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells, paths = readable(frame), [folder / f"{name}.{kind}" for kind in ("csv", "md", "tex")]
+    frame.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
+    sides, piped = [_side(cells[header]) for header in cells], cells.map(lambda cell: cell.replace("|", r"\|"))
+    text = piped.to_markdown(index=False, disable_numparse=True, colalign=sides)
+    paths[1].write_text(f"## {title}\n\n{text}\n", encoding="utf-8")
+    style = cells.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    layout = "".join(side[0] for side in sides)
+    style.to_latex(paths[2], caption=title, column_format=layout, hrules=True, encoding="utf-8")
+    return paths

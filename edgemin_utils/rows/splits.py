@@ -1,36 +1,28 @@
-"""The splits of a task, ready to tokenize: subsampled, as `datasets.Dataset`, with a hold-out set apart. Rows share
-text where one holds the other's text, word for word (capitals and punctuation aside)."""
+"""The splits of a task, ready to tokenize: subsampled, as `datasets.Dataset`, with a hold-out that shares no text."""
 
-import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemin_utils.errors import DataError, MethodRefused
-from edgemin_utils.rows.sources import read_frame, read_splits, source_identity
-from edgemin_utils.rows.tables import read_table
-from edgemin_utils.rows.tasks import Task, check_task_name, resolve_task
+from edgemin_utils.rows.tables import NO_LABEL, read_table
+from edgemin_utils.rows.tasks import Task, read_frame, read_splits, resolve_task, rows_fingerprint
 from edgemin_utils.settings import Settings, whole_share
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
 
-ROWS_VERSION = 3  # raised whenever this room chooses other rows from the same files; part of every fingerprint
-DEV_SHARE, DEV_SEED = 0.2, 0  # of a task without a dev file; the same dev rows for every chain, to compare row by row
+DEV_SHARE, DEV_SEED = 0.2, 0  # of a task without a dev file; one seed, so that chains compare row by row
 FEWEST_WORDS = 4  # a shorter text is shared only as a whole: "very good" stands in every other review
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows of one task under one seed: data sets of the task's text columns, `label` (a `ClassLabel` in the task's
-    order) and `row` (position in the source split). Train is shuffled; the hold-out, for choosing settings, shares no
-    text with it where that is possible; dev splits keep the source's order, the main one first; transfer holds texts
-    without labels (-1) that only a teacher can answer. `source` says where rows come from, `notes` what is odd."""
+    """One task's rows under one seed: data sets of text columns, `label` (`ClassLabel`) and `row` (place in the source
+    split); transfer texts have no label (-1); `unused` are the texts of the other train rows, each of a pair alone."""
 
     task: Task
     train: "Dataset"
@@ -40,6 +32,7 @@ class TaskData:
     source: str
     notes: tuple[str, ...]
     fingerprint: str
+    unused: Sequence[str] = ()
 
     @property
     def texts(self) -> list[str]:
@@ -48,32 +41,41 @@ class TaskData:
 
 
 def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool = False) -> TaskData:
-    """The splits of a task. Train is shuffled by `seed` and cut to floor(`train_fraction` x rows), then `train_rows`;
-    the hold-out has `holdout_fraction` as many, of those left over (whole sentences where most are phrases), or else of
-    those in use. Raises SettingError or DataError where there are none, MethodRefused without `transfer` texts."""
+    """A task's splits: train, shuffled by `seed` and cut to floor(`train_fraction` x rows), then `train_rows`; hold-out
+    rows of those left over, or else in use. Raises SettingError, DataError or, if `transfer`, MethodRefused."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
     task = resolve_task(settings, task_name)
-    frames, source, notes = _draw(settings, task, seed)
-    texts = _transfer_texts(settings, task, frames, notes) if transfer else frames["train"].iloc[:0]
-    made = {split: _to_dataset(frame, task) for split, frame in {**frames, "transfer": texts}.items()}
-    dev = {split: made[split] for split in task.dev_splits if split in made}
-    train, holdout, texts = (made[name] for name in ("train", "holdout", "transfer"))
-    return TaskData(task, train, holdout, dev, texts, source, tuple(notes), rows_fingerprint(settings, task_name))
-
-
-def unused_texts(settings: Settings, task_name: str, seed: int) -> list[str]:
-    """The texts, each of a pair by itself, of the train rows neither in use nor in the hold-out."""
-    task = resolve_task(settings, task_name)
-    unused = _draw(settings, task, seed)[0]["unused"]
-    return [text for column in task.text_columns for text in unused[column]]
-
-
-def rows_fingerprint(settings: Settings, task_name: str) -> str:
-    """16 hex digits that change if, and only if, the task, its files or the settings that draw rows change; reads no
-    table. Raises SettingError or DataError where there is no such task, file or folder."""
-    check_task_name(settings, task_name)
-    drawn = [settings.train_fraction, settings.train_rows, settings.dev_rows, settings.holdout_fraction]
-    content = json.dumps([ROWS_VERSION, task_name, source_identity(settings, task_name), drawn])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    dev, source, notes = read_splits(settings, task)
+    train, columns = dev.pop("train"), list(task.text_columns)
+    if not dev:
+        rest, share, _ = hold_out(_shuffled(train, DEV_SEED), DEV_SHARE, columns)
+        if share.empty:
+            raise DataError(f"{source}: every label has a single row, so none can be dev; add rows or give a dev file")
+        notes.append(f"dev: {len(share):,} of {len(train):,} rows, since no dev file was given")
+        train, dev = rest.sort_values("row"), {"dev": share.sort_values("row")}
+    for split, frame in dev.items():
+        for unseen in set(frame["label"]) - set(train["label"]):
+            raise DataError(f"{source}: label {task.labels[unseen]!r} occurs in {split} but in no train row")
+        repeated = frame.set_index(columns).index.isin(train.set_index(columns).index).sum()
+        if repeated and task.is_own:
+            notes.append(f"{split}: {repeated:,} of {len(frame):,} rows have the text of a train row, which flatters")
+        if settings.dev_rows and settings.dev_rows < len(frame):
+            dev[split] = _shuffled(frame, DEV_SEED).iloc[: settings.dev_rows].sort_values("row")
+            notes.append(f"{split}: {settings.dev_rows:,} of {len(frame):,} rows used")
+    used, holdout, unused = _draw_train(_shuffled(train, seed), settings, task, notes)
+    frames = {"train": used, "holdout": holdout, **dev}
+    for split, frame in frames.items():
+        missing = [repr(name) for label, name in enumerate(task.labels) if label not in set(frame["label"])]
+        if missing and len(frame):
+            notes.append(f"{split}: no row with label {', '.join([*missing[:9], *['...'] * (len(missing) > 9)])}")
+    frames["transfer"] = _transfer_texts(settings, task, frames, unused, notes) if transfer else used.iloc[:0]
+    features = Features({column: Value("string") for column in columns})
+    features |= {"label": ClassLabel(names=list(task.labels)), "row": Value("int64")}
+    made = {name: Dataset.from_pandas(rows, features, preserve_index=False) for name, rows in frames.items()}
+    ours = made["train"], made["holdout"], {split: made[split] for split in dev}, made["transfer"]
+    left = [text for column in columns for text in unused[column]]
+    return TaskData(task, *ours, source, tuple(notes), rows_fingerprint(settings, task_name), left)
 
 
 def task_statistics(data: TaskData) -> dict[str, dict[str, Any]]:
@@ -88,51 +90,28 @@ def task_statistics(data: TaskData) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _draw(settings: Settings, task: Task, seed: int) -> "tuple[dict[str, DataFrame], str, list[str]]":
-    splits, source, notes = read_splits(settings, task)
-    columns, train = list(task.text_columns), splits["train"]
-    dev = {split: splits[split] for split in task.dev_splits if split in splits}
-    if not dev:
-        rest, share, _ = hold_out(_shuffled(train, DEV_SEED), DEV_SHARE, columns)
-        if share.empty:
-            raise DataError(f"{source}: every label has a single row, so none can be dev; add rows or give a dev file")
-        notes.append(f"dev: {len(share):,} of {len(train):,} rows, since no dev file was given")
-        train, dev = rest.sort_values("row"), {"dev": share.sort_values("row")}
-    known = set(train[columns].itertuples(index=False, name=None))
-    for split, frame in dev.items():
-        repeated = sum(texts in known for texts in frame[columns].itertuples(index=False, name=None))
-        if repeated and task.is_own:
-            notes.append(f"{split}: {repeated:,} of {len(frame):,} rows have the text of a train row, which flatters")
-        if settings.dev_rows and settings.dev_rows < len(frame):
-            dev[split] = _shuffled(frame, DEV_SEED).iloc[: settings.dev_rows].sort_values("row")
-            notes.append(f"{split}: {settings.dev_rows:,} of {len(frame):,} rows used")
-    shuffled = _shuffled(train, seed)
-    count = min(whole_share(settings.train_fraction, len(train)), settings.train_rows or len(train))
+def _draw_train(shuffled: "DataFrame", settings: Settings, task: Task, notes: list[str]) -> "tuple[DataFrame, ...]":
+    """The train rows in use, the hold-out rows, and those that are neither."""
+    rows, columns = len(shuffled), list(task.text_columns)
+    count = min(whole_share(settings.train_fraction, rows), settings.train_rows or rows)
     used, unused, holdout = shuffled.iloc[:count], shuffled.iloc[count:], shuffled.iloc[:0]
     if used["label"].nunique() < 2:
-        few = f"the {count:,} train rows drawn out of {len(train):,} hold fewer than two labels"
-        raise DataError(f"{task.title}: {few}; raise train_fraction or train_rows")
+        few = f"the {count:,} train rows drawn out of {rows:,} hold fewer than two labels"
+        raise DataError(f"{task.title}: {few}; raise train_fraction or train_rows, or bring rows of other labels")
     wanted, repeated = round(settings.holdout_fraction * count), 0
     if 0 < wanted <= len(unused):
         shared = SharedTexts(shuffled, columns)
-        apart = shared.sentences(shared.apart_from(range(count, len(train)), range(count)))[:wanted]
+        apart = shared.sentences(shared.apart_from(range(count, rows), range(count)))[:wanted]
         if len(apart) >= min(wanted, 200):
             holdout, unused = shuffled.iloc[apart], unused.drop(shuffled.index[apart])
     if settings.holdout_fraction and holdout.empty:
         used, holdout, repeated = hold_out(used, settings.holdout_fraction, columns)
-    held = f"{len(holdout):,} held out to choose settings"
-    notes.append(f"train: {len(used):,} of {len(train):,} rows trained on, {held}")
+    notes.append(f"train: {len(used):,} of {rows:,} rows trained on, {len(holdout):,} held out to choose settings")
     if len(holdout) < 0.8 * wanted:
         notes.append(f"holdout: {len(holdout):,} rows instead of {wanted:,}; others share text with train")
     if repeated:
         notes.append(f"holdout: {repeated:,} of {len(holdout):,} rows share text with train, which flatters")
-    frames = {"train": used, "holdout": holdout, **dev}
-    for split, frame in frames.items():
-        missing = [repr(name) for label, name in enumerate(task.labels) if label not in set(frame["label"])]
-        if missing and len(frame):
-            more = f" and {len(missing) - 5:,} more" * (len(missing) > 5)
-            notes.append(f"{split}: no row with label {', '.join(missing[:5])}{more}")
-    return {**frames, "unused": unused}, source, notes
+    return used, holdout, unused
 
 
 def _shuffled(frame: "DataFrame", seed: int) -> "DataFrame":
@@ -141,38 +120,28 @@ def _shuffled(frame: "DataFrame", seed: int) -> "DataFrame":
     return frame.iloc[numpy.random.default_rng(seed).permutation(len(frame))]
 
 
-def _transfer_texts(settings: Settings, task: Task, frames: "dict[str, DataFrame]", notes: list[str]) -> "DataFrame":
+def _transfer_texts(
+    settings: Settings, task: Task, frames: "dict[str, DataFrame]", unused: "DataFrame", notes: list[str]
+) -> "DataFrame":
     """Unused and `transfer_file`'s texts that no train row has and that share none with hold-out and dev."""
     import pandas
 
-    texts, columns = frames["unused"].iloc[: settings.transfer_rows].assign(label=-1), list(task.text_columns)
+    texts, columns = unused.iloc[: settings.transfer_rows].assign(label=NO_LABEL), list(task.text_columns)
     if settings.transfer_rows and texts.empty:
-        used = f"transfer_rows is {settings.transfer_rows}, but every train row of {task.title} is in use"
-        raise MethodRefused(f"{used}; lower train_rows or train_fraction, or give a transfer_file")
+        raise MethodRefused(f"every train row of {task.title} is in use; lower train_fraction, or give a transfer_file")
     if settings.transfer_file:
-        table = read_table([Path(settings.transfer_file).expanduser()], settings.encoding)
-        texts = pandas.concat([texts, read_frame(table, task, "transfer", notes, labelled=False)])
-    others = [frame for name, frame in frames.items() if name not in ("train", "unused")]
-    shared = SharedTexts(pandas.concat([texts, *others]), columns)
-    known = set(frames["train"][columns].itertuples(index=False, name=None))
-    new = [row not in known for row in texts[columns].itertuples(index=False, name=None)]
-    kept = [row for row in shared.apart_from(range(len(texts)), range(len(texts), len(shared.rows))) if new[row]]
-    if out := f"{len(texts) - len(kept):,} left out that labelled rows hold too" * bool(len(texts)):
-        notes.append(f"transfer: {len(kept):,} texts without labels; {out}")
-    return texts.iloc[kept]
-
-
-def _to_dataset(frame: "DataFrame", task: Task) -> "Dataset":
-    import datasets
-
-    features = datasets.Features({column: datasets.Value("string") for column in task.text_columns})
-    features |= {"label": datasets.ClassLabel(names=list(task.labels)), "row": datasets.Value("int64")}
-    return datasets.Dataset.from_dict({name: frame[name].tolist() for name in features}, features=features)
+        table = read_table([settings.transfer_file], settings.encoding)
+        texts = pandas.concat([texts, read_frame(table, task, "transfer", notes)])
+    new = texts[~texts.set_index(columns).index.isin(frames["train"].set_index(columns).index)]
+    shared = SharedTexts(pandas.concat([new, *(frames[split] for split in frames if split != "train")]), columns)
+    kept = new.iloc[shared.apart_from(range(len(new)), range(len(new), len(shared.rows)))]
+    if len(texts):
+        notes.append(f"transfer: {len(kept):,} of {len(texts):,} texts without labels; labelled rows hold the others")
+    return kept
 
 
 class SharedTexts:
-    """Which texts of a frame lie inside others: `rows` holds the numbers of each row's texts (equal texts have one),
-    `inside` (part, whole) for texts of `FEWEST_WORDS` words and more."""
+    """Which texts of a frame lie, word for word, in others: (part, whole) in `inside`, by their numbers in `rows`."""
 
     def __init__(self, frame: "DataFrame", columns: Sequence[str]) -> None:
         numbers: dict[str, int] = {}
@@ -186,7 +155,7 @@ class SharedTexts:
             for start in range(len(words) - FEWEST_WORDS + 1):
                 for length in lengths.get(" ".join(words[start : start + FEWEST_WORDS]), ()):
                     part = numbers.get(" ".join(words[start : start + length]))
-                    if part not in (None, whole) and length <= len(words) - start:
+                    if part not in (None, whole):
                         self.inside.append((part, whole))
 
     def apart_from(self, rows: Iterable[int], others: Iterable[int]) -> list[int]:

@@ -1,17 +1,20 @@
-"""Tables as people bring them, each row with the line it stands on. Separated text goes through Python's csv: pandas
-fills or shifts rows whose number of fields is off, and no longer knows on which line a row stood."""
+"""Tables as people bring them, by Python's csv: pandas shifts rows with a field too few, and knows no lines."""
 
 import csv
 import functools
 import io
 import json
+import re
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from edgemin_utils.errors import DataError, SettingError
+from edgemin_utils.errors import DataError, EdgeMINError, SettingError
 from edgemin_utils.settings import nearest
 
 csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's 131,072 characters
@@ -42,18 +45,17 @@ class Table:
         if any(len(name) > 60 or name.replace(".", "", 1).isdigit() or name in values[:1000] for name, values in seen):
             example = ",".join(f"column{number + 1}" for number in range(len(self.columns)))
             said = f"the first row looks like data ({there}); write names above it, such as {example}"
-        raise DataError(f"{self.name}: no column {' or '.join(map(repr, names))}; {said}")
+        raise DataError(f"{self.name}: no column {' or '.join(map(repr, dict.fromkeys(names)))}; {said}")
 
 
-def read_table(paths: Sequence[Path], encoding: str = "utf-8") -> Table:
-    """All rows of a table, which may lie in several files (shards). Raises DataError where one is missing, empty, in
-    another encoding or damaged, SettingError for an unknown encoding."""
-    tables = []
+def read_table(files: Sequence[str | Path], encoding: str = "utf-8") -> Table:
+    """All rows, which may lie in several files (shards); raises DataError or SettingError where one cannot be read."""
+    paths, tables = [Path(file).expanduser() for file in files], []
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is not a file" if path.exists() else f"no file {path}")
         if path.suffix.lower() not in READERS:
-            raise DataError(f"{path}: cannot read files ending so; save it as CSV, or as {', '.join(READERS)}")
+            raise DataError(f"{path}: cannot read files ending so; save it as one of {', '.join(READERS)}")
         tables.append(_read(path, encoding, path.stat().st_size, path.stat().st_mtime_ns))
     if len(tables) == 1:
         return tables[0]
@@ -66,8 +68,11 @@ def read_table(paths: Sequence[Path], encoding: str = "utf-8") -> Table:
 def _read(path: Path, encoding: str, size: int, modified: int) -> Table:
     try:  # size and time of change are part of the key, so that an edited file is read again
         table = READERS[path.suffix.lower()](path, encoding)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except EdgeMINError:
+        raise
+    except Exception as error:  # the disk, pyarrow, pandas, openpyxl and zipfile each raise their own
+        why = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read ({why}); save it anew, or as CSV") from None
     if not len(table):
         raise DataError(f"{path} has a header but no rows" if table.columns else f"{path} is empty")
     return table
@@ -90,7 +95,7 @@ def _read_lines(path: Path, encoding: str) -> tuple[str, list[tuple[int, str]]]:
     return text, [(at, line.removesuffix("\r")) for at, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _read_separated(path: Path, encoding: str) -> Table:
+def _read_csv(path: Path, encoding: str) -> Table:
     """TSV as GLUE writes it (a tab, one row a line, quotation marks are text), everything else with usual quoting."""
     text, lines = _read_lines(path, encoding)
     usual, head = "\t" if path.suffix.lower() == ".tsv" else ",", lines[0][1] if lines else ""
@@ -118,43 +123,36 @@ def _from_records(path: Path, records: Iterable[tuple[int, Sequence[str]]]) -> T
         if len(record) < width or any(map(str.strip, record[len(header) :])):
             fields = f"line {line}: {len(record)} fields where the header has {len(header)}"
             raise DataError(f"{path}, {fields}; a text that holds a comma needs quotation marks around it")
-    columns = dict[str, list[Any]]()
-    for number, name in enumerate(header[:width]):
-        repeated = f" ({header[: number + 1].count(name)})" if header.count(name) > 1 else ""
-        columns |= {name + repeated: [record[number] for _, record in rows]} if name else {}
+    numbered = [f"{name} ({header[:at].count(name) + 1})" for at, name in enumerate(header)]
+    names = [numbered[at] if header.count(name) > 1 else name for at, name in enumerate(header)]
+    columns = {name: [record[at] for _, record in rows] for at, name in enumerate(names) if header[at]}
     return Table(str(path), columns, [line for line, _ in rows])
 
 
 def _read_json(path: Path, encoding: str) -> Table:
-    text, parts = _read_lines(path, encoding)
+    """An array of objects, or an object a line."""
+    text, lines = _read_lines(path, encoding)
     array, records = text.lstrip().startswith("["), list[Any]()
-    told = Table(str(path), {}, None if array else [number for number, _ in parts])
-    try:
-        for _, part in [(1, text)] if array else parts:
-            records.append(json.loads(part))
-    except ValueError as error:
-        place = str(path) if array else told.place(len(records))
-        raise DataError(f"{place}: not JSON ({error}); give an object a line, or one array of objects") from None
-    records = records[0] if array else records
+    told = Table(str(path), {}, None if array else [number for number, _ in lines])
+    for part in [text] if array else [line for _, line in lines]:
+        try:
+            records += json.loads(part) if array else [json.loads(part)]
+        except ValueError as error:
+            place = str(path) if array else told.place(len(records))
+            raise DataError(f"{place}: not JSON ({error}); give an object a line, or one array of objects") from None
     for index, record in enumerate(records):
         if not isinstance(record, dict):
-            needed = 'an object such as {"text": "...", "label": 1} is needed'
-            raise DataError(f"{told.place(index)}: a JSON {type(record).__name__}, where {needed}")
+            raise DataError(f"{told.place(index)}: a JSON {type(record).__name__}, where an object with columns is due")
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {name.strip(): [record.get(name) for record in records] for name in names}
-    return Table(str(path), columns, told.lines)
+    return Table(str(path), {name.strip(): [record.get(name) for record in records] for name in names}, told.lines)
 
 
 def _read_arrow(path: Path, encoding: str) -> Table:
     """Parquet, or a shard of `datasets.save_to_disk`; labels come out as the names that are written beside them."""
     import pyarrow.parquet
 
-    try:
-        parquet = path.suffix.lower() == ".parquet"
-        table = pyarrow.parquet.read_table(path) if parquet else pyarrow.ipc.open_stream(path.read_bytes()).read_all()
-    except pyarrow.ArrowException as error:
-        why = f"{path.suffix[1:]} file ({str(error).splitlines()[0]}); save it anew"
-        raise DataError(f"{path} is not a readable {why}") from None
+    parquet = path.suffix.lower() == ".parquet"
+    table = pyarrow.parquet.read_table(path) if parquet else pyarrow.ipc.open_stream(path.read_bytes()).read_all()
     columns = {column.strip(): values for column, values in table.to_pydict().items()}
     features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     for column, feature in features.items():
@@ -167,16 +165,69 @@ def _read_arrow(path: Path, encoding: str) -> Table:
 def _read_excel(path: Path, encoding: str) -> Table:
     import pandas
 
-    try:
-        with warnings.catch_warnings(action="ignore"):  # openpyxl warns of styles
-            frame = pandas.read_excel(path, header=None, dtype=str, na_filter=False)
-    except ImportError:
-        raise DataError(f"{path}: Excel files need openpyxl (pip install openpyxl); or save the sheet as CSV") from None
-    except Exception as error:  # zipfile, openpyxl and pandas each raise their own
-        raise DataError(f"{path} is not a readable Excel file ({error}); save the sheet as CSV") from None
+    with warnings.catch_warnings(action="ignore"):  # openpyxl warns of styles
+        frame = pandas.read_excel(path, header=None, dtype=str, na_filter=False, engine="openpyxl")
     return _from_records(path, enumerate(frame.itertuples(index=False, name=None), 1))
 
 
-READERS: dict[str, Callable[[Path, str], Table]] = {".csv": _read_separated, ".tsv": _read_separated}
+READERS: dict[str, Callable[[Path, str], Table]] = {".csv": _read_csv, ".tsv": _read_csv, ".xlsx": _read_excel}
 READERS |= {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_arrow, ".arrow": _read_arrow}
-READERS |= {".xlsx": _read_excel}
+
+NO_LABEL = -1  # the id of a row without a label
+MARKERS = frozenset(["", *"- -1 nan null none n/a <na>".split()])  # "no label" to GLUE, SNLI and pandas, in any case
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")  # 007 is a code
+
+
+def label_texts(table: Table, column: str, fold: bool = False) -> list[str]:
+    """Labels as stripped texts, equal numbers alike (1, 1.0, "1"), "" for none; raises DataError if one is a list."""
+    texts = []
+    for index, value in enumerate(table.columns[column]):
+        text = "" if value is None else str(value).strip()
+        if isinstance(value, list | dict) or re.fullmatch(r"\[.*['\",].*\]", text):
+            raise DataError(f"{table.place(index)}: {column!r} is {value!r}; a row must have one label, not several")
+        if _NUMBER.fullmatch(text):
+            text = format((Decimal(text) + 0).normalize(), "f")
+        texts.append(folded(text) if fold else text)
+    return texts
+
+
+def folded(label: str) -> str:
+    """What spellings have in common that differ in case, blanks or Unicode's form alone."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def find_classes(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes in a column of `label_texts`, by value when all are numbers, else by name. -1 marks rows without a
+    label, unless the only other label is a number. Raises DataError for fewer than two, or more than rows can carry."""
+    counts = Counter(texts)
+    names = {text for text in counts if text.casefold() not in MARKERS}
+    if len(names) == 1 and "-1" in counts and _NUMBER.fullmatch(min(names)):
+        names.add("-1")
+    without = len(texts) - sum(counts[name] for name in names)
+    if len(names) < 2:
+        marked = f", and {without:,} rows without one" * (without > 0)
+        raise DataError(f"{where} holds only the label {min(names, default='')!r}{marked}; a task needs at least two")
+    if len(names) > max(20, (len(texts) - without) / 2):
+        raise DataError(f"{where} has {len(names):,} values in {len(texts):,} rows, too many; is it the label column?")
+    return tuple(sorted(names, key=float if all(map(_NUMBER.fullmatch, names)) else str))
+
+
+def spelling_notes(texts: Sequence[str], where: str) -> list[str]:
+    """Names, with their counts, the labels that differ in case, inner blanks or Unicode's form alone."""
+    groups: dict[str, list[str]] = {}
+    for name, count in sorted(Counter(text for text in texts if text.casefold() not in MARKERS).items()):
+        groups.setdefault(folded(name), []).append(f"{name!r} ({count:,} rows)")
+    several = "; ".join(", ".join(group) for group in groups.values() if len(group) > 1)
+    way = "labels that differ only in case or blanks are taken apart; --set fold_labels=true joins them"
+    return [f"{where}: {way}: {several}"] if several else []
+
+
+def label_ids(table: Table, texts: Sequence[str], labels: Sequence[str], numbered: bool) -> list[int]:
+    """Ids of a table's `label_texts`, `NO_LABEL` for markers; `numbered` ids are names. Raises DataError for others."""
+    ids = {str(number): number for number in range(len(labels) if numbered else 0)}
+    ids |= {name: number for number, name in enumerate(labels)}
+    for index, text in enumerate(texts):
+        if text not in ids and text.casefold() not in MARKERS:
+            known = ", ".join(labels) + (f" or 0 to {len(labels) - 1}" if numbered else " in train")
+            raise DataError(f"{table.place(index)}: unknown label {text!r}; known: {known}")
+    return [ids.get(text, NO_LABEL) for text in texts]

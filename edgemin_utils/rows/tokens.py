@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemin_utils.errors import ModelError, SettingError
-from edgemin_utils.rows.sources import reach_hub
 from edgemin_utils.rows.splits import TaskData
-from edgemin_utils.rows.tasks import Task
+from edgemin_utils.rows.tasks import Task, reach_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,20 +16,16 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in "pad unk cls sep mask".split()}
 ASCII_CHARACTERS = sorted({chr(code).lower() for code in range(33, 127)})  # first in line for a trained vocabulary
-LOOKED_AT = 500  # texts in which `check_fit` counts unknown words
-PADDING_SHIFTS = ("roberta",)  # families whose positions begin after the number of the padding token
 
 
 def train_tokenizer(texts: Iterable[str], size: int, token_types: bool = True) -> "Tokenizer":
-    """A lower-casing WordPiece tokenizer in BERT's manner (Wu et al. 2016). Its vocabulary of at most `size` entries
-    holds special tokens; characters, alone and as `##` continuations, ASCII before others, frequent before rare, in at
-    most half of it; then words by falling count, ties by alphabet. Raises SettingError for too small a `size`."""
+    """A lower-casing WordPiece tokenizer in BERT's manner (Wu et al. 2016) of at most `size` entries: special tokens;
+    characters, alone and as `##` continuations, in at most half of it; words by falling count. Raises SettingError."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    least = 2 * (len(SPECIAL_TOKENS) + 2)
-    if size < least:
+    if size < (least := 2 * (len(SPECIAL_TOKENS) + 2)):
         raise SettingError(f"vocabulary_size is {size}; it must be at least {least}")
     normalizer, words = normalizers.BertNormalizer(lowercase=True), Counter[str]()
     splitter, characters = pre_tokenizers.BertPreTokenizer(), Counter(dict.fromkeys(ASCII_CHARACTERS, 0))
@@ -44,41 +38,35 @@ def train_tokenizer(texts: Iterable[str], size: int, token_types: bool = True) -
     entries = [*SPECIAL_TOKENS.values(), *alphabet, *(f"##{character}" for character in alphabet)]
     ranked = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
     vocabulary = {entry: index for index, entry in enumerate([*entries, *ranked[: size - len(entries)]])}
-
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     backend.normalizer, backend.pre_tokenizer = normalizer, splitter
     backend.decoder = decoders.WordPiece(prefix="##")
-    one, special = "[CLS]:0 $A:0 [SEP]:0", [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    around = processors.TemplateProcessing(single=one, pair=f"{one} $B:1 [SEP]:1", special_tokens=special)
-    backend.post_processor = around
+    one, ends = "[CLS]:0 $A:0 [SEP]:0", [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single=one, pair=f"{one} $B:1 [SEP]:1", special_tokens=ends)
     names = {"model_input_names": _input_names(token_types), **SPECIAL_TOKENS}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **names)
 
 
 def load_tokenizer(name_or_folder: str) -> "Tokenizer":
-    """The tokenizer of a checkpoint on the hub or in a folder; raises ModelError where it cannot be had, or is not
-    of the `tokenizers` library (which counts cuts)."""
+    """A checkpoint's tokenizer of the `tokenizers` library, from the hub or a folder; raises ModelError without one."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    folder, reachable, level = Path(name_or_folder).expanduser(), False, logging.get_verbosity()
-    local, named = folder.is_dir(), f"tokenizer {name_or_folder!r}"
-    if not local and (folder.is_absolute() or name_or_folder.startswith((".", "~")) or name_or_folder.count("/") > 1):
-        raise ModelError(f"no folder {name_or_folder}")
+    folder, named, level = Path(name_or_folder).expanduser(), f"tokenizer {name_or_folder!r}", logging.get_verbosity()
+    local, why = folder.is_dir(), "is neither a folder nor in the cache, and the hub cannot be reached"
     logging.set_verbosity_error()
     try:
-        reachable = not local and reach_hub(name_or_folder)
-        where = str(folder) if local else name_or_folder
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not reachable)
+        if local:
+            why = "cannot be loaded: its tokenizer.json or vocabulary file is missing or damaged"
+        elif reachable := reach_hub(name_or_folder):
+            why = "cannot be loaded"
+        tokenizer = AutoTokenizer.from_pretrained(folder.as_posix(), local_files_only=local or not reachable)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up when there is no vocabulary
             raise OSError
     except (HFValidationError, RepositoryNotFoundError):
         raise ModelError(f"no checkpoint {name_or_folder!r} on the hub (misspelt, or private), nor a folder") from None
     except Exception as error:  # each layer beneath (HTTP, JSON, tokenizers, transformers) raises its own
-        why = "cannot be loaded" if reachable else "is neither a folder nor in the cache, and the hub cannot be reached"
-        if local:
-            why = "cannot be loaded: its tokenizer.json or vocabulary file is missing or damaged"
         raise ModelError(f"{named} {why} ({type(error).__name__}); give a folder that holds a whole one") from error
     finally:
         logging.set_verbosity(level)
@@ -89,16 +77,13 @@ def load_tokenizer(name_or_folder: str) -> "Tokenizer":
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
     """Positions for tokens in a model of that config, None where it names none; RoBERTa's first ones are padding's."""
-    shift = config.get("pad_token_id", 1) + 1 if config.get("model_type") in PADDING_SHIFTS else 0
+    shift = config.get("pad_token_id", 1) + 1 if config.get("model_type") == "roberta" else 0
     return config["max_position_embeddings"] - shift if config.get("max_position_embeddings") else None
 
 
-def check_fit(
-    tokenizer: "Tokenizer", config: Any, max_length: int, texts: Iterable[str] = ()
-) -> tuple[int, bool, list[str]]:
-    """Sets a tokenizer, in place, to what the model beside it takes (padding on the right, the names of inputs);
-    gives the longest input in tokens, whether there are token types, and notes, also on unknown tokens of `texts`.
-    Raises ModelError for tokens without a row in the embedding, or padding that cannot work."""
+def check_fit(tokenizer: "Tokenizer", config: Any, max_length: int, texts: list[str]) -> tuple[int, bool, list[str]]:
+    """Sets a tokenizer, in place, to pad on the right and give a model's inputs; the longest input in tokens, whether
+    there are token types, and notes. Raises ModelError for tokens without an embedding, or useless padding."""
     config = config if isinstance(config, Mapping) else config.to_dict()
     notes, size, padding = list[str](), config["vocab_size"], config.get("pad_token_id", 1)
     beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= size)
@@ -107,7 +92,7 @@ def check_fit(
         raise ModelError(f"the tokenizer has {lost}; take the model's own, or resize its embedding and train it")
     if tokenizer.pad_token_id is None:
         raise ModelError("the tokenizer has no padding token; name one as pad_token in tokenizer_config.json")
-    if config.get("model_type") in PADDING_SHIFTS and tokenizer.pad_token_id != padding:
+    if config.get("model_type") == "roberta" and tokenizer.pad_token_id != padding:
         pads = f"the tokenizer pads with token {tokenizer.pad_token_id}"
         raise ModelError(f"{pads}, but the model's positions skip token {padding}; make the two the same")
     if not tokenizer.num_special_tokens_to_add():
@@ -124,8 +109,7 @@ def check_fit(
     if limit < max_length:
         what = "the model has positions for" if limit == positions else "its tokenizer names"
         notes.append(f"max_length is {max_length}, but {what} {limit} tokens: inputs are cut there")
-    some = [text[:2000] for text in islice(texts, LOOKED_AT)]
-    made = tokenizer.backend_tokenizer.encode_batch(some, add_special_tokens=False)
+    made = tokenizer.backend_tokenizer.encode_batch([text[:2000] for text in texts[:500]], add_special_tokens=False)
     ids = [number for encoding in made for number in encoding.ids]
     unknown = ids.count(tokenizer.unk_token_id) / max(1, len(ids))
     if unknown > 0.1:
@@ -134,14 +118,19 @@ def check_fit(
     return limit, token_types, notes
 
 
+def check_vocabulary(tokenizer: "Tokenizer", of_teacher: "Tokenizer", name: str) -> None:
+    """Raises ModelError where the student `name` has another vocabulary than its teacher."""
+    if tokenizer.get_vocab() != of_teacher.get_vocab():
+        raise ModelError(f"student {name!r} has another vocabulary than the teacher; take another, or student=scratch")
+
+
 def _input_names(token_types: bool) -> list[str]:
     return ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A task's rows as models see them: `data` as read; the splits by `tokenize_split`; `truncated`: split -> rows that
-    were cut; `notes` for the terminal."""
+    """A task's rows as models see them: `data` as read; splits by `tokenize_split`; `truncated`: split -> rows cut."""
 
     data: TaskData
     tokenizer: "Tokenizer"
@@ -154,11 +143,6 @@ class Rows:
     notes: tuple[str, ...]
 
     @property
-    def task(self) -> Task:
-        """The task whose rows these are."""
-        return self.data.task
-
-    @property
     def learnt_from(self) -> "Dataset":
         """The rows that a student with a teacher is trained on: train, and the transfer texts after them."""
         import datasets
@@ -167,39 +151,33 @@ class Rows:
 
     def describe(self) -> dict[str, Any]:
         """The `data` entry of a record."""
-        about = {name: getattr(self.task, name) for name in ("title", "text_columns", "labels")}
+        about = {name: getattr(self.data.task, name) for name in ("title", "text_columns", "labels")}
         about |= {"source": self.data.source, "notes": self.notes, "fingerprint": self.data.fingerprint}
         about |= {f"{name}_rows": len(getattr(self, name)) for name in ("train", "holdout", "transfer")}
         dev = {split: len(rows) for split, rows in self.dev.items()}
         return {**about, "dev_rows": dev, "truncated_rows": self.truncated}
 
 
-def tokenize_rows(
-    data: TaskData, tokenizer: "Tokenizer", limit: int, token_types: bool = False, configs: Iterable[Any] = ()
-) -> Rows:
-    """All splits by `tokenize_split`, cut to the shortest limit that `check_fit` finds for the models' `configs`, with
-    token types if any of them takes some. Raises as those two."""
+def tokenize_rows(data: TaskData, tokenizer: "Tokenizer", limit: int, configs: Iterable[Any]) -> Rows:
+    """All splits by `tokenize_split`, with the least limit and any token types that `check_fit` finds for `configs`."""
     fits = [check_fit(tokenizer, config, limit, data.texts) for config in configs]
-    limit = min([limit, *(longest for longest, _, _ in fits)])
-    token_types = token_types or any(typed for _, typed, _ in fits)
+    limit, token_types = min(longest for longest, _, _ in fits), any(typed for _, typed, _ in fits)
     splits = {"train": data.train, "holdout": data.holdout, "transfer": data.transfer, **data.dev}
     made = {name: tokenize_split(rows, tokenizer, data.task, limit, token_types) for name, rows in splits.items()}
     truncated = {name: cut for name, (_, cut) in made.items()}
-    notes = dict.fromkeys([*data.notes, *(note for *_, said in fits for note in said)])
     cut = ", ".join(f"{cut:,} of {len(splits[name]):,} in {name}" for name, cut in truncated.items() if cut)
-    if cut:
-        notes[f"rows longer than {limit} tokens are cut: {cut}"] = None
+    notes = [*data.notes, *(note for *_, said in fits for note in said)]
+    notes += [f"rows longer than {limit} tokens are cut: {cut}"] if cut else []
     train, holdout, transfer = (made.pop(name)[0] for name in ("train", "holdout", "transfer"))
     dev = {name: rows for name, (rows, _) in made.items()}
-    return Rows(data, tokenizer, train, holdout, dev, transfer, truncated, limit, tuple(notes))
+    return Rows(data, tokenizer, train, holdout, dev, transfer, truncated, limit, tuple(dict.fromkeys(notes)))
 
 
 def tokenize_split(
     dataset: "Dataset", tokenizer: "Tokenizer", task: Task, limit: int, token_types: bool
 ) -> "tuple[Dataset, int]":
-    """`input_ids`, `attention_mask`, `token_type_ids` if asked for (a list a row, unpadded), `labels`, `length`
-    (tokens) and `row`, and how many rows were cut: of a pair the longer text first, on the tokenizer's own side. Raises
-    SettingError where `limit` leaves no room for text."""
+    """The model's inputs (a list a row, unpadded), `labels`, `length` (tokens) and `row`; and how many rows were cut,
+    of a pair the longer text first, on the tokenizer's own side. Raises SettingError where `limit` leaves no room."""
     import datasets
 
     least = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2) + len(task.text_columns)
@@ -217,11 +195,3 @@ def tokenize_split(
             made.get(name, []).extend(values)
     tokenizer.backend_tokenizer.no_truncation()  # the call leaves its limit there, and save_pretrained writes it down
     return datasets.Dataset.from_dict(made, features=features), cut
-
-
-def rows_in_other_tokens(first: Rows, second: Rows, split: str = "train") -> int:
-    """How many rows of a split two tokenizers cut into different tokens; which number a token has does not matter."""
-    known = second.tokenizer.get_vocab()
-    numbers = {number: known.get(token) for token, number in first.tokenizer.get_vocab().items()}
-    ids = [(rows.learnt_from if split == "train" else rows.dev[split])["input_ids"] for rows in (first, second)]
-    return sum([numbers[number] for number in one] != list(other) for one, other in zip(*ids, strict=True))

@@ -37,7 +37,7 @@ async function start() {
   try {
     requireWebAssembly();
     const [manifest, comparison, libraries] = await Promise.all(
-      [fetchManifest(BUNDLE), fetchJson("comparison.json"), importLibraries()]);
+      [fetchManifest(BUNDLE), fetchJson("float32/comparison.json"), importLibraries()]);
     Object.assign(page, { manifest, comparison, libraries });
     const [graph, rules] = await Promise.all(["model.onnx", "tokenizer.json"].map(
       (name) => fetchChecked(BUNDLE + name, manifest.files[name])));

@@ -1,1 +1,0 @@
-"""The page that runs an edge bundle in a browser: what it is made of, and the server that shows it."""

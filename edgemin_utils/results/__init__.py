@@ -1,1 +1,0 @@
-"""The one table of a study, and everything that is selected from it: comparisons, tables, budgets."""

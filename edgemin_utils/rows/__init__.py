@@ -1,1 +1,0 @@
-"""The rows of a task: read from wherever they are, looked at once, split, and turned into tokens."""
