@@ -45,7 +45,7 @@ def _row(frames: Frames, place: tuple[str, str, str], group: pd.DataFrame) -> di
     row |= group[_MEANS].astype(float).mean().to_dict() | {"compared_with": source_of(model, frames.models(task))}
     own, both = frames.right_rows(task, split, model), frames.right_rows(task, split, "teacher", model)
     medians, other = process_medians(frames, task, ["teacher", model]), model != "teacher"
-    row |= ends("accuracy", statistics.contrast(own, [1]) if own else None)
+    row |= ends("accuracy", Estimate(*np.clip(np.array(statistics.contrast(own, [1])), 0, 1)) if own else None)
     row |= ends("kept", statistics.share_kept(*both) if other and both and both[0].any() else None)
     row |= ends("faster", statistics.contrast_of_latencies(medians, [1, -1]) if other and medians else None)
     pair = frames.right_rows(task, split, row["compared_with"], model)
