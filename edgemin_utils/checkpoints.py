@@ -76,6 +76,8 @@ def load_model(
                     parameter.copy_(parameter[[names.index(label) for label in wanted]])
     if dropout is not None:
         encoders.set_dropout(model, dropout)
+    if bad := next((name for name, weights in model.named_parameters() if not weights.isfinite().all()), ""):
+        raise ModelError(f"{name_or_folder} holds NaN or infinity, as in {bad}; its training diverged, train it anew")
     return model.eval()
 
 

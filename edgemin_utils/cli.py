@@ -19,6 +19,7 @@ import edgemin_utils
 from edgemin_utils.environment import joined_processes, launched_processes
 from edgemin_utils.errors import DataError, EdgeMINError, ModelError, SettingError, StageError
 from edgemin_utils.names import EXAMPLES, LISTS, METHODS
+from edgemin_utils.rows.tokens import load_tokenizer
 from edgemin_utils.run import BROKEN, open_chains, run_study, say_rows
 from edgemin_utils.settings import PROFILES, load_settings, read_value, setting_fields, study_folder
 from edgemin_utils.study import Chain, find_chains, find_records, say_once, study_status
@@ -171,9 +172,10 @@ def report(
     study = _existing_study(profile, output_dir)
     _show_results(study, draw=True)
     if publish:
+        from edgemin_utils.report import draw
         from edgemin_utils.results.table import publish as publish_study
 
-        print(f"published: {publish_study(study, publish)}")
+        print(f"published: {publish_study(study, publish, draw)}")
 
 
 @app.command()
@@ -250,9 +252,11 @@ def measure(
     """The full sheet of models, side by side: parameters, bytes, operations, latency, memory, energy.
 
     Example: edgemin measure outputs/demo/sst2/seed-0/teacher bundle --quick"""
+    asked = (_numbers("--lengths", lengths, 1), _numbers("--threads", threads), "quick" if quick else "full")
+    for name in (name for name in models if not Path(name).expanduser().exists()):
+        load_tokenizer(name)  # refuses what the hub does not have either
     from edgemin_utils.measurement.costs import measure_models, sheet_text  # imports torch
 
-    asked = (_numbers("--lengths", lengths), _numbers("--threads", threads), "quick" if quick else "full")
     sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr))
     print(sheet_text(sheet))
     if out:
@@ -308,11 +312,11 @@ def _chains(more: More, profile: str, tasks: str, seeds: str, output_dir: str, r
     return open_chains(profile, names, numbers, read_overrides(more.args), output_dir, replace)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(item) for item in text.split(",")]
-    except ValueError:
-        raise SettingError(f"{option} is {text!r}; give whole numbers joined by commas, as in 0,1,2") from None
+def _numbers(option: str, text: str, least: int = 0) -> list[int]:
+    numbers = [int(item) if item.strip().isdecimal() else -1 for item in text.split(",")]
+    if min(numbers) < least:
+        raise SettingError(f"{option} is {text!r}; give whole numbers from {least} on, joined by commas, as in 1,2")
+    return numbers
 
 
 def _existing_study(profile: str, output_dir: str) -> Path:

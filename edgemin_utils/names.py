@@ -4,14 +4,13 @@ and its value if it takes one, and `,setting=value` (lists: `_`) for what it alo
 import ast
 import inspect
 import linecache
-import os
 import re
 import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgemin_utils.errors import SettingError
 from edgemin_utils.settings import CRITERIA, Settings, load_settings, nearest, read_value, setting_fields
@@ -19,8 +18,7 @@ from edgemin_utils.settings import CRITERIA, Settings, load_settings, nearest, r
 _FILE = tomllib.loads((Path(__file__).parent / "names.toml").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """One kind of step."""
 
     kind: str  # teacher, distillation, pruning, tuning, scan (leaves no model) or quantization
@@ -39,6 +37,8 @@ IMPLEMENTATIONS: dict[str, Any] = dict(_FILE["implementations"])
 """Name of an objective -> "module:class" in distillation/, or the class of one of one's own."""
 LISTS: dict[str, list[str]] = dict(_FILE["lists"])
 LISTS["objectives"] = [name for name in METHODS if METHODS[name].kind == "distillation" and name != "none-pretrained"]
+_RATES = (5e-05, 0.0001, 0.0002)  # of which each objective's is chosen on the hold-out
+LISTS["rates"] = [f"{name},prediction_learning_rate={rate}" for name in LISTS["objectives"] for rate in _RATES]
 LISTS["schemes"] = [f"minilmv2+heads-0.2+{name}" for name, one in METHODS.items() if one.kind == "quantization"]
 """Name of a list -> the models that it stands for; lists may name lists."""
 OWN_CODE: dict[str, str] = {}
@@ -239,8 +239,8 @@ def _spell(value: Any) -> str:
         return "_".join(map(_spell, value))
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, str) and os.path.isabs(value):
-        return re.sub(r"[^\w.-]", "-", os.path.basename(value))
+    if isinstance(value, str) and Path(value).is_absolute():
+        return re.sub(r"[^\w.-]", "-", Path(value).name)
     return "none" if value is None else str(value).replace("/", "--")
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import itertools
 import json
 import tempfile
 import tomllib
@@ -229,13 +228,9 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 def _latencies(costs: Costs, model: str) -> list[Estimate | None]:
     """Of C6: percent under the teacher's latency on each input, and under the student's on the best."""
-    less = dict[tuple[str, str], Estimate]()
-    for base, name in itertools.product(("teacher", "student"), INPUTS):
-        ratio = _contrast(costs, [base, model], [1, -1], name)
-        if ratio and ratio.low and ratio.high:
-            less[base, name] = Estimate(*(100 * (1 - 1 / end) for end in ratio if end))
-    best = max((each for (base, _), each in less.items() if base == "student"), default=None)
-    return [*(less.get(("teacher", name)) for name in INPUTS), best]
+    ratios = [_contrast(costs, [base, model], [1, -1], name) for base in ("teacher", "student") for name in INPUTS]
+    less = [Estimate(*(100 * (1 - 1 / end) for end in each if end)) if each and each.low else None for each in ratios]
+    return [*less[: len(INPUTS)], max(filter(None, less[len(INPUTS) :]), default=None)]
 
 
 def _memory(costs: Costs, model: str) -> tuple[Estimate | None, Estimate | None]:

@@ -27,11 +27,16 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb(?:#[^)]*)?\)")
 def write_report(study: Path | str) -> Path:
     """Tables, figures and the page into the study's folder `report`; returns the page. Raises as `read_frames`."""
     frames, folder = read_frames(study), Path(study) / "report"
-    write_tables(frames, folder / "tables")
-    write_figures(frames, folder / "figures")
+    draw(frames, folder)
     page = folder / "report.html"
     page.write_text(_page(frames, Path(study) / "notebooks"), encoding="utf-8", newline="\n")
     return page
+
+
+def draw(frames: Frames, folder: Path) -> None:
+    """Every table and figure into `folder`."""
+    write_tables(frames, folder / "tables")
+    write_figures(frames, folder / "figures")
 
 
 def _page(frames: Frames, notebooks: Path) -> str:

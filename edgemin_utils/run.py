@@ -22,9 +22,9 @@ import joblib
 import psutil
 
 import edgemin_utils
-from edgemin_utils.errors import MethodRefused, ModelError, SettingError, StorageError
+from edgemin_utils.errors import MethodRefused, SettingError, StorageError
 from edgemin_utils.rows.tasks import TASKS, own_task_name
-from edgemin_utils.settings import absolute_paths, changed_settings, load_settings, nearest, project_folder
+from edgemin_utils.settings import MADE_HERE, absolute_paths, changed_settings, load_settings, nearest, project_folder
 from edgemin_utils.study import Chain, Stage, open_chain, plain, say_once, write_json
 
 CHAIN_NOTEBOOKS = ("01_teacher", "02_distillation", "03_pruning", "04_quantization")
@@ -93,31 +93,19 @@ def notebook_parameters(chain: Chain) -> dict[str, Any]:
 def say_rows(chains: Iterable[Chain]) -> None:
     """Prints where rows come from and what is odd; raises DataError or ModelError where rows or models do not fit."""
     from edgemin_utils.rows.splits import load_task_data  # imports pandas and datasets
-    from edgemin_utils.rows.tokens import check_fit, check_vocabulary, load_tokenizer
+    from edgemin_utils.rows.tokens import check_fit, check_vocabulary, load_tokenizer, read_config
 
     for chain in {chain.task: chain for chain in chains}.values():
         settings = chain.settings
-        configs = {name: _read_config(name) for name in (settings.teacher, settings.student) if os.path.isabs(name)}
+        given = [name for name in (settings.teacher, settings.student) if name not in MADE_HERE]
+        configs = {name: read_config(name) for name in given if os.path.isabs(name)}
         data = load_task_data(settings, chain.task, chain.seed)
-        notes, tokenizers = [data.source, *data.notes], [load_tokenizer(folder) for folder in configs]  # imports torch
-        for (folder, config), tokenizer in zip(configs.items(), tokenizers, strict=True):
-            notes += check_fit(tokenizer, config, settings.max_length, data.texts)[2]
-            check_vocabulary(tokenizer, tokenizers[0], folder)
+        notes, tokenizers = [data.source, *data.notes], [load_tokenizer(name) for name in given]  # imports torch
+        for name, tokenizer in zip(given, tokenizers, strict=True):
+            notes += check_fit(tokenizer, configs[name], settings.max_length, data.texts)[2] if name in configs else []
+            check_vocabulary(tokenizer, tokenizers[0], name)
         for note in notes:
             say_once(f"{chain.task}: {note}")
-
-
-def _read_config(folder: str) -> dict[str, Any]:
-    try:
-        config = dict(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ModelError(f"{folder} holds no config.json that can be read; give a folder of save_pretrained") from None
-    if "multi_label" in str(config.get("problem_type")):
-        raise ModelError(f"{folder} is made for several labels a row; EdgeMIN's models give one")
-    supported = edgemin_utils.settings.setting_fields()["teacher_family"].metadata["choices"]
-    if (family := config.get("model_type")) not in supported:
-        raise ModelError(f"{folder} is of family {family!r}; supported are {', '.join(supported)}")
-    return config
 
 
 def _say_finished(stages: list[Stage], told: set[Path]) -> None:
@@ -187,7 +175,7 @@ def _run_chains(chains: list[Chain], paths: list[Path], stop: Event, jobs: int, 
         local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
         address = stack.enter_context(distributed.LocalCluster(**local)) if cluster == "local" else cluster
         try:
-            client = stack.enter_context(distributed.Client(address, timeout=30, set_as_default=False))
+            client = stack.enter_context(distributed.Client(address, timeout=5, set_as_default=False))
             client.wait_for_workers(1, timeout=30)
         except (OSError, ValueError) as error:
             way = "start them with `dask scheduler` and `dask worker ADDRESS --nthreads 1`"

@@ -20,7 +20,8 @@ CRITERIA = ["gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "
 _COMPRESSED = "pruning tuning"
 _AFTER_TEACHER = f"distillation {_COMPRESSED}"
 _TRAINED = f"teacher {_AFTER_TEACHER}"
-_FAMILIES = ("bert", "distilbert", "roberta", "electra")
+FAMILIES = ("bert", "distilbert", "roberta", "electra")
+MADE_HERE = ("scratch", "teacher-layers", "pretrained-layers")  # a setting names these, or a hub id or a folder
 _PAIRS = "query-query key-key value-value query-key query-value key-query key-value value-query value-key".split()
 
 
@@ -55,7 +56,7 @@ class Settings:
     # Teacher
     teacher: str = _s("scratch", "teacher encoder: a hub id, a folder, or scratch (teacher_* sizes)", "", "teacher")
     vocabulary_size: int = _s(3000, "most entries of a scratch teacher's vocabulary", "tokens", "teacher")
-    teacher_family: str = _s("bert", "architecture of a scratch teacher", "", "teacher", _FAMILIES)
+    teacher_family: str = _s("bert", "architecture of a scratch teacher", "", "teacher", FAMILIES)
     teacher_layers: int = _s(3, "layers of a scratch teacher", "layers", "teacher")
     teacher_hidden_size: int = _s(64, "hidden size of a scratch teacher", "units", "teacher")
     teacher_heads: int = _s(4, "attention heads of a scratch teacher", "heads a layer", "teacher")

@@ -139,8 +139,6 @@ def mean_over_processes(values: ArrayLike) -> Estimate:
 
 def verdict(estimate: Estimate, margin: float = 0.0) -> str:
     """Of a difference's interval: better, worse, undecided, or "no loss", whose lower end is above `-margin`."""
-    if estimate.low is None or estimate.high is None:
-        return "undecided"
-    if estimate.low > -margin:
+    if estimate.low is not None and estimate.low > -margin:
         return "better" if estimate.low > 0 else "no loss"
-    return "worse" if estimate.high < 0 else "undecided"
+    return "worse" if estimate.high is not None and estimate.high < 0 else "undecided"

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
@@ -158,15 +157,14 @@ class RelationLook:
     def __init__(self, objective: Objective, teacher: Teacher | None, student: nn.Module, rows: Rows):
         self.found, self.of_student = dict[str, Any](), (student, rows, "student_layer")
         self.view = objective.relations(teacher, student) if teacher else None
-        if self.view is None or teacher is None:
-            return
-        theirs, ours = (next(iter(of.dev.values())) for of in (teacher.rows, rows))
-        lengths = zip(theirs["length"], ours["length"], strict=True)
-        self.place = next((at for at, (one, other) in enumerate(lengths) if 8 <= one == other <= 20), 0)
-        tokens = rows.tokenizer.convert_ids_to_tokens(ours[self.place]["input_ids"])
-        self.found = {"tokens": tokens, "heads": self.view.heads, "models": {}}
-        self._look("teacher", teacher.model, teacher.rows, "teacher_layer")
-        self._look("before training", *self.of_student)
+        if self.view is not None and teacher is not None:
+            theirs, ours = (next(iter(of.dev.values())) for of in (teacher.rows, rows))
+            lengths = zip(theirs["length"], ours["length"], strict=True)
+            self.place = next((at for at, (one, other) in enumerate(lengths) if 8 <= one == other <= 20), 0)
+            tokens = rows.tokenizer.convert_ids_to_tokens(ours[self.place]["input_ids"])
+            self.found = {"tokens": tokens, "heads": self.view.heads, "models": {}}
+            self._look("teacher", teacher.model, teacher.rows, "teacher_layer")
+            self._look("before training", *self.of_student)
 
     def __call__(self, phase: Phase) -> None:
         self._look(f"after {phase.name}", *self.of_student)
@@ -176,7 +174,7 @@ class RelationLook:
             row = next(iter(rows.dev.values())).select([self.place])
             _, batch = next(batches(row, rows.tokenizer, 1, next(model.parameters()).device))
             found = relation_matrices(model, batch, getattr(self.view, layer), self.view.pairs, self.view.heads)
-            self.found["models"][name] = {pair: np.round(matrix.cpu().numpy(), 4) for pair, matrix in found.items()}
+            self.found["models"][name] = {pair: matrix.cpu().numpy().round(4) for pair, matrix in found.items()}
 
 
 def _load_checkpoint(settings: Settings, name: str, labels: Sequence[str]) -> PreTrainedModel:

@@ -335,8 +335,7 @@ def _readable(folders: Iterable[Path]) -> Iterator[Record]:
 
 def study_status(chains: Iterable[Chain]) -> list[dict[str, Any]]:
     """task, seed, model, status, seconds and reason of every stage, and of models on disk of a step unknown here."""
-    rows = []
-    unknown = State("unknown", "a step that a notebook's cell defines, which alone can make it")
+    rows, unknown = [], State("unknown", "a step that a notebook's cell defines, which alone can make it")
     for chain in chains:
         found = {name: stage.state for name, stage in chain.plan.items()}
         others = {path.parent.name for path in chain.folder.glob("[!.]*/record.json")} - {COSTS, *chain.plan}
@@ -365,8 +364,7 @@ def code_of(kind: str, method: str, taught: bool = True) -> dict[str, str]:
 @functools.cache
 def _read_code(file: str) -> tuple[str, tuple[str, ...]]:
     """Digest of a file's syntax tree, and the files of the core that it imports."""
-    tree = ast.parse((_PACKAGE / file).read_text(encoding="utf-8"))
-    modules = list[str]()
+    tree, modules = ast.parse((_PACKAGE / file).read_text(encoding="utf-8")), list[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgemin_utils"):
             module = (node.module or "").removeprefix("edgemin_utils").strip(".").replace(".", "/")
@@ -445,6 +443,21 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder that takes the place of `final` once the context ends well. Raises StorageError where it cannot."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.partial-") as partial:
+            (made := Path(partial, "made")).mkdir()
+            yield made
+            if final.exists():
+                final.rename(Path(partial, "old"))
+            made.rename(final)
+    except OSError as error:
+        raise StorageError(f"{final} cannot be written ({error.strerror}); choose another place") from error
+
+
+@contextlib.contextmanager
 def _beside(final: Path) -> Iterator[Path]:
     """A new folder, in the process that writes: once it holds a record it becomes `final`, which no other run makes
     meanwhile. What killed runs left goes, but a folder comes back where one died before its new one was in place."""
@@ -453,7 +466,13 @@ def _beside(final: Path) -> Iterator[Path]:
             yield Path(folder)
         return
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(final):
+    lock = filelock.FileLock(final.with_name(f".{final.name}.lock"))
+    try:
+        held = lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"{final.name}: another run is making it; waiting", flush=True)
+        held = lock.acquire()
+    with held:
         partial, old = (final.with_name(f".{final.name}.{kind}") for kind in ("partial", "old"))
         if old.exists() and not final.exists():
             old.rename(final)
@@ -469,15 +488,6 @@ def _beside(final: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _locked(final: Path) -> contextlib.AbstractContextManager:
-    """Holds a stage for this process; a second run on one folder waits here, and says so."""
-    lock = filelock.FileLock(final.with_name(f".{final.name}.lock"))
-    with contextlib.suppress(filelock.Timeout):
-        return lock.acquire(blocking=False)
-    print(f"{final.name}: another run is making it; waiting", flush=True)
-    return lock.acquire()
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def test_what_cannot_be_bundled_is_said_before_torch_is_imported(chain, tmp_path
     several, from_one = {"problem_type": "multi_label_classification"}, {"id2label": {"1": "negative", "2": "positive"}}
     for name, config in {"several": several, "one": from_one, "spam": {"id2label": {"0": "ham", "1": "spam"}}}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
     (tmp_path / "empty").mkdir()
     float_model = chain.folder / "minilmv2"
     refused = {
@@ -192,7 +192,7 @@ def test_what_cannot_be_bundled_is_said_before_torch_is_imported(chain, tmp_path
         f"{tmp_path}/int8": "is no stage of a study; name the rows to judge it on with --task",
         f"{tmp_path}/int8 --task sst2": "was quantized by int8 already; bundle the float model",
         f"{tmp_path}/empty --task sst2": "holds no config.json that can be read",
-        f"{tmp_path}/several --task sst2": "gives a row several labels at once",
+        f"{tmp_path}/several --task sst2": "give one label a row",
         f"{tmp_path}/one --task sst2": "numbers its labels 1 negative, 2 positive; correct id2label",
         f"{tmp_path}/spam --task sst2": "answers with ham, spam, and the labels of SST-2 are negative, positive",
         f"{tmp_path}/spam --task sst3": "unknown task 'sst3'",

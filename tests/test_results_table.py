@@ -1,6 +1,7 @@
 """The one table: read from records, published, and read again."""
 
 import json
+import shutil
 
 import example_study as made
 import numpy as np
@@ -77,15 +78,16 @@ def test_a_study_that_has_only_begun_can_be_read_and_one_without_models_cannot(t
 @pytest.fixture(scope="module")
 def published(frames):
     study = frames.study
-    write_tables(frames, study / "report" / "tables")
-    figures, notebooks = study / "report" / "figures", study / "mnli" / "seed-0" / "notebooks"
-    figures.mkdir()
-    (figures / "accuracies.png").write_bytes(b"a picture")
+    notebooks = study / "mnli" / "seed-0" / "notebooks"
     notebooks.mkdir()
     cell = {"cell_type": "markdown", "metadata": {}, "source": [f"Study in {study}/sst2"]}
     notebook = {"cells": [cell], "metadata": {"papermill": {"input_path": str(study)}}, "nbformat": 4}
     (notebooks / "01_teacher.ipynb").write_text(json.dumps(notebook))
-    return publish(study, study.parent / "outputs" / "reference")
+    return publish(study, study.parent / "outputs" / "reference", draw)
+
+
+def draw(frames, folder):
+    write_tables(frames, folder / "tables")
 
 
 def test_a_published_folder_says_the_same(frames, published):
@@ -99,7 +101,6 @@ def test_a_published_folder_says_the_same(frames, published):
 
 
 def test_a_published_folder_names_no_folder_of_its_maker(frames, published):
-    assert (published / "figures" / "accuracies.png").is_file() and (published / "tables" / "headline.md").is_file()
     text = (published / "README.md").read_text()
     assert "edgemin run --profile demo --tasks mnli --set train_rows=2000 --seeds 0 1" in text
     assert "revision 0123456789" in text and "Example CPU (avx2)" in text and "torch 2.13.0" in text
@@ -109,12 +110,24 @@ def test_a_published_folder_names_no_folder_of_its_maker(frames, published):
 
 def test_publishing_replaces_what_is_there_only_when_all_is_written(frames, published, tmp_path):
     with pytest.raises(StageError, match="lies in the other"):
-        publish(frames.study, frames.study / "reference")
+        publish(frames.study, frames.study / "reference", draw)
     bare = write_study(tmp_path / "bare", seeds=(0,), models=("teacher",))
-    with pytest.raises(StageError, match="edgemin report"):
-        publish(bare, published)
-    assert (published / "results.csv").is_file()
+    with pytest.raises(ZeroDivisionError):
+        publish(bare, published, lambda frames, folder: 1 / 0)
+    assert (published / "tables" / "headline.md").is_file() and not [*published.parent.glob(".*partial-*")]
     path, revision = bare / "sst2" / "seed-0" / "teacher" / "record.json", made.ENVIRONMENT["git_revision"]
     path.write_text(path.read_text().replace(revision, f"{revision}+dirty"))
     with pytest.raises(StageError, match="dirty"):
-        publish(bare, published)
+        publish(bare, published, draw)
+
+
+def test_publishing_keeps_what_is_there_of_other_tasks_and_seeds(frames, published, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(published, alone)
+    new = write_study(tmp_path / "new", seeds=(1,), models=("teacher",))
+    after = read_frames(publish(new, alone, draw))
+    chains = after.results.groupby(["task", "seed"])["model"].agg(set).to_dict()
+    assert chains["sst2", 1] == {"teacher", "tinybert"} and "none" in chains["sst2", 0] & chains["mnli", 1]
+    wanted = frames.predictions.query("not (task == 'sst2' and seed == 1)")
+    assert len(after.predictions.query("not (task == 'sst2' and seed == 1)")) == len(wanted)
+    assert len(after.right_rows("sst2", "dev", "teacher")[0]) == 2 and (alone / "README-before.md").is_file()

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgemin_utils.bundle.checks import new_folder
 from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE, ClassifyError, read_content
 from edgemin_utils.errors import ModelError, SettingError, StageError
 from edgemin_utils.names import main_path
 from edgemin_utils.settings import project_folder, study_folder
-from edgemin_utils.study import find_chains, read_record
+from edgemin_utils.study import find_chains, new_folder, read_record
 
 ADDRESS, CACHE = "127.0.0.1", ".browser"
 FOLDER = Path(__file__).resolve().parent

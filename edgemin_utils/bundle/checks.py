@@ -1,10 +1,6 @@
-"""What refuses a bundle before torch is imported, by JSON, paths and labels; and folders that appear whole."""
+"""What refuses a bundle before torch is imported, by JSON, paths and labels."""
 
-import contextlib
-import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ from edgemin_utils.errors import ModelError, SettingError, StageError, StorageEr
 from edgemin_utils.names import METHODS
 from edgemin_utils.rows.tables import folded
 from edgemin_utils.rows.tasks import Task, own_task_name, resolve_task
+from edgemin_utils.rows.tokens import check_fit, load_tokenizer, read_config
 from edgemin_utils.settings import Settings, load_settings
 from edgemin_utils.study import Record, open_chain_folder, read_record
 
@@ -42,18 +39,14 @@ def check_source(
     if task is None:
         raise SettingError(f"{model} is no stage of a study; name the rows to judge it on with --task or --task-file")
     if folder.is_dir():
-        config = _read_config(folder)
+        config = read_config(folder)
         if scheme := (config.get("edgemin") or {}).get("scheme"):
             raise ModelError(f"{model} was quantized by {scheme} already; bundle the float model that it came from")
         labels_of_outputs(config, resolve_task(settings, task), model)
+    tokenizer = load_tokenizer(str(folder) if folder.is_dir() else model)
+    if folder.is_dir():
+        check_fit(tokenizer, config, settings.max_length, [])
     return settings, task
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ModelError(f"{folder} holds no config.json that can be read; give a folder of save_pretrained") from None
 
 
 def labels_of_outputs(config: Mapping[str, Any], task: Task, name: str) -> tuple[tuple[str, ...], str]:
@@ -61,8 +54,6 @@ def labels_of_outputs(config: Mapping[str, Any], task: Task, name: str) -> tuple
     like. Raises ModelError where they are not the task's, not numbered from 0, or several a row."""
     given = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
     names = {int(number) if str(number).isdigit() else number: str(label) for number, label in given.items()}
-    if config.get("problem_type") == "multi_label_classification":
-        raise ModelError(f"{name} gives a row several labels at once; a bundle gives it one")
     if set(names) != {*range(len(names))}:
         found = ", ".join(f"{number} {label}" for number, label in names.items())
         raise ModelError(f"config.json of {name} numbers its labels {found}; correct id2label, so that they start at 0")
@@ -86,17 +77,3 @@ def check_target(output: Path, scheme: str) -> None:
         raise SettingError(f"a bundle cannot be made by scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file()):
         raise StorageError(f"{output} is there and holds no bundle; name another --output")
-
-
-@contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A folder that takes the place of `final` once the context ends well. Raises StorageError where it cannot."""
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.partial-") as partial:
-            (made := Path(partial, "made")).mkdir()
-            yield made
-            shutil.rmtree(final, ignore_errors=True)
-            made.rename(final)
-    except OSError as error:
-        raise StorageError(f"{final} cannot be written ({error.strerror}); choose another place") from error

@@ -214,8 +214,7 @@ def predict_texts(folder: str | os.PathLike, texts: Sequence[str], threads: int 
 def check(bundle: Bundle) -> str:
     """What `--check` prints. Raises ClassifyError if a file is damaged, or the model answers otherwise than it did."""
     content, stored = bundle.content, bundle.content.get("check", {"texts": [], "probabilities": []})
-    size = sum(len(checked_bytes(bundle.folder, name, content)) for name in content["files"]) / 1e6
-    apart = 0.0
+    size, apart = sum(len(checked_bytes(bundle.folder, name, content)) for name in content["files"]) / 1e6, 0.0
     if rows := [tuple(row) for row in stored["texts"]]:
         apart = float(np.abs(bundle.probabilities(rows) - np.array(stored["probabilities"])).max())
     if not apart <= CHECK_TOLERANCE:

@@ -1,7 +1,6 @@
 """Making a bundle: the float model that it comes from, and its dev rows; what is written; how near its answers are."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import __version__
 from edgemin_utils.bundle import classify
-from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target, labels_of_outputs, new_folder
+from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target, labels_of_outputs
 from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE, Bundle
 from edgemin_utils.environment import describe_environment
 from edgemin_utils.errors import MethodRefused, StageError
@@ -25,7 +24,7 @@ from edgemin_utils.quantization.schemes import load_model, quantize, stored_size
 from edgemin_utils.rows.splits import TaskData, load_task_data
 from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows
 from edgemin_utils.settings import Settings
-from edgemin_utils.study import Record, open_chain_folder, read_record
+from edgemin_utils.study import Record, new_folder, open_chain_folder, read_record
 from edgemin_utils.training import batches, model_inputs, predict
 
 
@@ -97,9 +96,7 @@ AGREEMENT = 0.99  # share of dev rows that bundle and float model are to answer 
 CHECK_TEXTS = (("this is good", "this is not good"), ("nobody knows why", "why does nobody know ?"))
 
 
-def make_bundle(
-    source: BundleSource, output: str | os.PathLike, scheme: str = "", max_drop: float = 1.0
-) -> dict[str, Any]:
+def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_drop: float = 1.0) -> dict[str, Any]:
     """Writes a bundle into `output`, in place of an older one, and gives its bundle.json. Raises MethodRefused where it
     loses more than `max_drop` points of accuracy or cannot be exported, and as `check_target` and `new_folder`."""
     scheme, final = scheme or source.scheme or DEFAULT_SCHEME, Path(output).expanduser().absolute()

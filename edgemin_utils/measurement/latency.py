@@ -5,8 +5,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from edgemin_utils.environment import available_cores
 from edgemin_utils.errors import ModelError
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
     """`warm_up` untimed calls a variant, then at least `runs` rounds, and as many as take `seconds` a variant."""
 
     name: str

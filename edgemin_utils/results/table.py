@@ -6,10 +6,9 @@ import itertools
 import json
 import shlex
 import shutil
-import tempfile
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from edgemin_utils.errors import StageError
-from edgemin_utils.study import COSTS, Record, find_records
+from edgemin_utils.study import COSTS, Record, find_records, new_folder
 
 RESULTS, PREDICTIONS, TIMES = "results.csv", "predictions.parquet", "times.parquet"
 # Numbers from f1 to seconds are averaged over seeds by `comparisons.summary`; what a table shows is in tables.toml.
-COLUMNS = """task seed model kind split refused rows correct accuracy f1 matthews parameters parameters_listed
+COLUMNS = """task seed model kind split refused rows correct accuracy f1 matthews holdout parameters parameters_listed
     parameters_paper bytes macs_32 macs_128 ms_32 ms_128 ms_rows ms_32_all ms_128_all ms_rows_all memory_bytes seconds
     noisy timed_as profile synthetic""".split()
 INPUTS = {"1x32": "32", "1x128": "128", "dev rows": "rows"}
@@ -31,10 +30,6 @@ LAYOUT = tomllib.loads((Path(__file__).parent / "tables.toml").read_text(encodin
 _TEXTS = "task model kind split refused timed_as profile".split()
 _SIZES = {"parameters": "stored_weights", "parameters_listed": "framework_parameters"}
 _SIZES |= {"parameters_paper": "paper_parameters", "bytes": "file_bytes"}
-_README = f"""# {{study}}: published results\n\nMade by\n\n{{commands}}\n
-`{RESULTS}` is the one table, `{PREDICTIONS}` holds dev predictions, `{TIMES}` raw latencies (at most
-{MOST_RUNS} a process). Tables and figures are drawn from the three; notebook 05 opens on this folder.
-\n## Machines\n\n{{machines}}\n\n## Seconds by the clock, all seeds\n\n{{seconds}}\n"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +125,8 @@ def _rows_of_chain(records: Sequence[Record]) -> list[dict[str, Any]]:
         row |= {f"macs_{INPUTS[name]}": each["macs"] for name, each in (results.get("operations") or {}).items()}
         row["synthetic"] = str((results.get("data") or {}).get("source", "")).startswith("synthetic")
         row |= _costs_of(record.model, costs)
+        looks = (results.get("training") or {}).get("evaluations") or [{}]
+        row["holdout"] = looks[-1].get("accuracy", np.nan)
         for split, numbers in (nothing if record.refused else results["metrics"]).items():
             found.append(row | {"split": split, **numbers, "matthews": numbers.get("matthews_correlation")})
     return found
@@ -161,9 +158,10 @@ def _read_parts(study: Path | str, file: str, columns: list[str]) -> pd.DataFram
     return frame.astype({name: kind for name, kind in kinds.items() if name in frame})
 
 
-def publish(study: Path | str, destination: Path | str) -> Path:
-    """Writes a study's published folder: frames, the report's tables and figures, one chain's notebooks and a README.
-    Raises StageError where there is no report yet, one folder lies in the other, or code was not committed."""
+def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, Path], None]) -> Path:
+    """Writes a study's published folder: frames, what `draw` makes of them, one chain's notebooks and a README. What
+    the folder holds of other tasks and seeds stays. Raises StageError where one folder lies in the other, or code was
+    not committed."""
     study, destination = Path(study).resolve(), Path(destination).resolve()
     if study.is_relative_to(destination) or destination.is_relative_to(study):
         raise StageError(f"{study} cannot be published to {destination}, one lies in the other; name another folder")
@@ -171,24 +169,32 @@ def publish(study: Path | str, destination: Path | str) -> Path:
     revisions = {str(record.environment.get("git_revision")) for record in records}
     if bad := [revision for revision in revisions if revision == "None" or "dirty" in revision]:
         raise StageError(f"records of {study} are of revision {', '.join(bad)}; commit, make them again, then publish")
-    if not (study / "report" / "tables").is_dir():
-        raise StageError(f"{study} has no tables and figures yet; run `edgemin report` first")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".publish-") as place:
-        copy = Path(place) / destination.name
-        for name in ("tables", "figures"):
-            shutil.copytree(study / "report" / name, copy / name, ignore=shutil.ignore_patterns("*.svg"))
+    with new_folder(destination) as copy:
+        if (destination / RESULTS).is_file():
+            if len((joined := _with_others(frames, read_frames(destination))).results) > len(frames.results):
+                shutil.copy(destination / "README.md", copy / "README-before.md")
+            frames = joined
         frames.results.to_csv(copy / RESULTS, index=False, float_format="%.8g", lineterminator="\n")
         _write_parquet(frames.predictions.sort_values("task split model seed row".split()), copy / PREDICTIONS)
         _write_parquet(frames.times[frames.times["run"] < MOST_RUNS], copy / TIMES)
+        draw(read_frames(copy), copy)
+        for drawing in copy.rglob("*.svg"):  # each is there as a png too
+            drawing.unlink()
         _copy_notebooks(study, copy)
         for path in study.glob("paper.json"):
             shutil.copy(path, copy)
         (copy / "README.md").write_text(_describe(study, records), encoding="utf-8")
-        if destination.exists():
-            destination.rename(Path(place) / "old")
-        copy.rename(destination)
     return destination
+
+
+def _with_others(newer: Frames, older: Frames) -> Frames:
+    """The newer frames, behind what the older ones hold of other tasks and seeds."""
+    chains, joined = set(zip(newer.results["task"], newer.results["seed"], strict=True)), dict[str, Any]()
+    for name in ("results", "predictions", "times"):
+        rows = getattr(older, name)
+        other = [chain not in chains for chain in zip(rows["task"], rows["seed"], strict=True)]
+        joined[name] = pd.concat([rows[other], getattr(newer, name)], ignore_index=True)
+    return replace(newer, **joined)
 
 
 def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
@@ -199,8 +205,9 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
 
 def _copy_notebooks(study: Path, copy: Path) -> None:
     """Executed notebooks of the study and of its first chain, without names of folders of one's own."""
-    asked = [Path(str(value)) for settings in _asked(study).values() for value in settings.values()]
-    own = [path for path in (study, Path.cwd(), Path.home(), *asked) if path.is_absolute() and len(path.parts) > 1]
+    asked = [json.loads(path.read_text(encoding="utf-8"))["overrides"] for path in study.glob("*/seed-*/chain.json")]
+    named = [Path(str(value)) for overrides in asked for value in overrides.values()]
+    own = [path for path in (study, Path.cwd(), Path.home(), *named) if path.is_absolute() and len(path.parts) > 1]
     (copy / "notebooks").mkdir()
     for folder in [*sorted(study.glob("*/seed-*/notebooks"))[:1], study / "notebooks"]:
         for path in folder.glob("*.ipynb"):
@@ -212,20 +219,15 @@ def _copy_notebooks(study: Path, copy: Path) -> None:
             (copy / "notebooks" / path.name).write_text(text, encoding="utf-8")
 
 
-def _asked(study: Path) -> dict[Path, dict[str, Any]]:
-    """Each chain's folder, with its profile and overrides."""
-    found = {path.parent: json.loads(path.read_text("utf-8")) for path in sorted(study.glob("*/seed-*/chain.json"))}
-    return {folder: {"profile": asked["profile"], **asked["overrides"]} for folder, asked in found.items()}
-
-
 def _describe(study: Path, records: Sequence[Record]) -> str:
     commands, machines = dict[str, list[str]](), dict[str, dict[str, None]]()
-    for folder, asked in _asked(study).items():
-        texts = {name: ",".join(map(str, it)) if isinstance(it, list) else str(it) for name, it in asked.items()}
-        texts = {name: Path(text).name if Path(text).is_absolute() else text for name, text in texts.items()}
-        words = ["edgemin", "run", "--profile", texts.pop("profile"), "--tasks", folder.parent.name]
-        words += [word for name, text in texts.items() for word in ("--set", f"{name}={text}")]
-        commands.setdefault(shlex.join(words), []).append(folder.name.removeprefix("seed-"))
+    for path in sorted(study.glob("*/seed-*/chain.json")):
+        asked, task, seed = json.loads(path.read_text(encoding="utf-8")), path.parts[-3], path.parts[-2]
+        words = ["edgemin", "run", "--profile", asked["profile"], "--tasks", task]
+        for name, value in asked["overrides"].items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--set", f"{name}={Path(text).name if Path(text).is_absolute() else text}"]
+        commands.setdefault(shlex.join(words), []).append(seed.removeprefix("seed-"))
     for record in records:
         own = record.environment
         packages = ", ".join(f"{name} {version}" for name, version in own["packages"].items() if version)
@@ -234,8 +236,10 @@ def _describe(study: Path, records: Sequence[Record]) -> str:
         machine += f"{own['memory_bytes'] / 1e9:.0f} GB, {own['operating_system']}, Python {own['python']}; {packages}"
         machines.setdefault(machine, {})[f"{record.task} seed {record.seed}"] = None
     spent = pd.DataFrame([{"task": each.task, "kind": each.kind, "seconds": each.seconds} for each in records])
-    return _README.format(
+    template = (Path(__file__).parent / "published.md").read_text(encoding="utf-8")
+    return template.format(
         study=study.name,
+        runs=MOST_RUNS,
         commands="\n".join(f"    {words} --seeds {' '.join(seeds)}" for words, seeds in commands.items()),
         machines="\n".join(f"- {', '.join(places)}: {machine}" for machine, places in machines.items()),
         seconds=spent.pivot_table("seconds", "kind", "task", "sum", sort=False).round(0).to_markdown(),

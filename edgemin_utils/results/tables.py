@@ -90,10 +90,8 @@ TABLES: dict[str, tuple[str, Callable[[Frames], pd.DataFrame]]] = {  # name -> t
 
 def write_tables(frames: Frames, folder: Path) -> list[Path]:
     """Every table that has rows into `folder` (see `write_table`); returns the paths."""
-    written = list[Path]()
-    for name, (title, table) in TABLES.items():
-        written += write_table(frame, folder, name, title) if len(frame := table(frames)) else []
-    return written
+    made = {name: table(frames) for name, (_, table) in TABLES.items()}
+    return [path for name, it in made.items() if len(it) for path in write_table(it, folder, name, TABLES[name][0])]
 
 
 def terminal_table(study: Path | str) -> str:

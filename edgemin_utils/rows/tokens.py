@@ -1,5 +1,6 @@
 """Text to token ids: tokenizers made from train rows or of checkpoints, whether they fit a model, tokenized splits."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgemin_utils.errors import ModelError, SettingError
 from edgemin_utils.rows.splits import TaskData
 from edgemin_utils.rows.tasks import Task, reach_hub
+from edgemin_utils.settings import FAMILIES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +75,20 @@ def load_tokenizer(name_or_folder: str) -> "Tokenizer":
     if not tokenizer.is_fast:
         raise ModelError(f"{named} has no version for the tokenizers library; choose a BERT, RoBERTa or ELECTRA")
     return tokenizer
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A folder's config.json; raises ModelError where there is none, or what it describes is no classifier for here."""
+    try:
+        config = dict(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise ModelError(f"{folder} holds no config.json that can be read; give a folder of save_pretrained") from None
+    if (problem := config.get("problem_type")) not in (None, "single_label_classification"):
+        raise ModelError(f"{folder} is made for {problem}; EdgeMIN's models give one label a row")
+    family, supported = {**config, **(config.get("edgemin") or {})}.get("model_type"), FAMILIES
+    if family not in supported:
+        raise ModelError(f"{folder} is of family {family!r}; supported are {', '.join(supported)}")
+    return config
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
