@@ -100,7 +100,9 @@ class Teacher:
             for name in names:
                 value, of_row = signals[name].cpu(), is_of_row(name)
                 size = (len(lengths) if of_row else int(lengths.sum()) + 1, value.shape[-1])
-                store = self._cache.setdefault(name, value.new_zeros(size))
+                if name not in self._cache:
+                    self._cache[name] = value.new_zeros(size)
+                store = self._cache[name]
                 store[places if of_row else self._tokens(places, value.shape[1])] = value
                 store[len(lengths) if of_row else -1 :] = 0.0
         self.model.cpu()
