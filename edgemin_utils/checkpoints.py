@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,15 @@ def load_model(
             weights = load_file(folder / PRUNED_WEIGHTS_FILE)
         encoders.fill_parameters(model, weights)
     else:
-        config, kind = load_config(name_or_folder), "single_label_classification"
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ModelError(f"folder {folder} holds no config.json, so it is not a model; give one of save_pretrained")
+        if not folder.is_dir() and (folder.is_absolute() or str(name_or_folder).startswith((".", "~"))):
+            raise ModelError(f"there is no model folder {folder}; check the path")
+        with _load_errors(folder):
+            offline = not folder.is_dir() and not reach_hub(str(name_or_folder))  # or the hub would be tried for long
+            config = AutoConfig.from_pretrained(folder.as_posix(), local_files_only=offline)
         encoders.parts_of(config.model_type)
-        if config.problem_type not in (None, kind):
+        if config.problem_type not in (None, "single_label_classification"):
             raise ModelError(f"{name_or_folder} is made for {config.problem_type}; EdgeMIN's give one label a row")
         names = [str(config.id2label.get(number)) for number in range(len(config.id2label))]
         if labels is not None:
@@ -96,18 +102,6 @@ def _check_weights(name: str, encoder: str, report: Mapping[str, Any], new_head:
         raise ModelError(f"{name} has weights that its family has no place for, as {min(inner(surplus) or surplus)}")
 
 
-def load_config(name_or_folder: str | Path) -> PretrainedConfig:
-    """The config of a hub id or folder; raises ModelError as `load_model` does."""
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"folder {folder} holds no config.json, so it is not a model; give one of save_pretrained")
-    if not folder.is_dir() and (folder.is_absolute() or str(name_or_folder).startswith((".", "~"))):
-        raise ModelError(f"there is no model folder {folder}; check the path")
-    with _load_errors(folder):
-        offline = not folder.is_dir() and not reach_hub(str(name_or_folder))  # or the hub would be tried for long
-        return AutoConfig.from_pretrained(folder.as_posix(), local_files_only=offline)
-
-
 def cut_config(folder: Path) -> tuple[PretrainedConfig, dict[str, list[int]]]:
     """The config and the layer shapes from a cut model's config.json; raises ModelError if missing or damaged."""
     path = Path(folder) / "config.json"
@@ -123,15 +117,13 @@ def cut_config(folder: Path) -> tuple[PretrainedConfig, dict[str, list[int]]]:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without load reports, notes on model types, and bars over weight files."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with ExitStack() as stack:
+        stack.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            stack.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

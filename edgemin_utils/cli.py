@@ -243,7 +243,11 @@ def recommend(
 
 @app.command()
 def measure(
-    models: Annotated[list[str], typer.Argument(help="Folders of models or bundles; the first is the baseline.")],
+    models: Annotated[list[str], typer.Argument(help="Folders of models or bundles.")],
+    against: Annotated[str, typer.Option(help="The baseline. Empty: the first model.")] = "",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also the baseline in other back ends' INT8 or bfloat16.")
+    ] = False,
     lengths: Annotated[str, typer.Option(help="Tokens of the inputs.")] = "32,128",
     threads: Annotated[str, typer.Option(help="Thread counts; 0: all cores.")] = "1",
     quick: Annotated[bool, typer.Option("--quick", help="30 runs instead of 100 and 10 s.")] = False,
@@ -251,13 +255,14 @@ def measure(
 ) -> None:
     """The full sheet of models, side by side: parameters, bytes, operations, latency, memory, energy.
 
-    Example: edgemin measure outputs/demo/sst2/seed-0/teacher bundle --quick"""
+    Example: edgemin measure bundle --against outputs/demo/sst2/seed-0/teacher --peers --quick"""
     asked = (_numbers("--lengths", lengths, 1), _numbers("--threads", threads), "quick" if quick else "full")
+    models = [*filter(None, [against]), *models]
     for name in (name for name in models if not Path(name).expanduser().exists()):
         load_tokenizer(name)  # refuses what the hub does not have either
     from edgemin_utils.measurement.costs import measure_models, sheet_text  # imports torch
 
-    sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr))
+    sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr), peers=peers)
     print(sheet_text(sheet))
     if out:
         Path(out).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")

@@ -64,8 +64,7 @@ class EncoderLayer:
         for name in (*ins, out):
             with torch.no_grad():
                 cut = prune_linear_layer(getattr(self, name), there[sorted(kept)].flatten(), dim=int(name == out))
-            parent, _, attribute = self.paths[name].rpartition(".")
-            setattr(self.module.get_submodule(parent), attribute, cut)
+            self.module.set_submodule(self.paths[name], cut)
 
 
 def parts_of(family: str) -> Mapping[str, str]:
@@ -168,10 +167,9 @@ def captured_states(
     with suppress(_EnoughError), ExitStack() as stack:
         for name in names:
             module, _ = _find_state(model, name)
-            if name.startswith("context."):  # what goes into the module rather than what comes out
-                stack.enter_context(module.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs)))
-            else:
-                stack.enter_context(module.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
+            # A context is what goes in rather than what comes out; a hook gets either as its last argument.
+            hook = module.register_forward_pre_hook if name.startswith("context.") else module.register_forward_hook
+            stack.enter_context(hook(lambda *seen, name=name: keep(name, seen[-1])))
         yield states
 
 
@@ -210,8 +208,7 @@ def scratch_model(
     sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "vocab_size": vocabulary_size}
     sizes |= {"num_hidden_layers": layers, parts_of(family)["intermediate_size"]: intermediate_size}
     sizes["max_position_embeddings"] = max_length + (pad_token_id + 1 if family == "roberta" else 0)  # behind padding
-    if family == "electra":
-        sizes["embedding_size"] = hidden_size
+    sizes |= {"embedding_size": hidden_size} if family == "electra" else {}
     config = AutoConfig.for_model(family, pad_token_id=pad_token_id, initializer_range=initializer_range, **sizes)
     set_labels(config, labels)
     model = AutoModelForSequenceClassification.from_config(config)
@@ -226,16 +223,14 @@ def model_with_layers(source: PreTrainedModel, layers: Sequence[int]) -> PreTrai
         raise ModelError(f"layers {list(layers)} cannot be taken from a model of {count} layers (0 to {count - 1})")
     model = copy.deepcopy(source)
     kept = nn.ModuleList(encoder_layers(model)[layer].module for layer in layers)
-    parent, _, name = parts_of(model.config.model_type)["layers"].rpartition(".")
-    setattr(model.base_model.get_submodule(parent), name, kept)
+    model.base_model.set_submodule(parts_of(model.config.model_type)["layers"], kept)
     model.config.num_hidden_layers = len(layers)
     return model
 
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
     """Sets every dropout probability of a model and its config."""
-    for name in [name for name in vars(model.config) if "dropout" in name]:
-        setattr(model.config, name, dropout)
+    model.config.update({name: dropout for name in vars(model.config) if "dropout" in name})
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout

@@ -1,13 +1,13 @@
 """What a number was measured on: processor, memory, versions, revision. No host, user or folder name is recorded."""
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ PROCESSOR_FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf
 def describe_environment() -> dict[str, Any]:
     """A JSON-ready description of software and machine; torch_threads and gpu are None where torch was not imported."""
     flags, torch = processor_flags(), sys.modules.get("torch")
-    found = {name: importlib.metadata.distributions(name=name) for name in PACKAGES}
     limit = re.findall(r"^\d+$", _value_of("/sys/fs/cgroup/memory.max"))  # a container's, perhaps below the machine's
     release = re.match(r"\d+(\.\d+)?", platform.release())  # the rest names one build
     processor = _value_of("/proc/cpuinfo", "model name") or _output("sysctl", "-n", "machdep.cpu.brand_string")
     return {
         **{"git_revision": git_revision(), "python": platform.python_version()},
-        "packages": {name: item.version for name, items in found.items() for item in list(items)[:1]},
+        "packages": {name: each.version for name in PACKAGES for each in [*distributions(name=name)][:1]},
         "processor": processor or platform.machine(),
         "processor_flags": {name: name in flags for name in PROCESSOR_FLAGS},
         "available_cores": available_cores(),

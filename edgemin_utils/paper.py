@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from transformers import BertTokenizer, PreTrainedModel
 
-from edgemin_utils import statistics
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers, scratch_model
 from edgemin_utils.environment import describe_environment
@@ -28,7 +27,7 @@ from edgemin_utils.results.comparisons import ends, summary
 from edgemin_utils.results.table import Frames
 from edgemin_utils.results.tables import path_of
 from edgemin_utils.settings import load_settings, whole_share
-from edgemin_utils.statistics import Estimate
+from edgemin_utils.statistics import Estimate, contrast_of_latencies
 from edgemin_utils.study import write_json
 
 LABELS, VOCABULARY, POSITIONS, HEAD_RATIO = ("negative", "positive"), 30522, 512, 0.2
@@ -138,7 +137,7 @@ def read_or_measure(folder: Path, protocol: str = "full", processes: int = 5, re
 def _contrast(costs: Costs, models: Sequence[str], exponents: Sequence[int], name: str) -> Estimate | None:
     rows = [row for row in costs["latency"] if row["input"] == name and row["threads"] == 1] if costs else []
     medians = [[row["median_ms"] for row in rows if row["model"] == model] for model in models]
-    return statistics.contrast_of_latencies(medians, exponents) if all(medians) else None
+    return contrast_of_latencies(medians, exponents) if all(medians) else None
 
 
 def judge(found: Estimate | None, bears_out: Sequence[Sequence[float]], counted: float = np.nan) -> str:
@@ -203,20 +202,17 @@ def _checks(table: str, *found: Any) -> pd.DataFrame:
 
 def counts_table(numbers: Mapping[str, Any]) -> pd.DataFrame:
     """The paper's models counted: weights, files and MACs."""
-    return pd.DataFrame(
-        {"model": name, "parameters": each["stored"], "parameters_listed": each["listed"], "bytes": each["pickled"]}
-        | {"mib": each["pickled"], "macs_32": each["macs"]["32"], "macs_128": each["macs"]["128"]}
-        for name, each in numbers["counts"].items()
-    )
+    counts = pd.json_normalize([{"model": name, **each} for name, each in numbers["counts"].items()], sep="_")
+    counts = counts.rename(columns={"stored": "parameters", "listed": "parameters_listed", "pickled": "bytes"})
+    return counts.assign(mib=counts["bytes"])["model parameters parameters_listed bytes mib macs_32 macs_128".split()]
 
 
 def claims_table(checks: pd.DataFrame, said: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Checks as text, with claim, the worst verdict of a claim's checks; `said` words them anew, as `MADE_TRUE`."""
-    table = checks[["number", "quantity"]].copy()
-    for name in ("claimed", "counted", "ours"):
-        table[name] = [_text(row, name) for row in checks.to_dict("records")]
+    rows, names = checks.to_dict("records"), ("claimed", "counted", "ours")
+    table = checks[["number", "quantity"]].assign(**{name: [_text(row, name) for row in rows] for name in names})
     worst = checks["verdict"].map(VERDICTS.index).groupby(checks["number"]).transform("max")
-    verdicts = {"verdict": checks["verdict"], "claim": worst.map(lambda place: VERDICTS[place])}
+    verdicts = {"verdict": checks["verdict"], "claim": worst.map(VERDICTS.__getitem__)}
     return table.replace({"ours": {"": "not measured here"}}).assign(**verdicts).replace(dict(said or {}))
 
 

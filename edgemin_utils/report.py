@@ -10,7 +10,7 @@ import nbformat
 from matplotlib.mathtext import math_to_image
 from nbconvert.exporters import HTMLExporter
 from nbformat.notebooknode import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from edgemin_utils.figures.study import accuracies, accuracy_over, write_figures
 from edgemin_utils.results.table import Frames, read_frames, show
@@ -48,39 +48,28 @@ def _page(frames: Frames, notebooks: Path) -> str:
     start = '<img style="width:49%;margin:0" alt="figure" src="data:image/png;base64,'
     images = "".join(f'{start}{base64.b64encode(one).decode()}">' for one in drawn)
     first = [
-        new_markdown_cell(f"# EdgeMIN study: {html.escape(frames.study.resolve().name)}"),
-        new_markdown_cell("\n".join(f"- {sentence}" for sentence in verdicts(frames))),
-        _shown(show(headline(frames)).to_html()),
-        new_markdown_cell(f"{READING}.\n\nContents: {contents}"),
-        _shown(f'<div style="display:flex;align-items:start;gap:1%">{images}</div>'),
+        f"# EdgeMIN study: {html.escape(frames.study.resolve().name)}",
+        "\n".join(f"- {sentence}" for sentence in verdicts(frames)),
+        show(headline(frames)).to_html(),
+        f"{READING}.\n\nContents: {contents}",
+        f'<div style="display:flex;align-items:start;gap:1%">{images}</div>',
     ]
-    for name, cells in bodies.items():
-        first += [new_markdown_cell(f'<a id="{name}"></a>'), *cells]
+    cells = [new_markdown_cell(text) for text in first]
+    for name, body in bodies.items():
+        cells += [new_markdown_cell(f'<a id="{name}"></a>'), *body]
     template = (Path(__file__).parent / "report.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(exclude_anchor_links=True, embed_images=True, raw_template=template)
-    notebook = new_notebook(cells=first, metadata={"title": f"EdgeMIN study {frames.study.name}"})
+    notebook = new_notebook(cells=cells, metadata={"title": f"EdgeMIN study {frames.study.name}"})
     return exporter.from_notebook_node(notebook)[0]
 
 
 def _cells(notebook: NotebookNode, included: set[str]) -> list[NotebookNode]:
-    kept = list[NotebookNode]()
-    for cell in (each for each in notebook.cells if not _LEFT_OUT & {*each.metadata.get("tags", [])}):
-        if cell.cell_type == "markdown":
-            source = _BADGE.sub("", cell.source)
-            source = _LINK.sub(lambda link: f"[{link[1]}](#{link[2]})" if link[2] in included else link[1], source)
-            kept.append(new_markdown_cell(formulas_as_pictures(source)))
-        else:
-            outputs = [each for each in cell.get("outputs", []) if each.get("name") != "stderr"]
-            cell.outputs = [each for each in outputs if "widget-view" not in str(list(each.get("data", {})))]
-            for data in (each.data for each in cell.outputs if "text/html" in each.get("data", {})):
-                if "long" in cell.metadata.get("tags", []):
-                    data["text/html"] = f"<details><summary>table</summary>{data['text/html']}</details>"
-            kept += [cell] if cell.outputs else []
+    kept = [cell for cell in notebook.cells if not _LEFT_OUT & {*cell.metadata.get("tags", [])}]
+    for cell in (each for each in kept if each.cell_type == "markdown"):
+        source = _BADGE.sub("", cell.source)
+        source = _LINK.sub(lambda link: f"[{link[1]}](#{link[2]})" if link[2] in included else link[1], source)
+        cell.source = formulas_as_pictures(source)
     return kept
-
-
-def _shown(page: str) -> NotebookNode:
-    return new_code_cell("", outputs=[new_output("display_data", {"text/html": page})])
 
 
 def formulas_as_pictures(markdown: str) -> str:

@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -23,7 +22,9 @@ import psutil
 
 import edgemin_utils
 from edgemin_utils.errors import MethodRefused, SettingError, StorageError
+from edgemin_utils.rows.splits import load_task_data
 from edgemin_utils.rows.tasks import TASKS, own_task_name
+from edgemin_utils.rows.tokens import check_fit, check_vocabulary, load_tokenizer, read_config
 from edgemin_utils.settings import MADE_HERE, absolute_paths, changed_settings, load_settings, nearest, project_folder
 from edgemin_utils.study import Chain, Stage, open_chain, plain, say_once, write_json
 
@@ -63,10 +64,9 @@ def run_study(chains: list[Chain], jobs: int = 1, cluster: str = "") -> Statuses
 
     def work() -> Statuses:
         with _threads_of_each(jobs):
-            found = dict(ChainMap(*_run_chains(chains, each, stop, jobs, cluster)))
+            found = {of: it for own in _run_chains(chains, each, stop, jobs, cluster) for of, it in own.items()}
         broken = {of for (of, _), status in found.items() if status in BROKEN}
-        whole = [chain for chain in chains if str(chain) not in broken]
-        return found | _run_in_turn(whole, "study", last, stop)
+        return found | _run_in_turn([chain for chain in chains if str(chain) not in broken], "study", last, stop)
 
     with ThreadPoolExecutor(1) as pool:  # this thread gets Ctrl-C, says what is finished, and can stop the kernels
         future, told = pool.submit(work), {stage.folder for stage in stages if stage.state.status == "done"}
@@ -85,16 +85,12 @@ def run_study(chains: list[Chain], jobs: int = 1, cluster: str = "") -> Statuses
 
 def notebook_parameters(chain: Chain) -> dict[str, Any]:
     """What a notebook's `parameters` cell is given, so that it opens this chain."""
-    given = {"profile": chain.settings.profile, "overrides": plain(changed_settings(chain.settings))}
-    place = {"task": chain.task, "seed": chain.seed, "output_dir": str(chain.study)}
-    return {**place, **given, "replace": chain.replace}
+    place = {"task": chain.task, "seed": chain.seed, "output_dir": str(chain.study), "replace": chain.replace}
+    return {**place, "profile": chain.settings.profile, "overrides": plain(changed_settings(chain.settings))}
 
 
 def say_rows(chains: Iterable[Chain]) -> None:
     """Prints where rows come from and what is odd; raises DataError or ModelError where rows or models do not fit."""
-    from edgemin_utils.rows.splits import load_task_data  # imports pandas and datasets
-    from edgemin_utils.rows.tokens import check_fit, check_vocabulary, load_tokenizer, read_config
-
     for chain in {chain.task: chain for chain in chains}.values():
         settings = chain.settings
         given = [name for name in (settings.teacher, settings.student) if name not in MADE_HERE]
@@ -232,8 +228,7 @@ def _run_notebook(chains: list[Chain], of: str, notebook: Path, stop: Event | No
 
 
 def _copy_of(chains: list[Chain], notebook: Path) -> Path:
-    of_study = notebook.stem in STUDY_NOTEBOOKS
-    return (chains[0].study if of_study else chains[0].folder) / "notebooks" / notebook.name
+    return (chains[0].study if notebook.stem in STUDY_NOTEBOOKS else chains[0].folder) / "notebooks" / notebook.name
 
 
 def _stages_of(chain: Chain, notebook: Path) -> list[Stage]:

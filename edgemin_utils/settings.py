@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -23,13 +24,17 @@ _TRAINED = f"teacher {_AFTER_TEACHER}"
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 MADE_HERE = ("scratch", "teacher-layers", "pretrained-layers")  # a setting names these, or a hub id or a folder
 _PAIRS = "query-query key-key value-value query-key query-value key-query key-value value-query value-key".split()
+_FILE = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
+PROFILES: dict[str, Any] = {"demo": {}, **{name: _FILE["glue"] | _FILE[name] for name in ("laptop", "paper")}}
+# Whole numbers are at least 1 and others at least 0, but for these.
+_FROM_ZERO = ("transfer_rows", "random_draws", "corpus_seed")
+_ANY = ("teacher_layer", "student_layer")
 
 
 def _s(default: Any, meaning: str, unit: str = "", felt: str = "", choices: Iterable[str] = ()) -> Any:
     metadata = {"meaning": meaning, "unit": unit, "felt": felt.split(), "choices": choices}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**start, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,6 @@ class Settings:
     memory_runs: int = _s(1, "fresh processes a model for peak memory", "processes", "costs")
 
 
-_FILE = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
-PROFILES: dict[str, Any] = {"demo": {}, **{name: _FILE["glue"] | _FILE[name] for name in ("laptop", "paper")}}
-# Whole numbers are at least 1 and others at least 0, but for these.
-_FROM_ZERO = ("transfer_rows", "random_draws", "corpus_seed")
-_ANY = ("teacher_layer", "student_layer")
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name closest to `name` as a hint, e.g. "did you mean 'temperature'?", or all known names."""
     known = sorted(known)
@@ -215,6 +213,12 @@ def project_folder() -> Path:
     """The folder that holds `notebooks/`: the working directory or the nearest parent that has it."""
     here = Path.cwd()
     return next((path for path in (here, *here.parents) if (path / "notebooks" / "01_teacher.ipynb").is_file()), here)
+
+
+def published_folder() -> Path:
+    """The published results: the project's, or else those that were installed with the package."""
+    own = project_folder() / "outputs" / "reference"
+    return own if own.is_dir() else Path(sys.prefix) / "share" / "edgemin" / "reference"
 
 
 def study_folder(output_dir: str | os.PathLike | None, profile: str) -> Path:

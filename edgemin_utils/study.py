@@ -35,7 +35,10 @@ COSTS = "costs"
 CHAPTERS = {"teacher": 1, "distillation": 2, "pruning": 3, "scan": 3, "tuning": 4, "sensitivity": 4, "quantization": 5}
 # Where the code of a kind of stage begins, beside training and checkpoints; what these import of the core belongs to it
 _CODE = {"pruning": ["pruning/cut.py", "distillation/objective.py"], "scan": ["pruning/cut.py"]}
-_CODE |= {"tuning": ["quantization/fake.py", "distillation/objective.py"], "quantization": ["quantization/schemes.py"]}
+_CODE |= {"tuning": ["quantization/fake.py", "distillation/objective.py"]}
+_CODE["quantization"] = [
+    f"quantization/{name}.py" for name in "schemes torch_schemes onnx_schemes reconstruction".split()
+]
 _CORE = ("rows/", "encoders", "checkpoints", "training", "distillation/", "pruning/", "quantization/")
 _PACKAGE = Path(__file__).parent
 

@@ -155,8 +155,7 @@ class GroupedByLength(torch.utils.data.Sampler):
             group = group[np.argsort(self.lengths[group], kind="stable")]
             # A last, smaller batch stays last: in between it would shift the borders of all that follow.
             whole = len(group) // size
-            for number in generator.permutation(whole):
-                yield from group[number * size : (number + 1) * size].tolist()
+            yield from group[: whole * size].reshape(-1, size)[generator.permutation(whole)].flatten().tolist()
             yield from group[whole * size :].tolist()
 
 
@@ -265,9 +264,6 @@ def predict(model: PreTrainedModel, rows: Dataset, tokenizer: Tokenizer, batch_s
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, put back as it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train(was_training)
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        yield model.eval()

@@ -41,7 +41,7 @@ def small_batch(rows: int = 3, tokens: int = 9, vocabulary_size: int = 60, seed:
 
 def logits(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
 
 def sentences(count: int, seed: int = 0) -> datasets.Dataset:

@@ -64,8 +64,7 @@ def test_every_setting_is_an_option() -> None:
 def test_what_cannot_be_is_one_sentence_and_exit_status_2(arguments, said, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    output = "".join(capsys.readouterr())
-    assert said in output and len(output.splitlines()) == 1
+    assert said in (output := "".join(capsys.readouterr())) and len(output.splitlines()) == 1
 
 
 def test_status_imports_nothing_heavy_and_survives_any_encoding(tmp_path) -> None:

@@ -6,12 +6,16 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from small_models import export_onnx, small_model, tokenized_sentences
 
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers
-from edgemin_utils.measurement import costs
+from edgemin_utils.errors import ModelError
+from edgemin_utils.measurement import costs, peers
 from edgemin_utils.measurement.costs import measure_costs, measure_models, sheet_text
+from edgemin_utils.measurement.latency import fixed_inputs
+from edgemin_utils.measurement.measured import open_model
 from edgemin_utils.quantization.schemes import quantize, save_quantized
 from edgemin_utils.settings import load_settings
 
@@ -64,7 +68,7 @@ def test_rows_agree_with_the_raw_times_and_have_their_bound(measured, folder):
         own = own[own["process"] == row["process"]]
         assert own["run"].tolist() == list(range(15)) and row["runs"] == 15
         assert row["median_ms"] == pytest.approx(np.median(own["nanoseconds"]) / 1e6)
-        assert row["bound_ms"] > 0
+        assert row["bound_ms"] > row["attention_ms"] > 0
     assert measured["protocol"] == {"name": "quick", "processes": 2, "runs": 15, "seconds": 0.0}
     assert measured["tokenizer"]["median_ms"] > 0
     assert all(row["cpu_seconds"] > 0 and row["input"] == "1x16" for row in measured["energy"])
@@ -81,8 +85,8 @@ def test_runs_and_seconds_are_those_of_all_processes_and_memory_of_those_asked_f
     assert found["memory"] == [{"model": "cut", "timed_as": "cut", "runs": settings.memory_runs}]
     protocol = {"name": "full", "warm_up": 10, "runs": 25, "seconds": 2.5}
     for place, (_, request, threads, _) in enumerate(call.args for call in process.call_args_list):
-        assert (request["protocol"], request["threads"], request["describe"]) == (protocol, [1, 3], place == 0)
-        assert threads == 3
+        assert (request["protocol"], request["threads"], threads) == (protocol, [1, 3], 3)
+        assert request["describe"] == (place == 0)
     assert process.call_count == 4
 
 
@@ -110,5 +114,16 @@ def test_the_sheet_holds_everything_and_prints_it(folder):
     assert found["memory"][1]["peak_bytes"] < found["memory"][0]["baseline_bytes"]  # a graph does without torch
     text = sheet_text(found)
     assert f"{found['models'][0]['size']['stored_weights']:,}" in text and max(map(len, text.splitlines())) < 200
-    for part in ("file MB   MiB", "fvcore / formula", "bound_ms", "QUICK", "times as fast as plain", "model.onnx"):
+    for part in ("file MB   MiB", "fvcore / formula", "attention %", "QUICK", "times as fast as plain", "model.onnx"):
         assert part in text
+
+
+def test_peers_answer_as_their_model_does_where_their_packages_are(folder, tmp_path):
+    made, notes = peers.make_peers(str(folder / "plain"), tmp_path)
+    assert "onnx-int8" in made and len(made) + len(notes) == 3
+    with torch.inference_mode():
+        every = [open_model(source).predict(fixed_inputs(1, 16, 60)) for source in (folder / "plain", *made.values())]
+    assert all(torch.allclose(torch.as_tensor(each).float(), every[0], atol=0.2) for each in every)
+    if "openvino-int8" not in made:
+        with pytest.raises(ModelError, match="pip install"):
+            peers.OpenVinoModel(tmp_path / "any.xml")

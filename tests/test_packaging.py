@@ -29,12 +29,12 @@ OPTIONAL = METADATA["optional-dependencies"]
 def test_the_package_keeps_ranges_that_the_pins_satisfy():
     # One exact public version each.
     assert [line for line in LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
-    others = sum(OPTIONAL.values(), CONFIGURATION["build-system"]["requires"])
+    others = sum((own for name, own in OPTIONAL.items() if name != "peers"), CONFIGURATION["build-system"]["requires"])
     for requirement in (*RANGES, *map(Requirement, others)):
         assert "==" not in str(requirement.specifier), requirement
         assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
     (torch,) = (requirement for requirement in RANGES if requirement.name == "torch")
-    assert torch.specifier.contains("2.4.0"), "Colab's torch must stay"
+    assert torch.specifier.contains("2.5.0"), "Colab's torch must stay"
 
 
 def test_what_is_pinned_is_installed_and_what_it_needs_is_pinned_too():
@@ -57,10 +57,11 @@ def test_every_import_of_the_package_and_the_notebooks_is_a_dependency():
     imported = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     distributions = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(one.name) for one in (*RANGES, *map(Requirement, OPTIONAL["cluster"]))}
+    optional = map(Requirement, OPTIONAL["cluster"] + OPTIONAL["peers"])
+    declared = {canonicalize_name(one.name) for one in (*RANGES, *optional)}
     known = sys.stdlib_module_names | {"edgemin_utils", "google"}  # google.colab: Colab's own
     for module in {name.split(".")[0] for name in imported} - known:
-        names = {canonicalize_name(name) for name in distributions.get(module, ())}
+        names = {canonicalize_name(name) for name in distributions.get(module, [module])}
         assert names & declared, f"{module} is imported, and pyproject.toml does not ask for it"
 
 

@@ -7,7 +7,7 @@ from conftest import PROJECT
 
 from edgemin_utils.cli import app
 from edgemin_utils.names import LISTS
-from edgemin_utils.results.comparisons import summary
+from edgemin_utils.results.comparisons import factorial_effects, summary
 from edgemin_utils.results.table import read_frames
 
 README, CONTRIBUTING = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
@@ -34,14 +34,17 @@ def test_every_command_that_is_named_exists(text: str) -> None:
     assert not re.findall(r"^    (?:edgemin|pip|python|pytest) .*", text, re.M)  # without an activated environment
 
 
-def test_every_number_of_the_table_follows_from_the_published_folder() -> None:
-    frame = summary(read_frames(PROJECT / "outputs" / "reference"))
-    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", README, re.M)
-    assert len(rows) == 6
-    for name, cells in rows:
-        model = LISTS[name][0] if name in LISTS else name
-        of = {row["task"]: row for row in frame[frame["model"] == model].to_dict("records")}
-        ends = [[100 * of[task][f"accuracy{end}"] for end in ("", "_low", "_high")] for task in ("sst2", "mnli", "qqp")]
-        shown = ["{:.1f} [{:.1f}, {:.1f}]".format(*each) for each in ends]
-        faster = 1.0 if model == "teacher" else of["mnli"]["faster"]
-        assert cells.split(" | ") == [*shown, f"{of['mnli']['bytes'] / 1e6:.1f}", f"{faster:.1f}"], name
+def test_every_number_follows_from_the_published_folder() -> None:
+    frames = read_frames(PROJECT / "outputs" / "reference")
+    frame, known = summary(frames), dict[str, set[str]]()
+    columns = [(frame, "accuracy", 100), (frame, "kept", 100), (frame, "difference", 100), (frame, "faster", 1)]
+    for each, name, factor in [*columns, (factorial_effects(frames), "difference", 100)]:
+        ends = factor * each[[name, f"{name}_low", f"{name}_high"]]
+        known.setdefault(name, set()).update("{:.1f} [{:.1f}, {:.1f}]".format(*row) for row in ends.to_numpy())
+    assert set(re.findall(r"-?\d+\.\d \[[^]]+\]", README)) <= set.union(*known.values())
+    assert len(rows := re.findall(r"^\| `([^`]+)` \| (.+) \|$", README, re.M)) == 6
+    for name, (accuracy, kept, *sizes, faster) in ((name, cells.split(" | ")) for name, cells in rows):
+        row = frame[frame["task"] == "sst2"].set_index("model").loc[LISTS[name][0] if name in LISTS else name]
+        assert sizes == [f"{row['bytes'] / 1e6:.1f}", f"{row['ms_32']:.2f}", f"{row['ms_128']:.2f}"], name
+        assert accuracy.startswith(f"{100 * row['accuracy']:.1f} ") and accuracy in known["accuracy"]
+        assert name == "teacher" or (kept in known["kept"] and faster in known["faster"])

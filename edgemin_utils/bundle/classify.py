@@ -34,7 +34,6 @@ CPU_FILE = Path("/proc/cpuinfo")
 CHECK_TOLERANCE = 0.05
 PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _NEEDED = {"labels": list, "text_columns": list, "max_length": int, "rules": dict, "files": dict}
-
 Row = tuple[str, ...]
 
 
@@ -139,8 +138,7 @@ def read_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, str, bool]]:
         for left, line in enumerate(whole, 1 - len(whole)):
             number += 1
             try:
-                text = line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-                yield number, text, left == 0
+                yield number, line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8"), left == 0
             except UnicodeDecodeError as error:
                 said = f"line {number} is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})"
                 raise ClassifyError(f"{said}; convert the input, as with iconv -f latin1 -t utf-8") from None

@@ -10,12 +10,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import tokenizers
+from jinja2 import Template
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils import __version__
-from edgemin_utils.bundle import classify
 from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target, labels_of_outputs
-from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE, Bundle
+from edgemin_utils.bundle.classify import BUNDLE_FILE, FORMAT_VERSION, MODEL_FILE, TOKENIZER_FILE, Bundle, read_content
 from edgemin_utils.environment import describe_environment
 from edgemin_utils.errors import MethodRefused, StageError
 from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE
@@ -26,6 +26,10 @@ from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows
 from edgemin_utils.settings import Settings
 from edgemin_utils.study import Record, new_folder, open_chain_folder, read_record
 from edgemin_utils.training import batches, model_inputs, predict
+
+AGREEMENT = 0.99  # share of dev rows that bundle and float model are to answer alike; where they do not, it is said
+# Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
+CHECK_TEXTS = (("this is good", "this is not good"), ("nobody knows why", "why does nobody know ?"))
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,6 @@ def _rows(model: PreTrainedModel, name: str, data: TaskData, settings: Settings)
     return replace(rows, notes=tuple(notes))
 
 
-AGREEMENT = 0.99  # share of dev rows that bundle and float model are to answer alike; where they do not, it is said
-# Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
-CHECK_TEXTS = (("this is good", "this is not good"), ("nobody knows why", "why does nobody know ?"))
-
-
 def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_drop: float = 1.0) -> dict[str, Any]:
     """Writes a bundle into `output`, in place of an older one, and gives its bundle.json. Raises MethodRefused where it
     loses more than `max_drop` points of accuracy or cannot be exported, and as `check_target` and `new_folder`."""
@@ -110,7 +109,7 @@ def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_
             graph = cast(Any, quantize(source.model, scheme, inputs, source.rows.limit)).graph
         (folder / MODEL_FILE).write_bytes(graph)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer_rules(source.rows.tokenizer, source.rows.limit))
-        (folder / "classify.py").write_bytes(Path(classify.__file__).read_bytes())
+        (folder / "classify.py").write_bytes(Path(__file__).with_name("classify.py").read_bytes())
         content = _describe(source, scheme)
         _write(folder, content)
         bundle = Bundle(folder)  # read as it will be read: what is judged is what lies on disk
@@ -127,7 +126,7 @@ def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_
         content["measured"] |= {"model_bytes": (folder / MODEL_FILE).stat().st_size, "fp32_bytes": 4 * weights}
         (folder / "README.txt").write_text(describe_in_words(content), encoding="utf-8")
         _write(folder, content)
-    return classify.read_content(final)
+    return read_content(final)
 
 
 def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, limit: int) -> bytes:
@@ -139,21 +138,17 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, limit: int) -> bytes:
 
 
 def _describe(source: BundleSource, scheme: str) -> dict[str, Any]:
-    environment, rows = describe_environment(), source.rows
+    environment, rows, task = describe_environment(), source.rows, source.rows.data.task
     made = {"edgemin": __version__, "revision": environment["git_revision"], "versions": environment["packages"]}
-    main = rows.data.dev[rows.data.task.dev_splits[0]].to_pandas()
+    main = rows.data.dev[task.dev_splits[0]].to_pandas()
     examples = main.groupby("label").head(2 if source.synthetic else 0)  # rows of one's own stay out of a bundle
     return {
-        "format_version": classify.FORMAT_VERSION,
-        "task": rows.data.task.name,
-        "text_columns": list(rows.data.task.text_columns),
-        "labels": list(source.labels),
-        "max_length": rows.limit,
+        "format_version": FORMAT_VERSION,
+        **{"task": task.name, "text_columns": list(task.text_columns), "labels": list(source.labels)},
+        **{"max_length": rows.limit, "scheme": scheme, "synthetic": source.synthetic},
         "rules": {"truncation_side": rows.tokenizer.truncation_side, "pad_token_id": rows.tokenizer.pad_token_id},
-        "scheme": scheme,
         "what": METHODS[scheme].meaning.split(": ")[-1].removeprefix("the same, "),
-        "synthetic": source.synthetic,
-        "examples": examples.sort_values("label", kind="stable")[list(rows.data.task.text_columns)].to_numpy().tolist(),
+        "examples": examples.sort_values("label", kind="stable")[list(task.text_columns)].to_numpy().tolist(),
         "notes": [note for note in (source.provenance.get("note"), *rows.notes) if note],
         "provenance": {**source.provenance, **made},
     }
@@ -177,21 +172,8 @@ def judge(bundle: Bundle, source: BundleSource, max_drop: float) -> dict[str, di
 
 def describe_in_words(content: Mapping[str, Any]) -> str:
     """The bundle's README.txt."""
-    columns, measured = " and ".join(content["text_columns"]), content["measured"]
-    megabytes = {name: f"{measured[f'{name}_bytes'] / 1e6:.2f} MB" for name in ("model", "fp32")}
-    side = {"left": "left (their beginning goes)", "right": "right"}[content["rules"]["truncation_side"]]
-    lines = [
-        f"Text classifier: {content['task']}\n\nTakes {columns}; answers with one of {', '.join(content['labels'])}.",
-        f"Texts are cut at {content['max_length']} tokens, on the {side}. FILE holds a row a line.\n",
-        '    python -m pip install "onnxruntime>=1.20" "tokenizers>=0.20" "numpy>=1.26"',
-        "    python classify.py FILE > labels.tsv\n    python classify.py --help\n",
-    ]
-    for split, found in measured["accuracy"].items():
-        shares = {name: f"{100 * found[name]:.2f} %" for name in ("bundle", "pytorch", "agreement")}
-        told = f"(the PyTorch model {shares['pytorch']}; {shares['agreement']} answered alike)"
-        lines.append(f"- {split}: {shares['bundle']} of {found['rows']:,} rows {told}")
-    lines.append(f"- {MODEL_FILE}: {megabytes['model']}, {content['what']}; in FP32 {megabytes['fp32']}")
-    return "\n".join([*lines, *(f"- {note}" for note in (content["provenance"]["rows"], *content["notes"])), ""])
+    text = Path(__file__).with_name("README.j2").read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, keep_trailing_newline=True).render(content)
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:

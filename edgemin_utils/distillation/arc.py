@@ -11,7 +11,6 @@ trained, where Theseus keeps the teacher's; learned projections lead into and ou
 relations are learnt from the task's rows; both parts have half of the first phase's epochs each."""
 
 import copy
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 
 from edgemin_utils.distillation.objective import uniform_layers
 from edgemin_utils.distillation.relations import Relations
-from edgemin_utils.distillation.teacher import States, Teacher, student_states
+from edgemin_utils.distillation.teacher import Teacher
 from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.training import Batch, Phase
@@ -46,18 +45,19 @@ class ReplacedLayers(Relations):
                 hidden = layer(hidden, inputs[1])
             return project["down"](hidden)
 
-        def look(model: nn.Module, batch: Batch, names: Sequence[str]) -> States:
+        def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             replaced = (torch.rand(len(groups)) < REPLACED).tolist()
             with ExitStack() as stack:
                 groups.to(batch["input_ids"].device)
                 for layer, group, stands_in in zip(encoder_layers(model), groups, replaced, strict=True):
                     if not stands_in:
                         stack.enter_context(layer.module.register_forward_hook(partial(run, group)))
-                return student_states(model, batch, names)
+                return phase.loss(model, batch)
 
-        replacement = self.phase("replacement", teacher, self.answers, ["logits"], None, project, "first", look)
+        phase = self.phase("replacement", teacher, self.answers, ["logits"], part="first", projections=project)
         relations, answers = super().phases(teacher, student)
-        return [*(replace(phase, epochs=phase.epochs / 2) for phase in (relations, replacement)), answers]
+        halves = (replace(each, epochs=each.epochs / 2) for each in (relations, replace(phase, loss=loss)))
+        return [*halves, answers]
 
 
 def teacher_groups(teacher: PreTrainedModel, student: PreTrainedModel) -> nn.ModuleList:

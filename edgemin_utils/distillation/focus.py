@@ -14,7 +14,7 @@ batch's at hand, not of a student before distillation; a token counts only if :m
 half of the row's range); of several runs the one around the least :math:`\Delta_i` is hidden (there: each in a copy of
 the row), and only where the teacher's answer stays (there: both are right). A step costs about four of `logits`."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from edgemin_utils.distillation.losses import soft_target_divergence
 from edgemin_utils.distillation.objective import Objective
-from edgemin_utils.distillation.teacher import States, Teacher, student_states, teacher_signals
+from edgemin_utils.distillation.teacher import Teacher, student_states, teacher_signals
 from edgemin_utils.training import Batch, Phase
 
 SHARE = 0.1  # of a row's tokens that may be confounding
@@ -32,9 +32,9 @@ class FocusedAnswers(Objective):
     """Soft targets and labels, and soft targets without the tokens that mislead the student, for all epochs."""
 
     def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
-        signals = teacher.signals(["logits", "gradient"])
+        signals = teacher.signals(names := ["logits", "gradient"])
 
-        def look(model: nn.Module, batch: Batch, names: Sequence[str]) -> States:
+        def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             own, theirs, mask = student_states(model, batch, names), signals(batch), batch["attention_mask"]
             fewer = mask.masked_fill(confounding_run(theirs["gradient"], own["gradient"], batch["input_ids"], mask), 0)
             left = {**batch, "attention_mask": fewer}
@@ -42,12 +42,11 @@ class FocusedAnswers(Objective):
             same = (wanted.argmax(-1) == theirs["logits"].argmax(-1))[:, None]
             left["attention_mask"] = fewer.where(same, mask)
             given = student_states(model, left, ["logits"])["logits"]
-            return {**own, "wanted": wanted.where(same, theirs["logits"]), "given": given}
+            answers, parts = self.answers(own, theirs, batch)
+            focus = soft_target_divergence(wanted.where(same, theirs["logits"]), given, self.settings.temperature)
+            return answers + self.settings.intermediate_weight * focus, {**parts, "focus": focus}
 
-        def focused(own: States, theirs: States, batch: Batch) -> Tensor:
-            return soft_target_divergence(own["wanted"], own["given"], self.settings.temperature)
-
-        return self.beside_answers("focus", teacher, focused, ["gradient"], ["gradient"], look=look)
+        return [replace(self.phase("soft targets and focus", teacher, self.answers, names), loss=loss)]
 
 
 def confounding_run(teacher: Tensor, student: Tensor, ids: Tensor, attention_mask: Tensor) -> Tensor:

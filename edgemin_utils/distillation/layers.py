@@ -64,7 +64,7 @@ class LastHiddenStates(Objective):
         def cosine(own: States, theirs: States, batch: Batch) -> Tensor:
             return losses.cosine_distance(theirs[last], project(own[last]), batch["attention_mask"])
 
-        return self.beside_answers("hidden states", teacher, cosine, [last], [last], projections=project)
+        return [self.with_answers("hidden states", teacher, cosine, [last], [last], projections=project)]
 
 
 class PatientSkip(Objective):
@@ -84,7 +84,7 @@ class PatientSkip(Objective):
             return total(losses.patience(theirs[f"cls.{two}"], project(own[f"cls.{one}"])) for one, two in layers)
 
         states = [named(["cls"], numbers) for numbers in zip(*layers, strict=True)]
-        return self.beside_answers("[CLS] vectors", teacher, distance, *states, projections=project)
+        return [self.with_answers("[CLS] vectors", teacher, distance, *states, projections=project)]
 
 
 class PatientLast(PatientSkip):
@@ -103,8 +103,8 @@ class AllLayers(Objective):
     def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
         layers = uniform_layers(teacher.model, student)
         heads = shared_heads(teacher.model, student, layers, equal_for="tinybert")
-        states = {"embeddings": "embeddings", "hidden": "hidden.0"}
-        project = nn.ModuleDict({name: self.projection(student, teacher.model, one) for name, one in states.items()})
+        sizes = {"embeddings": "embeddings", "hidden": "hidden.0"}
+        project = nn.ModuleDict({name: self.projection(student, teacher.model, one) for name, one in sizes.items()})
 
         def compare(own: States, theirs: States, batch: Batch) -> Any:
             mask, hidden, attention = batch["attention_mask"], [], []
@@ -117,8 +117,9 @@ class AllLayers(Objective):
             parts = {"embeddings": embeddings, "hidden states": total(hidden), "attention": total(attention)}
             return total(parts.values()), parts
 
-        own, theirs = (["embeddings", *named(["hidden", "query", "key"], side)] for side in zip(*layers, strict=True))
-        return [self.phase("layers", teacher, compare, own, theirs, project, "first"), self.soft_targets(teacher)]
+        states = [["embeddings", *named(["hidden", "query", "key"], side)] for side in zip(*layers, strict=True)]
+        phase = self.phase("layers", teacher, compare, *states, part="first", projections=project)
+        return [phase, self.soft_targets(teacher)]
 
 
 class MultiLevel(Objective):
@@ -145,9 +146,10 @@ class MultiLevel(Objective):
             contrast = losses.contrastive_loss(theirs[last], project_rows(own[last]), batch["labels"])
             return answers + similarity + contrast, {**parts, "row similarity": similarity, "row contrast": contrast}
 
-        own, theirs = (["embeddings", *named(["context", "hidden"], numbers)] for numbers in zip(*layers, strict=True))
-        tokens = self.phase("token relations", teacher, of_tokens, own, theirs, project, "first")
-        return [tokens, self.phase("row relations", teacher, of_rows, ["logits", last], None, project_rows, "last")]
+        states = [["embeddings", *named(["context", "hidden"], numbers)] for numbers in zip(*layers, strict=True)]
+        tokens = self.phase("token relations", teacher, of_tokens, *states, part="first", projections=project)
+        rows = self.phase("row relations", teacher, of_rows, ["logits", last], part="last", projections=project_rows)
+        return [tokens, rows]
 
 
 class StackedLayers(Objective):
@@ -163,15 +165,14 @@ class StackedLayers(Objective):
             for (layer, other), count in zip(layers[:depth], heads, strict=False):
                 wanted, given = (scores_of("query-key", *one, count) for one in ((theirs, other), (own, layer)))
                 attention.append(losses.relation_divergence(wanted, given, mask))
-                vectors = theirs[f"cls.{other}"][:, None], project(own[f"cls.{layer}"])[:, None]
-                first.append(losses.cosine_distance(*vectors, mask[:, :1]))
+                first.append(losses.cosine_distance(theirs[f"cls.{other}"], project(own[f"cls.{layer}"]), mask[:, 0]))
             parts = {"attention": total(attention), "[CLS] vectors": total(first)}
             return total(parts.values()), parts
 
         for depth in range(1, len(layers) + 1):
-            own, theirs = (named(["query", "key", "cls"], numbers) for numbers in zip(*layers[:depth], strict=True))
-            phase = self.phase(f"layers up to {depth}", teacher, partial(compare, depth), own, theirs, project, "first")
-            phases.append(replace(phase, epochs=1 / len(layers) * phase.epochs))
+            states = [named(["query", "key", "cls"], numbers) for numbers in zip(*layers[:depth], strict=True)]
+            phase = self.phase(f"layers up to {depth}", teacher, partial(compare, depth), *states, part="first")
+            phases.append(replace(phase, epochs=1 / len(layers) * phase.epochs, projections=project))
         return [*phases, self.soft_targets(teacher)]
 
 
@@ -192,7 +193,7 @@ class SqueezedHeads(Objective):
             return total(distances)
 
         states = [named(STATES, numbers) for numbers in zip(*layers, strict=True)]
-        return self.beside_answers("attention", teacher, attention, *states)
+        return [self.with_answers("attention", teacher, attention, *states)]
 
 
 def squeezed_attention(layer: EncoderLayer, states: States, number: int, mask: Tensor, count: int) -> Tensor:

@@ -71,7 +71,7 @@ def hidden_state_error(teacher: Tensor, student: Tensor, attention_mask: Tensor)
 
 
 def cosine_distance(teacher: Tensor, student: Tensor, attention_mask: Tensor) -> Tensor:
-    """1 - cosine between states (batch, tokens, hidden), mean over real tokens (Sanh et al. 2019, section 3)."""
+    """1 - cosine between states (batch, ..., hidden), mean over real tokens or rows (Sanh et al. 2019, section 3)."""
     distance = 1 - functional.cosine_similarity(full_precision(teacher), full_precision(student), dim=-1)
     return mean_over(attention_mask.bool(), distance)
 

@@ -1,6 +1,6 @@
 """What an objective is: what a student matches of its teacher, and in which phases. One of one's own with a `loss` (as
 in README.md) trains for all epochs; one of several phases, or with learned projections, overrides `phases`; one that
-runs the student in another way (with layers replaced, or tokens hidden) gives `phase` its own `look`."""
+runs the student in another way (with layers replaced, or tokens hidden) gives a phase another `loss`."""
 
 import math
 import pkgutil
@@ -22,7 +22,6 @@ from edgemin_utils.training import Batch, LossFunction, Phase, label_loss
 
 # (student's states, teacher's states, batch) -> loss, or (loss, named parts of it), in full precision
 Comparison = Callable[[States, States, Batch], Any]
-Look = Callable[[nn.Module, Batch, Sequence[str]], States]  # (student, batch, names) -> the student's states
 
 
 def find_objective(name: str, settings: Settings, seed: int = 0) -> "Objective":
@@ -72,44 +71,33 @@ class Objective:
         return None
 
     def phase(
-        self,
-        name: str,
-        teacher: Teacher,
-        compare: Comparison,
-        own: Sequence[str],
-        theirs: Sequence[str] | None = None,
-        projections: nn.Module | None = None,
-        part: str = "whole",
-        look: Look = student_states,
+        self, name: str, teacher: Teacher, compare: Comparison, *states: Sequence[str], part: str = "whole", **more: Any
     ) -> Phase:
-        """A phase that compares the student's states `own`, as `look` finds them, and the teacher's `theirs` (None: the
-        same), for the epochs of its `part`: "first" (what is inside the model), "last" (the answers) or "whole"."""
-        settings, signals = self.settings, teacher.signals(theirs or own)
+        """A phase that compares the student's `states` and, if others, the teacher's, for the epochs of its `part`:
+        "first" (what is inside the model), "last" (the answers) or "whole"; `more` as for `training.Phase`."""
+        settings, own, signals = self.settings, states[0], teacher.signals(states[-1])
         epochs = {"first": settings.distillation_epochs, "last": settings.prediction_epochs}
         rate = settings.distillation_learning_rate if part == "first" else settings.prediction_learning_rate
-        length = epochs.get(part, sum(epochs.values()))
 
         def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            student = look(model, batch, own)
+            student = student_states(model, batch, own)
             # Autocast, where training uses it, is for the models alone.
             with torch.autocast(batch["input_ids"].device.type, enabled=False):
                 found = compare(student, signals(batch), batch)
             return found if isinstance(found, tuple) else (found, {})
 
-        phase = Phase(name, length, rate, loss, part != "first", projections=projections, transfer=True)
+        phase = Phase(name, epochs.get(part, sum(epochs.values())), rate, loss, part != "first", transfer=True, **more)
         return phase if all(map(is_of_row, own)) else replace(phase, check=teacher.require_same_tokens)
 
-    def beside_answers(
-        self, what: str, teacher: Teacher, inner: Comparison, *states: Sequence[str], **more: Any
-    ) -> list[Phase]:
-        """A phase of the answers plus `intermediate_weight` times a distance, called `what`; `more` as for `phase`."""
+    def with_answers(self, what: str, teacher: Teacher, gap: Comparison, *states: Sequence[str], **more: Any) -> Phase:
+        """A phase of the answers plus `intermediate_weight` times the `gap`, called `what`; `more` as for `phase`."""
 
         def compare(student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            (loss, parts), distance = self.answers(student, teacher, batch), inner(student, teacher, batch)
+            (loss, parts), distance = self.answers(student, teacher, batch), gap(student, teacher, batch)
             return loss + self.settings.intermediate_weight * distance, {**parts, what: distance}
 
         own, theirs = (["logits", *names] for names in states)
-        return [self.phase(f"soft targets and {what}", teacher, compare, own, theirs, **more)]
+        return self.phase(f"soft targets and {what}", teacher, compare, own, theirs, **more)
 
     def answers(self, student: States, teacher: States, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Soft targets, by their weight, and labels, by the rest, of logits (batch, labels), and these two parts."""

@@ -1,11 +1,9 @@
 """The teacher as its students see it: what it says about every training row, computed once."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.distillation.losses import full_precision
@@ -36,7 +34,7 @@ def student_states(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict
         states["logits"] = model(**model_inputs(model, batch)).logits
     if "gradient" in names:
         own, labels = states["logits"].argmax(-1), batch["labels"]
-        loss = functional.cross_entropy(states["logits"], labels.where(labels != NO_LABEL, own), reduction="sum")
+        loss = nn.functional.cross_entropy(states["logits"], labels.where(labels != NO_LABEL, own), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, states["embeddings"], retain_graph=True)
         states["gradient"] = gradient.norm(dim=-1, keepdim=True)
     return {name: full_precision(states[name]) for name in names}
@@ -50,8 +48,8 @@ class Teacher:
         self.model, self.settings, self.rows = model, settings, rows
         if tokenizer is not rows.tokenizer:
             self.rows = tokenize_rows(rows.data, tokenizer, rows.limit, configs=[model.config])
-        self._wanted: dict[str, None] = {}
-        self._cache: dict[str, Tensor] = {}
+        self._batch_of = BatchMaker(self.rows.learnt_from, self.rows.tokenizer)
+        self._wanted, self._cache = dict[str, None](), dict[str, Tensor]()
 
     def signals(self, names: Sequence[str]) -> Callable[[Batch], States]:
         """A function from a batch to these signals (as `student_states` names them) of its rows, zero at padding. One
@@ -71,55 +69,48 @@ class Teacher:
             other = f"since the vocabulary was cut {count:,} of {len(rows.learnt_from):,} train rows have other tokens"
             raise MethodRefused(f"{other}; use an objective that does not compare them, or vocabulary_text = none")
 
-    @functools.cached_property
-    def _batch_of(self) -> BatchMaker:
-        return BatchMaker(self.rows.learnt_from, self.rows.tokenizer)
-
     def _signals_of(self, batch: Batch, names: Sequence[str]) -> States:
-        cache, limit = self._cache, self.settings.teacher_cache_gigabytes * 1e9
+        cache, limit = self._cache, self.settings.teacher_cache_gigabytes * 1e9 / 4  # values of float32
         missing = [name for name in {**self._wanted, **dict.fromkeys(names)} if name not in cache]
         if missing:
-            if sum(map(self._bytes, [*cache, *missing])) > limit:
+            if sum(self._shape(name).numel() for name in [*cache, *missing]) > limit:
                 missing = list(names)
                 cache.clear()  # what other students used makes room
-            if sum(map(self._bytes, missing)) > limit:
+            if sum(self._shape(name).numel() for name in missing) > limit:
                 self.model.to(batch["position"].device)
                 return teacher_signals(self.model, self._rows_at(batch["position"].cpu()), names)
             self._fill(missing)
             self._wanted = {}
-        places = batch["position"].cpu()
-        at = {True: places, False: self._tokens(places, batch["input_ids"].shape[1])}
-        return {name: cache[name][at[is_of_row(name)]].to(batch["position"].device) for name in names}
+        places, width = batch["position"].cpu(), batch["input_ids"].shape[1]
+        return {name: cache[name][self._at(name, places, width)].to(batch["position"].device) for name in names}
 
     def _fill(self, names: Sequence[str]) -> None:
-        """Computes signals of all rows: (rows, size), or (real tokens of all rows + 1, size); the last is padding's."""
+        """Computes signals of all rows: (rows + 1, size), or (real tokens of all rows + 1, size); the last is zero."""
         lengths = self._batch_of.lengths
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         for places in lengths.argsort(descending=True, stable=True).split(self.settings.evaluation_batch_size):
             signals = teacher_signals(self.model, self._rows_at(places), names)
             for name in names:
-                value, of_row = signals[name].cpu(), is_of_row(name)
-                size = (len(lengths) if of_row else int(lengths.sum()) + 1, value.shape[-1])
+                value = signals[name].cpu()
                 if name not in self._cache:
-                    self._cache[name] = value.new_zeros(size)
-                store = self._cache[name]
-                store[places if of_row else self._tokens(places, value.shape[1])] = value
-                store[len(lengths) if of_row else -1 :] = 0.0
+                    self._cache[name] = value.new_zeros(self._shape(name))
+                self._cache[name][self._at(name, places, value.shape[1])] = value
+                self._cache[name][-1] = 0.0
         self.model.cpu()
 
-    def _tokens(self, places: Tensor, width: int) -> Tensor:
-        """Where the tokens of those rows stand among the tokens of all, (rows, width); padding at the end."""
+    def _at(self, name: str, places: Tensor, width: int) -> Tensor:
+        """Where a signal of those rows is cached: at their places, or their tokens', (rows, width), padding last."""
         steps, make = torch.arange(width), self._batch_of
-        tokens = make.starts[places, None] + steps
-        return torch.where(steps < make.lengths[places, None], tokens, make.lengths.sum())
+        tokens = torch.where(steps < make.lengths[places, None], make.starts[places, None] + steps, make.lengths.sum())
+        return places if is_of_row(name) else tokens
 
     def _rows_at(self, places: Tensor) -> Batch:
         return {name: value.to(self.model.device) for name, value in self._batch_of(places).items()}
 
-    def _bytes(self, name: str) -> int:
+    def _shape(self, name: str) -> torch.Size:
         lengths = self._batch_of.lengths
         size = {"logits": self.model.config.num_labels, "gradient": 1}.get(name) or state_width(self.model, name)
-        return 4 * size * (len(lengths) if is_of_row(name) else int(lengths.sum()))
+        return torch.Size([1 + (len(lengths) if is_of_row(name) else int(lengths.sum())), size])
 
 
 def is_of_row(name: str) -> bool:

@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import math
+import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,21 @@ from edgemin_utils.measurement import latency as timing
 from edgemin_utils.measurement.measured import graph_file, open_model
 from edgemin_utils.measurement.memory import answer_request, cpu_energy, in_fresh_process, peak_memory
 from edgemin_utils.measurement.operations import roofline_bound
+from edgemin_utils.measurement.peers import make_peers
 from edgemin_utils.settings import Settings, load_settings
 from edgemin_utils.statistics import mean_over_processes
 
 TIMES_FILE = "times.parquet"
 ROWS, ROWS_TIMED = "dev rows", 100
+_PLACE = "threads input model".split()
+# Column, factor and header.
+_SIZES = """size.stored_weights 1 weights; size.framework_parameters 1 listed; size.paper_parameters 1 paper's count;
+    size.file_bytes 1e-6 file MB; size.file_bytes 9.5367431640625e-07 MiB; size.integer_bytes 1e-6 integers MB;
+    peak_bytes 1e-6 peak MB; baseline_bytes 1e-6 imports MB; cpu_seconds 1e3 CPU ms a row; joules 1 joules a row"""
+_NOTES = """Weights: wherever stored; listed: by the framework, blind to packed INT8; paper's count: listed once linear
+    layers are dynamically quantized. Latency: medians over {processes} fresh processes{look}; noisy: IQR over 10 % of
+    the median; low, high: where a second look would lie. Matrices, attention: what their products take at this
+    machine's best; the rest is norms, functions, overhead. {cores} cores, {gigabytes:.0f} GB, {operating_system}."""
 
 
 def measure_costs(
@@ -38,8 +49,9 @@ def measure_costs(
 ) -> dict[str, Any]:
     """Times every model (name -> folder, hub id or .onnx file), or one for all of equal shapes and scheme, on fixed
     inputs and a hundred rows of texts; and measures peak memory (`memory_of`: of these alone). Gives latency: rows of
-    model, timed_as, input, threads, process, `summarise` and, of one thread, bound_ms (raw: times.parquet in `folder`);
-    memory, energy: rows of model, timed_as, `peak_memory` or `cpu_energy`; tokenizer (`summarise`); protocol; notes."""
+    model, timed_as, input, threads, process, `summarise` and, of one thread, bound_ms and attention_ms, its part (raw:
+    times.parquet in `folder`); memory, energy: rows of model, timed_as, `peak_memory` or `cpu_energy`; tokenizer
+    (`summarise`); protocol; notes."""
     first: dict[str, str] = {}
     timed_as = {name: first.setdefault(_shapes(source), name) for name, source in models.items()}
     timed = {name: str(models[name]) for name in first.values()}
@@ -65,8 +77,8 @@ def measure_costs(
     described, latency = answers[0]["described"], list[dict[str, Any]]()
     pairs = [{"model": name, "timed_as": shown} for name, shown in timed_as.items()]
     for row in times:
-        bound = described[row["model"]]["bounds"][row["input"]] if row["threads"] == 1 else None
-        row |= timing.summarise(row.pop("nanoseconds")) | {"bound_ms": bound}
+        bound = described[row["model"]]["bounds"][row["input"]] if row["threads"] == 1 else {}
+        row |= timing.summarise(row.pop("nanoseconds")) | dict.fromkeys(("bound_ms", "attention_ms")) | bound
         latency += [row | pair for pair in pairs if pair["timed_as"] == row["model"]]
     return {
         "latency": latency,
@@ -97,7 +109,9 @@ def _time(request: dict[str, Any]) -> dict[str, Any]:
     if texts and any(encoders.values()):
         inputs[ROWS] = {name: [encode(text) for text in texts] for name, encode in encoders.items() if encode}
     notes = [f"1x{each} is left out: a model has {longest} positions." for each in lengths if each > longest]
-    notes += [f"No tokenizer.json lies beside {name}: not timed on rows." for name in models if not encoders[name]]
+    notes += [
+        f"No tokenizer.json lies beside {name}: not timed on rows." for name in models if texts and not encoders[name]
+    ]
     protocol, times, tokenizer = timing.Protocol(**request["protocol"]), list[dict[str, Any]](), None
     for threads, (kind, batches) in itertools.product(request["threads"], inputs.items()):
         calls = {name: lambda at, of=models[name], own=own: of.predict(own[at]) for name, own in batches.items()}
@@ -116,7 +130,11 @@ def _describe(models: Mapping[str, Any], inputs: Mapping[str, Any], repeats: int
     for name, model in models.items():
         own = {kind: batches[name] for kind, batches in inputs.items() if name in batches}
         lengths = {kind: [one["input_ids"].shape[1] for one in batches] for kind, batches in own.items()}
-        bounds = {kind: roofline_bound(*model.work(median_high(each))) for kind, each in lengths.items()}
+        bounds = dict[str, dict[str, float]]()
+        for kind, (products, size) in {kind: model.work(median_high(each)) for kind, each in lengths.items()}.items():
+            attention = [product for product in products if product.kind == "attention"]
+            both = {"bound_ms": roofline_bound(products, size), "attention_ms": roofline_bound(attention, 0)}
+            bounds[kind] = both if products else {}
         kind, batches = next(iter(own.items()))
         with timing.timing_conditions(1):
             energy = cpu_energy(functools.partial(model.predict, batches[0]), repeats)
@@ -139,29 +157,23 @@ def _encoder(folder: Path, longest: int) -> Callable[[Sequence[str]], dict[str, 
     return encode
 
 
-if __name__ == "__main__":
-    answer_request(_time)
-
-
-_PLACE = "threads input model".split()
-# Column, factor and header.
-_SIZES = """size.stored_weights 1 weights; size.framework_parameters 1 listed; size.paper_parameters 1 paper's count;
-    size.file_bytes 1e-6 file MB; size.file_bytes 9.5367431640625e-07 MiB; size.integer_bytes 1e-6 integers MB;
-    peak_bytes 1e-6 peak MB; baseline_bytes 1e-6 imports MB; cpu_seconds 1e3 CPU ms a row; joules 1 joules a row"""
-_NOTES = """Weights: wherever stored; listed: by the framework, blind to packed INT8; paper's count: listed once linear
-    layers are dynamically quantized. Latency: medians over {processes} fresh processes{look}; noisy: IQR over 10 % of
-    the median; low, high: where a second look would lie. {cores} cores, {gigabytes:.0f} GB, {operating_system}."""
-
-
 def measure_models(
     sources: Sequence[str],
     lengths: Sequence[int] = (32, 128),
     threads: Sequence[int] = (1, 0),
     protocol: str = "full",
     say: Callable[[str], None] = lambda text: None,
+    peers: bool = False,
 ) -> dict[str, Any]:
     """Everything about the models (folders, hub ids, .onnx files or bundles): what `measure_costs` gives, and models
-    (name, model, size, operations), baseline (the first), speed_ups (ratios over processes), environment."""
+    (name, model, size, operations), baseline (the first), speed_ups (ratios over processes), environment. With `peers`
+    also of what `make_peers` makes of the first."""
+    if peers:
+        with tempfile.TemporaryDirectory() as place:
+            say(f"peers of {sources[0]}")
+            made, notes = make_peers(sources[0], Path(place))
+            sheet = measure_models([*sources, *made.values()], lengths, threads, protocol, say)
+        return {**sheet, "notes": [*sheet["notes"], *notes]}
     asked = {"latency_lengths": list(lengths), "latency_threads": list(threads), "latency_protocol": protocol}
     settings = load_settings("demo", {**asked, "latency_processes": 2 if protocol == "quick" else 5, "max_length": 512})
     short = [Path(source).name or source for source in sources]
@@ -195,7 +207,9 @@ def sheet_text(sheet: Mapping[str, Any]) -> str:
         for kind, count in model["operations"].items()
     )
     groups = pd.DataFrame(sheet["latency"]).groupby(_PLACE, sort=False)
-    times = groups[["median_ms", "iqr_ms", "p90_ms", "bound_ms"]].median()
+    times = groups[["median_ms", "iqr_ms", "p90_ms", "bound_ms", "attention_ms"]].median()
+    times["matrices %"] = 100 * (times["bound_ms"] - times["attention_ms"]) / times["median_ms"]
+    times["attention %"] = 100 * times.pop("attention_ms") / times["median_ms"]
     times = times.assign(runs=groups["runs"].sum(), noisy=groups["noisy"].any().map({True: "noisy", False: ""}))
     faster = pd.DataFrame(sheet["speed_ups"], columns=[*_PLACE, "ratio", "low", "high"]).set_index(_PLACE)
     times = times.join(faster.rename(columns={"ratio": f"times as fast as {sheet['baseline']}"})).reset_index()
@@ -205,3 +219,7 @@ def sheet_text(sheet: Mapping[str, Any]) -> str:
     tables = [frame.to_string(**style) for frame in (sizes, work, times)]
     notes = [" ".join(_NOTES.format(**machine, **protocol, **told).split()), *sheet["notes"], sheet["int8_note"]]
     return "\n\n".join([*tables, "\n".join(textwrap.fill(note, 120) for note in notes)])
+
+
+if __name__ == "__main__":
+    answer_request(_time)

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from edgemin_utils.encoders import input_names, longest_input
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement.operations import Product, describe_costs, macs_of, products_of, size_of
+from edgemin_utils.measurement.peers import OpenVinoModel
 from edgemin_utils.quantization.schemes import load_model, quantized_entries
 from edgemin_utils.quantization.sessions import INTEGER_TYPES, OnnxSession, make_session, session_options
 
@@ -83,18 +84,20 @@ class GraphModel:
         return products_of_graph(self.path, 1, length), int(weights.loc[~weights["table"], "size"].sum())
 
 
-def open_model(source: str | Path) -> TorchModel | GraphModel:
-    """The model of a folder, a hub id or an .onnx file. Raises ModelError where there is none to be measured."""
+def open_model(source: str | Path) -> TorchModel | GraphModel | OpenVinoModel:
+    """That of a folder, a hub id, an .onnx file or OpenVINO's .xml. Raises ModelError where none can be measured."""
     graph = graph_file(source)
+    if graph and graph.suffix == ".xml":
+        return OpenVinoModel(graph)
     return GraphModel(graph) if graph and not quantized_entries(source) else TorchModel(source)
 
 
 def graph_file(source: str | Path) -> Path | None:
-    """The .onnx file that the source is or holds, if any. Raises ModelError where it holds several."""
+    """The .onnx file that the source is or holds, or the .xml that it is. Raises ModelError where it holds several."""
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix != ".onnx":
+    if path.is_file() and path.suffix not in (".onnx", ".xml"):
         raise ModelError(f"{source} is a file, and not an .onnx file; give a model's folder, a hub id or an .onnx file")
-    graphs = [path] if path.suffix == ".onnx" else sorted(path.glob("*.onnx"))
+    graphs = [path] if path.suffix in (".onnx", ".xml") else sorted(path.glob("*.onnx"))
     if len(graphs) > 1:
         raise ModelError(f"{source} holds several .onnx files; name one: {', '.join(item.name for item in graphs)}")
     return graphs[0] if graphs else None

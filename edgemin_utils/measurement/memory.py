@@ -18,8 +18,9 @@ from edgemin_utils.errors import ModelError
 def peak_memory(source: str | os.PathLike, runs: int = 1, loader: str = "") -> dict[str, Any]:
     """Medians over `runs` processes of resident memory: baseline_bytes (after imports) and peak_bytes (of a model that
     `loader`, a "module:function", has loaded and five forwards of 1 x 32 tokens on one thread); runs."""
-    usual = "sessions:OnnxSession" if Path(source).suffix == ".onnx" else "schemes:load_model"  # graphs need no torch
-    request = {"source": str(source), "loader": loader or f"edgemin_utils.quantization.{usual}"}
+    without_torch = {".onnx": "quantization.sessions:OnnxSession", ".xml": "measurement.peers:OpenVinoModel"}
+    usual = without_torch.get(Path(source).suffix, "quantization.schemes:load_model")
+    request = {"source": str(source), "loader": loader or f"edgemin_utils.{usual}"}
     answers = [in_fresh_process(__name__, request, 1, f"peak memory of {source}") for _ in range(runs)]
     return {**{key: int(statistics.median(item[key] for item in answers)) for key in answers[0]}, "runs": runs}
 

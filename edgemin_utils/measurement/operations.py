@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -149,12 +150,10 @@ def roofline_bound(products: Iterable[Product], bytes_read: int) -> float:
 @functools.cache
 def _best_time(work: Product | int) -> float:
     """Seconds, the least of three or more calls after a warm-up, so that a busy machine does not raise the bound."""
-    call, best, calls, started = _kernel(work), float("inf"), 0, time.perf_counter()
-    while calls < 4 or time.perf_counter() - started < 0.01:
-        begun = time.perf_counter()
-        call()
-        best, calls = min(best, time.perf_counter() - begun), calls + 1
-    return best
+    call, times, started = _kernel(work), list[float](), time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - started < 0.01:
+        times.append(timeit.timeit(call, number=1))
+    return min(times)
 
 
 def _kernel(product: Product | int) -> Callable[[], Any]:

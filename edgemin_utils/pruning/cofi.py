@@ -106,8 +106,7 @@ class Masks(nn.Module):
         if place >= len(ranked) - 1:
             raise MethodRefused(f"cofi keeps nothing at a sparsity of {self.target:g}; prune less, or train longer")
         values = [(SETTLED / BETA * log_alpha).sigmoid() for log_alpha in self.log_alphas()]
-        pairs = zip(scores, values, strict=True)
-        return [torch.where(score > ranked[place], one[0] * one[1:], 0.0) for score, one in pairs]
+        return [one[0] * one[1:] * (score > ranked[place]) for one, score in zip(values, scores, strict=True)]
 
 
 def kept_units(opened: Sequence[Tensor]) -> list[Tensor]:
@@ -155,7 +154,7 @@ def mask_phase(model: PreTrainedModel, masks: Masks, settings: Settings, teacher
             errors = [[hidden_state_error(teacher[name], states, mask) for states in given] for name in theirs]
             return total(torch.stack(row).min() for row in errors if row)
 
-        (phase,) = objective.beside_answers("nearest layers", teacher, nearest_layers, own, theirs)
+        phase = objective.with_answers("nearest layers", teacher, nearest_layers, own, theirs)
 
     def loss(student: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         masks.step += 1

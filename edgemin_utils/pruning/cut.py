@@ -69,12 +69,10 @@ def rounds(
     cut = Cut(model, units, settings.rounds if ranked else 1)
     counts = [unit_count(layer, units) for layer in encoder_layers(model)] if ranked else []
     left = [list(range(count)) for count in counts]
-    while cut.round < cut.rounds:
-        cut.round += 1
-        values = by(cut.model, units) if ranked or value.startswith("least") else []
+    for turn in range(1, cut.rounds + 1):
+        cut.round, values = turn, by(cut.model, units) if ranked or value.startswith("least") else []
         if ranked:
-            now = (cut.round, cut.rounds)
-            planned = plan_removal(values, float(value), settings.scope, settings.multiple, counts, now)
+            planned = plan_removal(values, float(value), settings.scope, settings.multiple, counts, (turn, cut.rounds))
             cut.remove(units, planned)
             left = [np.delete(here, gone).tolist() for here, gone in zip(left, planned, strict=True)]
             cut.removed = [sorted({*range(count)} - {*here}) for count, here in zip(counts, left, strict=True)]

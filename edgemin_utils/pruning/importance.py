@@ -3,8 +3,7 @@ multiplies and :math:`g_h` the gradient of a row's loss by them, the first three
 and g. Rows should be new to the model: where the loss is near zero, gradients tell little."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager as ContextManager
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edgemin_utils.encoders import EncoderLayer, encoder_layers
@@ -27,15 +26,15 @@ def unit_count(layer: EncoderLayer, units: str) -> int:
     return {"heads": layer.num_heads, "neurons": layer.intermediate_size, "layers": 1}[units]
 
 
-def full_masks(model: PreTrainedModel, units: str = "heads") -> list[torch.Tensor]:
+def full_masks(model: PreTrainedModel, units: str = "heads") -> list[Tensor]:
     """Masks of ones (units,), one a layer: nothing removed."""
     return [torch.ones(unit_count(layer, units)) for layer in encoder_layers(model)]
 
 
-def masked_units(model: PreTrainedModel, masks: Sequence[torch.Tensor], units: str = "heads") -> ContextManager[None]:
+def masked_units(model: PreTrainedModel, masks: Sequence[Tensor], units: str = "heads") -> AbstractContextManager[None]:
     """While open, each layer's units are multiplied by its mask, (units,), or (batch, units) for each row its own."""
 
-    def change(number: int, before: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    def change(number: int, before: Tensor | None, states: Tensor) -> Tensor:
         width = states.shape[-1] // masks[number].shape[-1]
         factors = masks[number].repeat_interleave(width, dim=-1).to(states.dtype)[..., None, :]
         return states * factors if before is None else before + (states - before) * factors
@@ -43,34 +42,33 @@ def masked_units(model: PreTrainedModel, masks: Sequence[torch.Tensor], units: s
     return _hooked(model, units, change)
 
 
-@contextmanager
-def _hooked(
-    model: PreTrainedModel, units: str, act: Callable[[int, torch.Tensor | None, torch.Tensor], torch.Tensor | None]
-) -> Iterator[None]:
-    """While open, `act` gets (a layer's number, its input or None, states that its units make) and may change them."""
+# (a layer's number, its input or None, states that its units make) -> the states, where they change
+Act = Callable[[int, Tensor | None, Tensor], Tensor | None]
 
-    def after(number: int, _module: nn.Module, inputs: Any, output: Any) -> Any:
+
+@contextmanager
+def _hooked(model: PreTrainedModel, units: str, act: Act) -> Iterator[None]:
+    """While open, `act` sees what the units make, and may change it."""
+
+    def hook(number: int, _module: nn.Module, inputs: Any, output: Any = None) -> Any:
+        if units != "layers":
+            return act(number, None, inputs[0])
         # Some versions of transformers wrap a layer's output in a tuple.
         changed = act(number, inputs[0], output[0] if isinstance(output, tuple) else output)
         return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
 
-    def before(number: int, _module: nn.Module, inputs: Any) -> Any:
-        return act(number, None, inputs[0])
-
     with ExitStack() as hooks:
         for number, layer in enumerate(encoder_layers(model)):
-            if units == "layers":
-                hooks.enter_context(layer.module.register_forward_hook(partial(after, number)))
-            else:
-                projection = layer.attention_output if units == "heads" else layer.feed_forward_out
-                hooks.enter_context(projection.register_forward_pre_hook(partial(before, number)))
+            into = {"heads": layer.attention_output, "neurons": layer.feed_forward_out}
+            add = into[units].register_forward_pre_hook if units in into else layer.module.register_forward_hook
+            hooks.enter_context(add(partial(hook, number)))
         yield
 
 
 Importance = list[np.ndarray]  # one float64 array (units,) a layer
 Ranking = Callable[[PreTrainedModel, str], Importance]  # of a model's "heads", "neurons" or "layers"
 # (activations, gradients, both (rows, tokens, units, width), attention mask (rows, tokens)) -> scores (rows, units)
-Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,10 @@ class Question:
 
     def expected(self, score: Score) -> Importance:
         """Mean over rows of `score`; one backward pass a batch gives every row's gradients."""
-        seen = list[tuple[torch.Tensor, torch.Tensor]]()
+        seen = list[tuple[Tensor, Tensor]]()
         sums = [np.zeros(unit_count(layer, self.units)) for layer in encoder_layers(self.model)]
 
-        def note(_number: int, before: torch.Tensor | None, states: torch.Tensor) -> None:
+        def note(_number: int, before: Tensor | None, states: Tensor) -> None:
             # What the units of a layer add, and the tensor whose gradient is that of it.
             seen.append(((states if before is None else states - before).detach(), states))
 
@@ -149,12 +147,7 @@ def taylor(asked: Question) -> Importance:
     r"""First-order Taylor estimate of the loss's change when a unit's activations go to zero (Molchanov et al. 2017,
     equation 8), :math:`I_h = E_x \left| \frac{1}{M} \sum_m a_{h,m} \, g_{h,m} \right|`, with M the row's real tokens
     times the unit's width: among rows of one length it ranks as `gradient` does."""
-
-    def score(activations: torch.Tensor, gradients: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        count = real.sum(1, keepdim=True) * activations.shape[-1]
-        return ((activations * gradients).sum((1, 3)) / count).abs()
-
-    return asked.expected(score)
+    return asked.expected(lambda a, g, real: ((a * g).sum((1, 3)) / (real.sum(1, keepdim=True) * a.shape[-1])).abs())
 
 
 def leave_one_out(asked: Question) -> Importance:
@@ -175,15 +168,12 @@ def leave_one_out(asked: Question) -> Importance:
 
 def magnitude(asked: Question) -> Importance:
     """Euclidean norm of a unit's weights: a head's in four matrices, a neuron's in two, a layer's six matrices."""
-
-    def squares(linear: nn.Linear, dimension: int) -> torch.Tensor:
-        return linear.weight.detach().double().square().sum(dimension)
-
-    result = []
+    result, parts = [], "query key value attention_output feed_forward_in feed_forward_out".split()
     for layer in encoder_layers(asked.model):
-        attention = sum(squares(one, 1) for one in (layer.query, layer.key, layer.value))
-        heads = (attention + squares(layer.attention_output, 0)).view(-1, layer.head_size).sum(1)
-        neurons = squares(layer.feed_forward_in, 1) + squares(layer.feed_forward_out, 0)
+        squares = (getattr(layer, part).weight.detach().double().square() for part in parts)
+        query, key, value, output, widen, narrow = squares
+        heads = (query.sum(1) + key.sum(1) + value.sum(1) + output.sum(0)).view(-1, layer.head_size).sum(1)
+        neurons = widen.sum(1) + narrow.sum(0)
         whole = (heads.sum() + neurons.sum()).view(1)
         result.append({"heads": heads, "neurons": neurons, "layers": whole}[asked.units].sqrt().cpu().numpy())
     return result

@@ -60,8 +60,7 @@ def layers_phase(model: PreTrainedModel, settings: Settings, teacher: Teacher, s
         given = {name: project[name.partition(".")[0]](states) for name, states in own.items() if name != "logits"}
         return total(hidden_state_error(theirs[two], given[one], batch["attention_mask"]) for one, two in pairs)
 
-    names = [list(dict.fromkeys(each)) for each in zip(*pairs, strict=True)]
-    (phase,) = objective.beside_answers("layers", teacher, distance, *names, projections=project)
+    phase = objective.with_answers("layers", teacher, distance, *zip(*pairs, strict=True), projections=project)
     return replace(phase, name="layers")
 
 

@@ -3,7 +3,6 @@ WordPiece cuts a word greedily, the longest known piece first (Wu et al. 2016): 
 as before and gets the same logits; a word that lost one falls into shorter ones, down to characters, which are kept."""
 
 import copy
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ def tokens_in_use(
     kept = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     kept.update(number for token, number in model["vocab"].items() if len(token.removeprefix(prefix)) == 1)
     encoded = tokenizer(["", *texts], add_special_tokens=False, verbose=False)["input_ids"]  # it takes no empty list
-    counts = Counter(itertools.chain.from_iterable(encoded))
+    counts = Counter(number for ids in encoded for number in ids)
     seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
     if most is not None:
         if most < len(kept):

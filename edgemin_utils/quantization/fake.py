@@ -5,7 +5,7 @@ Bengio et al. 2013). Products stay float32, also under autocast: in bfloat16 num
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,11 @@ def fake_quantization(model: nn.Module, number_format: str, layers: Collection[s
     for name in set(layers or ()) - linear.keys():
         raise SettingError(f"the model has no linear layer {name!r}; {nearest(name, linear)}")
     chosen = [linear[name] for name in (linear if layers is None else layers)] if number_format else []
-    for module in chosen:
-        vars(module)["forward"] = functools.partial(_fake_linear, module, *FORMATS[number_format])
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for module in chosen:
-            del module.forward  # the class's own again
+            vars(module)["forward"] = functools.partial(_fake_linear, module, *FORMATS[number_format])
+            stack.callback(vars(module).pop, "forward")  # the class's own again
+        yield
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

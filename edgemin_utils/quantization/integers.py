@@ -77,5 +77,5 @@ def pack_int4(integers: torch.Tensor) -> torch.Tensor:
 
 def unpack_int4(packed: torch.Tensor, columns: int) -> torch.Tensor:
     """int8 (rows, columns): the inverse of `pack_int4`."""
-    codes = torch.stack([packed & 0xF, packed >> 4], dim=2).reshape(packed.shape[0], -1)[:, :columns].to(torch.int8)
-    return torch.where(codes > 7, codes - 16, codes)
+    # Shifted to the high half as int8, so that the shift back copies the sign.
+    return torch.stack([packed << 4, packed], dim=2).flatten(1)[:, :columns].view(torch.int8) >> 4

@@ -117,10 +117,9 @@ class OnnxScheme(Scheme):
 
     def _check(self, model: PreTrainedModel, graph: Graph, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Raises MethodRefused where quantizers passed over a matrix, or the inputs of an 8-bit layer."""
-        word, modules = word_table(model), dict(model.named_modules())
-        few = {name: self.matrices for name, module in modules.items() if isinstance(module, nn.Linear)}
-        few |= {name: self.table for name, module in modules.items() if module is word}
-        low = [sizes[f"{name}.weight"] for name, bits in few.items() if bits < 32]
+        bits: dict[nn.Module, int] = {word_table(model): self.table}
+        bits |= {module: self.matrices for module in model.modules() if isinstance(module, nn.Linear)}
+        low = [sizes[f"{name}.weight"] for name, module in model.named_modules() if bits.get(module, 32) < 32]
         left = sum(size >= 4 * count for count, size in low)
         restored = {name for node in graph.nodes if node.op_type == "DequantizeLinear" for name in node.output}
         products = [node.input for node in graph.nodes if node.op_type == "MatMul"]
@@ -226,17 +225,14 @@ def pack_products(graph: Graph, rows: Rows = ()) -> None:
             scales, zero_points = grid_of_blocks(matrix)
             # MatMulNBits reads (outputs, blocks, BLOCK / 2), padded, (outputs, blocks), (outputs, ceil(blocks / 2)).
             integers = np.pad(block_integers(matrix, products.get(states)), ((0, -len(matrix) % BLOCK), (0, 0)))
-            packed = _packed(integers.T).reshape(matrix.shape[1], -1, BLOCK // 2)
-            parts = {"integers": packed, "scale": scales.T, "zero_point": _packed(zero_points.T)}
+            packed, zeros = (pack_int4(torch.from_numpy(each.T)).numpy() for each in (integers, zero_points))
+            packed = packed.reshape(matrix.shape[1], -1, BLOCK // 2)
+            parts = {"integers": packed, "scale": scales.T, "zero_point": zeros}
             inputs = [states, *(graph.store(f"{name}_{part}", value) for part, value in parts.items())]
             # Levels below 4 compute in floating point.
             sizes: Any = {"K": matrix.shape[0], "N": matrix.shape[1], "bits": 4, "block_size": BLOCK}
             made[output] = [operator("MatMulNBits", inputs, output, accuracy_level=4, **sizes)]
         graph.replace(made)
-
-
-def _packed(integers: np.ndarray) -> np.ndarray:
-    return pack_int4(torch.from_numpy(integers.astype(np.int16))).numpy()
 
 
 def products_of_inputs(graph: Graph, nodes: Sequence[onnx.NodeProto], rows: Rows) -> dict[str, np.ndarray]:

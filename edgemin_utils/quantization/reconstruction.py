@@ -140,8 +140,6 @@ class Reconstruction(Scheme):
         middle = torch.full(steps.shape, 2.0 ** (self.bits - 1) - 1)
         zeros = unpack_bits(tensors["packed_zero_point"], self.bits, steps.shape) if self.end_to_end else middle
         module.weight = nn.Parameter((codes - spread_scales(zeros, shape[1])) * spread_scales(steps, shape[1]))
-        if "bias" in tensors:
-            module.bias = nn.Parameter(tensors["bias"].detach())
         module.packed = {name: one for name, one in tensors.items() if name != "bias"}
         module.stored_sizes = {"weight": (codes.numel(), sum(one.nbytes for one in module.packed.values()))}
         return module
@@ -154,17 +152,15 @@ def _together(model: PreTrainedModel, rows: Rows) -> dict[str, torch.Tensor]:
 
 
 def _set_layers(model: PreTrainedModel, layers: Sequence[nn.Module]) -> None:
-    parent, _, name = parts_of(model.config.model_type)["layers"].rpartition(".")
-    setattr(model.base_model.get_submodule(parent), name, nn.ModuleList(layers))
+    model.base_model.set_submodule(parts_of(model.config.model_type)["layers"], nn.ModuleList(layers))
 
 
 def _run(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], before: _Output) -> _Output:
     """What the model gives out whose first layer sees the states before it, if there are any."""
     first, states = encoder_layers(model)[0].module, before[0]
     hook = first.register_forward_pre_hook(lambda _, seen: seen if states is None else (states, *seen[1:]))
-    with captured_states(model, ["hidden.-1"]) as found:
+    with hook, captured_states(model, ["hidden.-1"]) as found:
         logits = model(**batch).logits
-    hook.remove()
     return found["hidden.-1"], logits
 
 

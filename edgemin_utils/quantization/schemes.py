@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import logging
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -43,7 +44,8 @@ class Scheme:
         return packed_tensors(module)
 
     def unpack(self, module: Any, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-        """The quantized form of a module, of whose weights only the shapes are looked at, from what `pack` gave."""
+        """The quantized form of a module, from what `pack` gave. Only the shapes of its weights are looked at; what the
+        scheme leaves as it was, such as a bias, `load` takes from what `pack` gave."""
         raise NotImplementedError
 
     def save(self, quantized: nn.Module, folder: Path) -> None:
@@ -61,34 +63,27 @@ class Scheme:
             own = {name.removeprefix(start): tensors.pop(name) for name in list(tensors) if name.startswith(start)}
             module = self.unpack(model.get_submodule(start[:-1]), own)
             model.set_submodule(start[:-1], module)
-            tensors |= {f"{start}{part}": value.detach() for part, value in module.named_parameters()}
+            whole = {part: own[part] if value.is_meta else value for part, value in module.named_parameters()}
+            tensors |= {f"{start}{part}": value.detach() for part, value in whole.items()}
         fill_parameters(model, tensors)
         return model
 
 
-def _torch(kind: str, embeddings: bool) -> Scheme:
-    from edgemin_utils.quantization.torch_schemes import TorchInt4, TorchInt8
-
-    return TorchInt8(embeddings) if kind == "int8" else TorchInt4(embeddings)
-
-
-def _onnx(**options: Any) -> Scheme:
-    from edgemin_utils.quantization.onnx_schemes import OnnxScheme
-
-    return OnnxScheme(**options)
-
-
-def _reconstruction(bits: int, end_to_end: bool) -> Scheme:
-    from edgemin_utils.quantization.reconstruction import Reconstruction
-
-    return Reconstruction(bits, end_to_end)
+def _made(scheme: str, *options: Any, **named: Any) -> Scheme:
+    return pkgutil.resolve_name(f"{__package__}.{scheme}")(*options, **named)
 
 
 # Made when they are asked for: a scheme of PyTorch loads no ONNX.
+_int8, _int4, _bfloat16 = (partial(_made, f"torch_schemes:Torch{kind}") for kind in ("Int8", "Int4", "Bfloat16"))
+_onnx, _reconstruction = partial(_made, "onnx_schemes:OnnxScheme"), partial(_made, "reconstruction:Reconstruction")
 SCHEMES: dict[str, Callable[[], Scheme]] = {
-    **{f"{kind}{more}": partial(_torch, kind, bool(more)) for more in ("", "-embeddings") for kind in ("int8", "int4")},
-    **{f"mrem-int{bits}": partial(_reconstruction, bits, False) for bits in (8, 4)},
-    **{f"efficientqat-int{bits}": partial(_reconstruction, bits, True) for bits in (4, 3, 2)},
+    "int8": partial(_int8, embeddings=False),
+    "int4": partial(_int4, embeddings=False),
+    "int8-embeddings": partial(_int8, embeddings=True),
+    "int4-embeddings": partial(_int4, embeddings=True),
+    "bfloat16": _bfloat16,
+    **{f"mrem-int{bits}": partial(_reconstruction, bits) for bits in (8, 4)},
+    **{f"efficientqat-int{bits}": partial(_reconstruction, bits, end_to_end=True) for bits in (4, 3, 2)},
     "onnx-float32": _onnx,
     "onnx-int8": partial(_onnx, matrices=8),
     "onnx-int8-channels": partial(_onnx, matrices=8, channels=True),
@@ -156,7 +151,8 @@ def load_model(folder: str | Path, attention_implementation: str = "sdpa") -> Pr
     except MethodRefused:
         raise
     except Exception as error:  # each back end has its own kinds
-        raise ModelError(f"the weights of {folder} are truncated or damaged ({_said(error)}); quantize anew") from error
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise ModelError(f"the weights of {folder} are truncated or damaged ({why}); quantize anew") from error
 
 
 def quantized_entries(folder: str | Path) -> dict[str, Any]:
@@ -173,23 +169,18 @@ def _refusals(name: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, AttributeError, RuntimeError) as error:
-        raise MethodRefused(f"{name} does not work with this model, machine or versions: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise MethodRefused(f"{name} does not work with this model, machine or versions: {why}") from error
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Without the quantizers' advice and torch.ao's notices."""
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.WARNING))
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
+    unprinted = contextlib.redirect_stdout(io.StringIO())
+    with contextlib.ExitStack() as stack, warnings.catch_warnings(action="ignore"), unprinted:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(max(logging.root.manager.disable, logging.WARNING))
+        yield
 
 
 def stored_sizes(model: nn.Module) -> dict[str, tuple[int, int]]:

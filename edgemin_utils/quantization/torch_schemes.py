@@ -24,6 +24,13 @@ def require_kernels() -> None:
         raise MethodRefused("this PyTorch build has no quantized CPU kernels; take a scheme of ONNX Runtime") from None
 
 
+class TorchBfloat16(Scheme):
+    """All weights and activations in bfloat16, which some processors multiply faster than float32."""
+
+    def quantize(self, model: PreTrainedModel, rows: Rows, longest: int) -> nn.Module:
+        return model.to(torch.bfloat16)
+
+
 @dataclass(frozen=True)
 class TorchInt8(Scheme):
     """Linear layers with signed 8-bit weights, one scale a matrix, and with `embeddings` the word embedding (unsigned,
@@ -80,9 +87,6 @@ class TorchInt4(Scheme):
         columns, packed, scales = module.weight.shape[1], tensors["packed_weight"], tensors["weight_scale"]
         module.weight = nn.Parameter(integers.unpack_int4(packed, columns) * integers.spread_scales(scales, columns))
         module.stored_sizes = {"weight": (module.weight.numel(), packed.nbytes + scales.nbytes)}
-        if "bias" in tensors:
-            module.bias = nn.Parameter(tensors["bias"].detach())
-            module.stored_sizes["bias"] = module.bias.numel(), module.bias.nbytes
         return module
 
 

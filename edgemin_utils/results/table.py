@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 from pandas.io.formats.style import Styler
 
 from edgemin_utils.errors import StageError
@@ -220,7 +221,7 @@ def _copy_notebooks(study: Path, copy: Path) -> None:
 
 
 def _describe(study: Path, records: Sequence[Record]) -> str:
-    commands, machines = dict[str, list[str]](), dict[str, dict[str, None]]()
+    commands, machines = dict[str, list[str]](), dict[str, list[str]]()
     for path in sorted(study.glob("*/seed-*/chain.json")):
         asked, task, seed = json.loads(path.read_text(encoding="utf-8")), path.parts[-3], path.parts[-2]
         words = ["edgemin", "run", "--profile", asked["profile"], "--tasks", task]
@@ -229,21 +230,14 @@ def _describe(study: Path, records: Sequence[Record]) -> str:
             words += ["--set", f"{name}={Path(text).name if Path(text).is_absolute() else text}"]
         commands.setdefault(shlex.join(words), []).append(seed.removeprefix("seed-"))
     for record in records:
-        own = record.environment
-        packages = ", ".join(f"{name} {version}" for name, version in own["packages"].items() if version)
-        flags = ", ".join(name for name, there in own["processor_flags"].items() if there) or "no flags of note"
-        machine = f"revision {own['git_revision'][:10]}, {own['processor']} ({flags}), {own['available_cores']} cores, "
-        machine += f"{own['memory_bytes'] / 1e9:.0f} GB, {own['operating_system']}, Python {own['python']}; {packages}"
-        machines.setdefault(machine, {})[f"{record.task} seed {record.seed}"] = None
-    spent = pd.DataFrame([{"task": each.task, "kind": each.kind, "seconds": each.seconds} for each in records])
-    template = (Path(__file__).parent / "published.md").read_text(encoding="utf-8")
-    return template.format(
-        study=study.name,
-        runs=MOST_RUNS,
-        commands="\n".join(f"    {words} --seeds {' '.join(seeds)}" for words, seeds in commands.items()),
-        machines="\n".join(f"- {', '.join(places)}: {machine}" for machine, places in machines.items()),
-        seconds=spent.pivot_table("seconds", "kind", "task", "sum", sort=False).round(0).to_markdown(),
-    )
+        own = {name: value for name, value in record.environment.items() if name not in ("torch_threads", "gpu")}
+        machines.setdefault(json.dumps(own), []).append(f"{record.task} seed {record.seed}")
+    about = {"study": study.name, "runs": MOST_RUNS, "commands": commands}
+    about |= {"machines": [(json.loads(own), places) for own, places in machines.items()]}
+    seconds = pd.DataFrame(map(vars, records)).pivot_table("seconds", "kind", "task", "sum", sort=False).round(0)
+    text = (Path(__file__).parent / "published.md").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(**about, seconds=seconds.to_markdown())
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
