@@ -130,7 +130,7 @@ def quiet_transformers() -> Iterator[None]:
 def _load_errors(name: str | Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError) as error:
         text = (str(error) or repr(error)).splitlines()[0]
         if isinstance(error, SafetensorError) or "model type" in text.lower() or Path(name).is_dir():
             raise ModelError(f"{name} cannot be loaded as a model, is it truncated or damaged? ({text})") from error

@@ -19,7 +19,7 @@ import edgemin_utils
 from edgemin_utils.environment import joined_processes, launched_processes
 from edgemin_utils.errors import DataError, EdgeMINError, ModelError, SettingError, StageError
 from edgemin_utils.names import EXAMPLES, LISTS, METHODS
-from edgemin_utils.rows.tokens import load_tokenizer
+from edgemin_utils.rows.tokens import load_tokenizer, read_config
 from edgemin_utils.run import BROKEN, open_chains, run_study, say_rows
 from edgemin_utils.settings import PROFILES, load_settings, read_value, setting_fields, study_folder
 from edgemin_utils.study import Chain, find_chains, find_records, say_once, study_status
@@ -213,6 +213,8 @@ def bundle(
 
     check_source(model, task or None, overrides := read_overrides(more.args))
     check_target(Path(output).expanduser(), scheme or DEFAULT_SCHEME)
+    if not max_drop >= 0:
+        raise SettingError(f"--max-drop is {max_drop}; give points from 0 on")
     from edgemin_utils.bundle.making import describe_in_words, make_bundle, open_source  # imports torch
 
     source = open_source(model, task or None, overrides)
@@ -258,8 +260,11 @@ def measure(
     Example: edgemin measure bundle --against outputs/demo/sst2/seed-0/teacher --peers --quick"""
     asked = (_numbers("--lengths", lengths, 1), _numbers("--threads", threads), "quick" if quick else "full")
     models = [*filter(None, [against]), *models]
-    for name in (name for name in models if not Path(name).expanduser().exists()):
-        load_tokenizer(name)  # refuses what the hub does not have either
+    for name, path in ((name, Path(name).expanduser()) for name in models):
+        if (path / "config.json").is_file():
+            read_config(path)
+        elif not path.exists():
+            load_tokenizer(name)  # refuses what the hub does not have either
     from edgemin_utils.measurement.costs import measure_models, sheet_text  # imports torch
 
     sheet = measure_models(models, *asked, say=lambda text: print(text, file=sys.stderr), peers=peers)

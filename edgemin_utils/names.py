@@ -37,8 +37,9 @@ IMPLEMENTATIONS: dict[str, Any] = dict(_FILE["implementations"])
 """Name of an objective -> "module:class" in distillation/, or the class of one of one's own."""
 LISTS: dict[str, list[str]] = dict(_FILE["lists"])
 LISTS["objectives"] = [name for name in METHODS if METHODS[name].kind == "distillation" and name != "none-pretrained"]
-_RATES = (5e-05, 0.0001, 0.0002)  # of which each objective's is chosen on the hold-out
-LISTS["rates"] = [f"{name},prediction_learning_rate={rate}" for name in LISTS["objectives"] for rate in _RATES]
+LISTS["rates"] = [
+    f"{name},prediction_learning_rate={rate}" for name in LISTS["objectives"] for rate in (5e-5, 1e-4, 2e-4)
+]
 LISTS["schemes"] = [f"minilmv2+heads-0.2+{name}" for name, one in METHODS.items() if one.kind == "quantization"]
 """Name of a list -> the models that it stands for; lists may name lists."""
 OWN_CODE: dict[str, str] = {}

@@ -11,11 +11,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 import psutil
@@ -261,15 +262,9 @@ def _source_digest(notebook: Path) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _threads_of_each(jobs: int) -> Iterator[None]:
+def _threads_of_each(jobs: int) -> contextlib.AbstractContextManager:
     """Divides the cores among `jobs` chains' kernels; their waiting threads sleep, as spinning ones slow what works."""
-    before, given = dict(os.environ), os.environ.get("OMP_NUM_THREADS", "")
+    given = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(given) if given.isdigit() and int(given) else joblib.cpu_count()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.update(dict.fromkeys(_THREADS, str(max(1, cores // jobs))) if jobs > 1 else {})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    limits = dict.fromkeys(_THREADS, str(max(1, cores // jobs))) if jobs > 1 else {}
+    return patch.dict(os.environ, {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **limits})

@@ -16,7 +16,7 @@ from edgemin_utils import checkpoints
 from edgemin_utils.distillation.objective import Objective, find_objective, recovery_loss
 from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.distillation.teacher import Teacher
-from edgemin_utils.encoders import longest_input, model_with_layers, scratch_model
+from edgemin_utils.encoders import model_with_layers, scratch_model
 from edgemin_utils.environment import is_main_process
 from edgemin_utils.errors import DataError, ModelError
 from edgemin_utils.measurement.costs import measure_costs
@@ -267,7 +267,7 @@ def make_quantized(stage: Stage) -> None:
     tokenizer, model = load_stage_model(stage)
     rows, scheme = load_rows(stage, tokenizer, model), stage.step.method
     calibration = calibration_inputs(stage, model, rows) if find_scheme(scheme).calibrated else []
-    quantized = quantize(model, scheme, calibration, min(rows.limit, longest_input(model)))
+    quantized = quantize(model, scheme, calibration, max(rows.limit, *stage.settings.latency_lengths))
     save_quantized(quantized, stage.folder, scheme, tokenizer)
     results = evaluate(load_model(stage.folder), rows, folder=stage.folder)
     about = {"name": scheme, "calibration_rows": len(calibration)}

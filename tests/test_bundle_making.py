@@ -172,6 +172,8 @@ def test_a_stage_knows_its_rows_and_an_edge_stage_brings_its_graph_and_its_float
     assert content["scheme"] == "edge-int8" and (tmp_path / "bundle" / "model.onnx").read_bytes() == graph
     assert content["provenance"]["float_source"] == "sst2/seed-0/minilmv2"
     assert content["provenance"]["fingerprint"] == chain.read("minilmv2").fingerprint
+    config = (chain.folder / "minilmv2+edge-int8" / "config.json").read_text()
+    assert json.loads(config)["max_position_embeddings"] == MAX_LENGTH
     predicted = chain.read("minilmv2+edge-int8").results["accuracy"]
     assert content["measured"]["accuracy"]["dev"]["bundle"] == pytest.approx(predicted)
 

@@ -48,6 +48,7 @@ def test_every_setting_is_an_option() -> None:
         (["run", "mnli"], "joined by commas"),
         (["run", "--train-rows"], "has no value"),
         (["run", "--set", "train_rows"], "no '='"),
+        (["bundle", "nowhere", "--task", "sst2", "--max-drop", "nan"], "--max-drop"),
         (["run", "--train-rows", "5", "--set", "train_rows=6"], "given twice"),
         (["run", "--seeds", "one"], "whole numbers"),
         (["run", "--profile", "lap"], "laptop"),

@@ -152,10 +152,8 @@ def test_token_types_are_the_models(tmp_path, types, token_types):
     assert load_tokenizer(str(tmp_path / "saved")).model_input_names == tokenizer.model_input_names
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit"),
-    [({}, 100), ({"model_type": "roberta", "pad_token_id": 0}, 99), ({"max_position_embeddings": None}, 512)],
-)
+@pytest.mark.parametrize(("changes", "limit"), [({}, 100), ({"max_position_embeddings": None}, 512),
+    ({"model_type": "roberta", "pad_token_id": 0}, 99)])  # fmt: skip
 def test_inputs_are_cut_at_usable_positions_and_said(changes, limit):
     config = {**CONFIG, "max_position_embeddings": 100, **changes}
     found, _, (note,) = check_fit(train_tokenizer(TEXTS, 1000), config, 700, [])

@@ -157,7 +157,7 @@ def test_a_teacher_s_tokenizer_is_looked_at_before_anything_starts(tmp_path, mon
     train_tokenizer(["other words"], 60).save_pretrained(path)
     with pytest.raises(ModelError, match="another vocabulary than the teacher"):
         rows_of(tmp_path, teacher, student=str(path))
-    told = {'{"problem_type": "multi_label_classification"}': "one label a row"}
+    told = {'{"problem_type": "regression"}': "one label a row", '{"vocab_size": "60"}': "vocab_size is '60'"}
     for config, said in {**told, '{"model_type": "gpt2"}': "of family 'gpt2'", "[": "config.json that can"}.items():
         (path / "config.json").write_text(config)
         with pytest.raises(ModelError, match=said):

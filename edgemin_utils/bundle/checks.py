@@ -43,15 +43,13 @@ def check_source(
         if scheme := (config.get("edgemin") or {}).get("scheme"):
             raise ModelError(f"{model} was quantized by {scheme} already; bundle the float model that it came from")
         labels_of_outputs(config, resolve_task(settings, task), model)
-    tokenizer = load_tokenizer(str(folder) if folder.is_dir() else model)
-    if folder.is_dir():
-        check_fit(tokenizer, config, settings.max_length, [])
+        check_fit(load_tokenizer(str(folder)), config, settings.max_length, [])
     return settings, task
 
 
 def labels_of_outputs(config: Mapping[str, Any], task: Task, name: str) -> tuple[tuple[str, ...], str]:
     """The task's label names in the order of the outputs of the model `name`, and a note where they are LABEL_1 and the
-    like. Raises ModelError where they are not the task's, not numbered from 0, or several a row."""
+    like. Raises ModelError where they are not the task's, or not numbered from 0."""
     given = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
     names = {int(number) if str(number).isdigit() else number: str(label) for number, label in given.items()}
     if set(names) != {*range(len(names))}:

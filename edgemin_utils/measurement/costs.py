@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from edgemin_utils.environment import available_cores, describe_environment, int8_sentence
+from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement import latency as timing
 from edgemin_utils.measurement.measured import graph_file, open_model
 from edgemin_utils.measurement.memory import answer_request, cpu_energy, in_fresh_process, peak_memory
@@ -101,14 +102,14 @@ def _shapes(source: str | Path) -> str:
 def _time(request: dict[str, Any]) -> dict[str, Any]:
     models = {name: open_model(source) for name, source in request["models"].items()}
     gc.freeze()  # what is loaded stays, so that no collection need go through it
-    longest, texts = min(model.longest or 512 for model in models.values()), request["texts"]
+    texts, (longest, shortest) = request["texts"], min((model.longest or 512, name) for name, model in models.items())
     lengths, inputs = request["lengths"], dict[str, dict[str, list[Any]]]()
     for each in (each for each in lengths if each <= longest):
         inputs[f"1x{each}"] = {name: [timing.fixed_inputs(1, each, it.vocabulary_size)] for name, it in models.items()}
     encoders = {name: _encoder(model.folder, min(longest, request["max_length"])) for name, model in models.items()}
     if texts and any(encoders.values()):
         inputs[ROWS] = {name: [encode(text) for text in texts] for name, encode in encoders.items() if encode}
-    notes = [f"1x{each} is left out: a model has {longest} positions." for each in lengths if each > longest]
+    notes = [f"1x{each} is left out: {shortest} has {longest} positions." for each in lengths if each > longest]
     notes += [
         f"No tokenizer.json lies beside {name}: not timed on rows." for name in models if texts and not encoders[name]
     ]
@@ -167,7 +168,7 @@ def measure_models(
 ) -> dict[str, Any]:
     """Everything about the models (folders, hub ids, .onnx files or bundles): what `measure_costs` gives, and models
     (name, model, size, operations), baseline (the first), speed_ups (ratios over processes), environment. With `peers`
-    also of what `make_peers` makes of the first."""
+    also of what `make_peers` makes of the first. Raises ModelError where one takes fewer tokens than any length."""
     if peers:
         with tempfile.TemporaryDirectory() as place:
             say(f"peers of {sources[0]}")
@@ -181,7 +182,10 @@ def measure_models(
     named, described, ratios = dict(zip(names, sources, strict=True)), [], []
     for name, source in named.items():
         say(f"{name}: weights, bytes, operations")
-        described.append({"name": name, **open_model(source).describe(lengths)})
+        model = open_model(source)
+        if (most := model.longest or 512) < min(lengths):
+            raise ModelError(f"{name} takes at most {most} tokens; give --lengths of {most} or less")
+        described.append({"name": name, **model.describe(lengths)})
     costs, baseline = measure_costs(named, (), settings, say=say), names[0]
     medians = pd.DataFrame(costs["latency"]).pivot(index="process", columns=_PLACE, values="median_ms")
     for threads, kind, name in medians:

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from edgemin_utils.encoders import empty_model, layer_shapes, word_table
+from edgemin_utils.encoders import empty_model, layer_shapes, longest_input, word_table
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.quantization.integers import pack_int4
 from edgemin_utils.quantization.onnx_graph import Graph, classifier_graph, look_ups, operator
@@ -106,6 +106,8 @@ class OnnxScheme(Scheme):
             node.name = ""
         fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
         notes = {"sizes": sizes, "operators": operators, "fused_attention": fused}
+        if self.edge:  # whose graph has no further positions
+            model.config.max_position_embeddings -= longest_input(model) - longest
         return OnnxClassifier(graph.serialized(), model.config, layer_shapes(model), notes)
 
     def save(self, quantized: nn.Module, folder: Path) -> None:

@@ -126,8 +126,7 @@ def _rows_of_chain(records: Sequence[Record]) -> list[dict[str, Any]]:
         row |= {f"macs_{INPUTS[name]}": each["macs"] for name, each in (results.get("operations") or {}).items()}
         row["synthetic"] = str((results.get("data") or {}).get("source", "")).startswith("synthetic")
         row |= _costs_of(record.model, costs)
-        looks = (results.get("training") or {}).get("evaluations") or [{}]
-        row["holdout"] = looks[-1].get("accuracy", np.nan)
+        row["holdout"] = ((results.get("training") or {}).get("evaluations") or [{}])[-1].get("accuracy", np.nan)
         for split, numbers in (nothing if record.refused else results["metrics"]).items():
             found.append(row | {"split": split, **numbers, "matthews": numbers.get("matthews_correlation")})
     return found
@@ -161,8 +160,8 @@ def _read_parts(study: Path | str, file: str, columns: list[str]) -> pd.DataFram
 
 def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, Path], None]) -> Path:
     """Writes a study's published folder: frames, what `draw` makes of them, one chain's notebooks and a README. What
-    the folder holds of other tasks and seeds stays. Raises StageError where one folder lies in the other, or code was
-    not committed."""
+    the folder holds of others stays. Raises StageError where it is no publication, or lies in the study or around it,
+    or code was not committed."""
     study, destination = Path(study).resolve(), Path(destination).resolve()
     if study.is_relative_to(destination) or destination.is_relative_to(study):
         raise StageError(f"{study} cannot be published to {destination}, one lies in the other; name another folder")
@@ -170,11 +169,17 @@ def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, 
     revisions = {str(record.environment.get("git_revision")) for record in records}
     if bad := [revision for revision in revisions if revision == "None" or "dirty" in revision]:
         raise StageError(f"records of {study} are of revision {', '.join(bad)}; commit, make them again, then publish")
+    there = all((destination / name).is_file() for name in (RESULTS, PREDICTIONS, TIMES, "README.md"))
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir()) and not there):
+        raise StageError(f"{destination} holds something that is no publication; name another folder")
     with new_folder(destination) as copy:
-        if (destination / RESULTS).is_file():
-            if len((joined := _with_others(frames, read_frames(destination))).results) > len(frames.results):
-                shutil.copy(destination / "README.md", copy / "README-before.md")
-            frames = joined
+        text = _describe(study, records)
+        if there:
+            shutil.copytree(destination, copy, dirs_exist_ok=True)
+            frames, before = _with_others(frames, read_frames(destination)), (copy / "README.md").read_text("utf-8")
+            if before.partition("\n")[0] != text.partition("\n")[0]:  # of another study
+                with (copy / "README-before.md").open("a", encoding="utf-8") as file:
+                    file.write(before)
         frames.results.to_csv(copy / RESULTS, index=False, float_format="%.8g", lineterminator="\n")
         _write_parquet(frames.predictions.sort_values("task split model seed row".split()), copy / PREDICTIONS)
         _write_parquet(frames.times[frames.times["run"] < MOST_RUNS], copy / TIMES)
@@ -184,7 +189,7 @@ def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, 
         _copy_notebooks(study, copy)
         for path in study.glob("paper.json"):
             shutil.copy(path, copy)
-        (copy / "README.md").write_text(_describe(study, records), encoding="utf-8")
+        (copy / "README.md").write_text(text, encoding="utf-8")
     return destination
 
 
@@ -209,10 +214,12 @@ def _copy_notebooks(study: Path, copy: Path) -> None:
     asked = [json.loads(path.read_text(encoding="utf-8"))["overrides"] for path in study.glob("*/seed-*/chain.json")]
     named = [Path(str(value)) for overrides in asked for value in overrides.values()]
     own = [path for path in (study, Path.cwd(), Path.home(), *named) if path.is_absolute() and len(path.parts) > 1]
-    (copy / "notebooks").mkdir()
+    (copy / "notebooks").mkdir(exist_ok=True)
     for folder in [*sorted(study.glob("*/seed-*/notebooks"))[:1], study / "notebooks"]:
         for path in folder.glob("*.ipynb"):
             content = json.loads(path.read_text(encoding="utf-8"))
+            if "edgemin" not in content["metadata"]:  # it failed
+                continue
             content["metadata"].pop("papermill", None)  # names the folder that the notebook was taken from
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
             for path_of_own in sorted(own, key=lambda each: len(str(each)), reverse=True):

@@ -55,7 +55,7 @@ def load_tokenizer(name_or_folder: str) -> "Tokenizer":
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    folder, named, level = Path(name_or_folder).expanduser(), f"tokenizer {name_or_folder!r}", logging.get_verbosity()
+    folder, named, level = Path(name_or_folder).expanduser(), repr(name_or_folder), logging.get_verbosity()
     local, why = folder.is_dir(), "is neither a folder nor in the cache, and the hub cannot be reached"
     logging.set_verbosity_error()
     try:
@@ -73,7 +73,7 @@ def load_tokenizer(name_or_folder: str) -> "Tokenizer":
     finally:
         logging.set_verbosity(level)
     if not tokenizer.is_fast:
-        raise ModelError(f"{named} has no version for the tokenizers library; choose a BERT, RoBERTa or ELECTRA")
+        raise ModelError(f"{named} has no tokenizer of the tokenizers library; choose a BERT, RoBERTa or ELECTRA")
     return tokenizer
 
 
@@ -85,9 +85,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ModelError(f"{folder} holds no config.json that can be read; give a folder of save_pretrained") from None
     if (problem := config.get("problem_type")) not in (None, "single_label_classification"):
         raise ModelError(f"{folder} is made for {problem}; EdgeMIN's models give one label a row")
-    family, supported = {**config, **(config.get("edgemin") or {})}.get("model_type"), FAMILIES
-    if family not in supported:
-        raise ModelError(f"{folder} is of family {family!r}; supported are {', '.join(supported)}")
+    for name, kind in {"vocab_size": int, "max_position_embeddings": int, "id2label": dict, "edgemin": dict}.items():
+        if not isinstance(config.get(name) or kind(), kind):
+            raise ModelError(f"config.json of {folder} says that {name} is {config[name]!r}; correct it")
+    if (family := {**config, **(config.get("edgemin") or {})}.get("model_type")) not in FAMILIES:
+        raise ModelError(f"{folder} is of family {family!r}; supported are {', '.join(FAMILIES)}")
     return config
 
 
@@ -101,7 +103,7 @@ def check_fit(tokenizer: "Tokenizer", config: Any, max_length: int, texts: list[
     """Sets a tokenizer, in place, to pad on the right and give a model's inputs; the longest input in tokens, whether
     there are token types, and notes. Raises ModelError for tokens without an embedding, or useless padding."""
     config = config if isinstance(config, Mapping) else config.to_dict()
-    notes, size, padding = list[str](), config["vocab_size"], config.get("pad_token_id", 1)
+    notes, size, padding = list[str](), config.get("vocab_size") or len(tokenizer), config.get("pad_token_id", 1)
     beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= size)
     if beyond:
         lost = f"{len(beyond):,} tokens without a row in the embedding of {size:,} ({', '.join(beyond[:3])})"
