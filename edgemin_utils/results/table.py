@@ -26,7 +26,7 @@ COLUMNS = """task seed model kind split refused rows correct accuracy f1 matthew
     parameters_paper bytes macs_32 macs_128 ms_32 ms_128 ms_rows ms_32_all ms_128_all ms_rows_all memory_bytes seconds
     noisy timed_as profile synthetic""".split()
 INPUTS = {"1x32": "32", "1x128": "128", "dev rows": "rows"}
-MOST_RUNS = 100  # of a process are published
+MOST_RUNS = 3000  # of a process are published
 LAYOUT = tomllib.loads((Path(__file__).parent / "tables.toml").read_text(encoding="utf-8"))
 _TEXTS = "task model kind split refused timed_as profile".split()
 _SIZES = {"parameters": "stored_weights", "parameters_listed": "framework_parameters"}
