@@ -247,9 +247,7 @@ def recommend(
 def measure(
     models: Annotated[list[str], typer.Argument(help="Folders of models or bundles.")],
     against: Annotated[str, typer.Option(help="The baseline. Empty: the first model.")] = "",
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Also the baseline in other back ends' INT8 or bfloat16.")
-    ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also the baseline in INT8 elsewhere and bfloat16.")] = False,
     lengths: Annotated[str, typer.Option(help="Tokens of the inputs.")] = "32,128",
     threads: Annotated[str, typer.Option(help="Thread counts; 0: all cores.")] = "1",
     quick: Annotated[bool, typer.Option("--quick", help="30 runs instead of 100 and 10 s.")] = False,

@@ -14,7 +14,6 @@ from edgemin_utils.encoders import encoder_layers
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement import costs, peers
 from edgemin_utils.measurement.costs import measure_costs, measure_models, sheet_text
-from edgemin_utils.measurement.latency import fixed_inputs
 from edgemin_utils.measurement.measured import open_model
 from edgemin_utils.quantization.schemes import quantize, save_quantized
 from edgemin_utils.settings import load_settings
@@ -119,10 +118,11 @@ def test_the_sheet_holds_everything_and_prints_it(folder):
 
 
 def test_peers_answer_as_their_model_does_where_their_packages_are(folder, tmp_path):
-    made, notes = peers.make_peers(str(folder / "plain"), tmp_path)
-    assert "onnx-int8" in made and len(made) + len(notes) == 3
+    (made, notes), batch = peers.make_peers(str(folder / "plain"), tmp_path), costs.timing.fixed_inputs(1, 16, 60)
+    assert "onnx-int8" in made and len(made) + len(notes) == 3 + ("openvino-int8" in made)
+    assert all(open_model(made[name]).work(16) == ([], 0) for name in made if name != "onnx-int8")
     with torch.inference_mode():
-        every = [open_model(source).predict(fixed_inputs(1, 16, 60)) for source in (folder / "plain", *made.values())]
+        every = [open_model(source).predict(batch) for source in (folder / "plain", *made.values())]
     assert all(torch.allclose(torch.as_tensor(each).float(), every[0], atol=0.2) for each in every)
     if "openvino-int8" not in made:
         with pytest.raises(ModelError, match="pip install"):
