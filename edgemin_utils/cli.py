@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 import edgemin_utils
-from edgemin_utils.environment import joined_processes, launched_processes
+from edgemin_utils.environment import available_cores, joined_processes, launched_processes
 from edgemin_utils.errors import DataError, EdgeMINError, ModelError, SettingError, StageError
 from edgemin_utils.names import EXAMPLES, LISTS, METHODS
 from edgemin_utils.rows.tokens import load_tokenizer, read_config
@@ -257,6 +257,8 @@ def measure(
 
     Example: edgemin measure bundle --against outputs/demo/sst2/seed-0/teacher --peers --quick"""
     asked = (_numbers("--lengths", lengths, 1), _numbers("--threads", threads), "quick" if quick else "full")
+    if max(asked[1]) > (cores := available_cores()):
+        raise SettingError(f"--threads is {threads}; this machine lets {cores} be used")
     models = [*filter(None, [against]), *models]
     for name, path in ((name, Path(name).expanduser()) for name in models):
         if (path / "config.json").is_file():

@@ -91,17 +91,13 @@ def launched_processes() -> int:
 @contextlib.contextmanager
 def joined_processes() -> Iterator[None]:
     """Joins the processes that a launcher started, if one did, for as long as the context lasts."""
-    if launched_processes() == 1:
-        yield
-        return
-    import torch
-    from accelerate import PartialState
+    with contextlib.ExitStack() as afterwards:
+        if launched_processes() > 1:
+            import torch
+            from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    try:
+            afterwards.callback(PartialState(cpu=not torch.cuda.is_available()).destroy_process_group)
         yield
-    finally:
-        state.destroy_process_group()
 
 
 def is_main_process() -> bool:

@@ -37,9 +37,8 @@ IMPLEMENTATIONS: dict[str, Any] = dict(_FILE["implementations"])
 """Name of an objective -> "module:class" in distillation/, or the class of one of one's own."""
 LISTS: dict[str, list[str]] = dict(_FILE["lists"])
 LISTS["objectives"] = [name for name in METHODS if METHODS[name].kind == "distillation" and name != "none-pretrained"]
-LISTS["rates"] = [
-    f"{name},prediction_learning_rate={rate}" for name in LISTS["objectives"] for rate in (5e-5, 1e-4, 2e-4)
-]
+_GRID = (5e-5, 1e-4, 2e-4)
+LISTS["rates"] = [f"{name},prediction_learning_rate={rate}" for name in LISTS["objectives"] for rate in _GRID]
 LISTS["schemes"] = [f"minilmv2+heads-0.2+{name}" for name, one in METHODS.items() if one.kind == "quantization"]
 """Name of a list -> the models that it stands for; lists may name lists."""
 OWN_CODE: dict[str, str] = {}
@@ -105,11 +104,6 @@ class Name:
         if len(self.steps) > 1:
             return Name(self.steps[:-1])
         return None if self.step.method == "teacher" else TEACHER
-
-    @property
-    def prefixes(self) -> list["Name"]:
-        """The models on the way to it, itself last."""
-        return [Name(self.steps[:count]) for count in range(1, len(self.steps) + 1)]
 
     @property
     def distilled(self) -> bool:
@@ -258,7 +252,7 @@ def plan_names(settings: Settings) -> dict[str, Name]:
         name = read_name(text, settings)
         if name.steps[0].role == "by-assistant":
             found.append(read_name(f"assistant-{name.steps[0].method}", settings))
-        found += name.prefixes
+        found += [Name(name.steps[:count]) for count in range(1, len(name.steps) + 1)]
     return {name.text: name for name in dict.fromkeys(found)}
 
 
@@ -278,7 +272,8 @@ def main_path(settings: Settings) -> list[str]:
     whole = [name for name in whole if controls.isdisjoint(step.method for step in name.steps)]
     end = whole[0] if whole else max(names, key=lambda name: len(name.steps))
     plain = [name for name in names if name.step.method == "none"]
-    return list(dict.fromkeys(name.text for name in (TEACHER, *plain[:1], *end.prefixes)))
+    prefixes = [name for name in names if name.steps == end.steps[: len(name.steps)]]
+    return list(dict.fromkeys(name.text for name in (TEACHER, *plain[:1], *prefixes)))
 
 
 def kind_of(text: str) -> str:

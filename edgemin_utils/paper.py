@@ -14,9 +14,8 @@ import pandas as pd
 import torch
 from transformers import BertTokenizer, PreTrainedModel
 
-from edgemin_utils.checkpoints import save_model
+from edgemin_utils import checkpoints, environment, study
 from edgemin_utils.encoders import encoder_layers, scratch_model
-from edgemin_utils.environment import describe_environment
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.measurement.costs import measure_costs
 from edgemin_utils.measurement.operations import closed_formula_macs, part_of, saved_bytes, size_of
@@ -28,7 +27,6 @@ from edgemin_utils.results.table import Frames
 from edgemin_utils.results.tables import path_of
 from edgemin_utils.settings import load_settings, whole_share
 from edgemin_utils.statistics import Estimate, contrast_of_latencies
-from edgemin_utils.study import write_json
 
 LABELS, VOCABULARY, POSITIONS, HEAD_RATIO = ("negative", "positive"), 30522, 512, 0.2
 PAPERS_PARAMETERS = (66_955_010, 33_360_770)  # teacher's and student's, with two labels
@@ -105,18 +103,7 @@ def _save(name: str, model: PreTrainedModel, folder: Path) -> None:
     if name in SCHEMES:
         save_quantized(model, folder, SCHEMES[name], tokenizer)
     else:
-        save_model(model, folder)
-
-
-def _measure(models: Mapping[str, PreTrainedModel], protocol: str, processes: int) -> dict[str, Any]:
-    asked = {"latency_protocol": protocol, "latency_processes": processes, "latency_threads": [1]}
-    settings = load_settings("paper", {**asked, "latency_lengths": [32, 128], "memory_runs": 1})
-    with tempfile.TemporaryDirectory() as place:
-        folders = {name: Path(place) / name for name in models if name != "int8_embeddings"}
-        for name, folder in folders.items():
-            _save(name, models[name], folder)
-        claimed = [name for name in folders if name in ("teacher", "final", "honest")]  # a claim speaks of their memory
-        return {**measure_costs(folders, [], settings, memory_of=claimed), "environment": describe_environment()}
+        checkpoints.save_model(model, folder)
 
 
 def read_or_measure(folder: Path, protocol: str = "full", processes: int = 5, replace: bool = False) -> dict[str, Any]:
@@ -126,11 +113,21 @@ def read_or_measure(folder: Path, protocol: str = "full", processes: int = 5, re
         if found["costs"] or protocol == "none":
             return found
     models = build_models()
-    found = {"counts": count(models), "costs": None if protocol == "none" else _measure(models, protocol, processes)}
+    found = {"counts": count(models), "costs": None}
+    if protocol != "none":
+        asked = {"latency_protocol": protocol, "latency_processes": processes, "latency_threads": [1]}
+        settings = load_settings("paper", {**asked, "latency_lengths": [32, 128], "memory_runs": 1})
+        with tempfile.TemporaryDirectory() as place:
+            folders = {name: Path(place) / name for name in models if name != "int8_embeddings"}
+            for name, own in folders.items():
+                _save(name, models[name], own)
+            claimed = [name for name in folders if name in ("teacher", "final", "honest")]  # of memory
+            found["costs"] = measure_costs(folders, [], settings, memory_of=claimed)
+            found["costs"]["environment"] = environment.describe_environment()
     missing = ", ".join(name for name in SCHEMES if name not in models)
     found["left_out"] = missing and f"left out, since this PyTorch build has no quantized CPU kernels: {missing}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+    study.write_json(path, found)
     return found
 
 
@@ -165,7 +162,7 @@ def claim_checks(numbers: Mapping[str, Any], frames: Frames | None = None) -> pd
         student["pickled"] / final["pickled"],
         teacher["macs"]["128"] / pruned["macs"]["128"],  # quantization removes no operation
         *_latencies(costs, "final"),
-        _accuracy(frames),
+        _accuracy(frames) if frames else None,
         100 * (1 - pruned["heads"] / student["heads"]),
         (int8["feed_forward"], int8["ff_listed"]),
         *(_contrast(costs, ["student", "pruned", "int8", "final"], [1, -1, -1, 1], name) for name in INPUTS),
@@ -247,10 +244,8 @@ def _percent(frames: Frames, task: str, model: str, name: str) -> Estimate | Non
     return Estimate(*(100 * float(rows[f"{name}{end}"].iloc[0]) for end in ("", "_low", "_high")))
 
 
-def _accuracy(frames: Frames | None) -> Estimate | None:
+def _accuracy(frames: Frames) -> Estimate | None:
     """Of C7, which the paper's own models alone can test."""
-    if frames is None:
-        return None
     known = frames.results.query("task == 'sst2'").drop_duplicates("model").set_index("model")["parameters"]
     both = ["teacher", path_of(frames, "sst2").get("student, distilled", "")]
     return _percent(frames, "sst2", "", "accuracy") if (*known.reindex(both),) == PAPERS_PARAMETERS else None

@@ -26,20 +26,8 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb(?:#[^)]*)?\)")
 
 def write_report(study: Path | str) -> Path:
     """Tables, figures and the page into the study's folder `report`; returns the page. Raises as `read_frames`."""
-    frames, folder = read_frames(study), Path(study) / "report"
+    frames, folder, notebooks = read_frames(study), Path(study) / "report", Path(study) / "notebooks"
     draw(frames, folder)
-    page = folder / "report.html"
-    page.write_text(_page(frames, Path(study) / "notebooks"), encoding="utf-8", newline="\n")
-    return page
-
-
-def draw(frames: Frames, folder: Path) -> None:
-    """Every table and figure into `folder`."""
-    write_tables(frames, folder / "tables")
-    write_figures(frames, folder / "figures")
-
-
-def _page(frames: Frames, notebooks: Path) -> str:
     chapters = {path.stem: path for name in CHAPTERS if (path := notebooks / f"{name}.ipynb").is_file()}
     bodies = {name: _cells(nbformat.read(path, as_version=4), set(chapters)) for name, path in chapters.items()}
     titles = {name: re.search(r"^# (.*)", "\n".join(cell.source for cell in bodies[name]), re.M) for name in bodies}
@@ -60,7 +48,15 @@ def _page(frames: Frames, notebooks: Path) -> str:
     template = (Path(__file__).parent / "report.j2").read_text(encoding="utf-8")
     exporter = HTMLExporter(exclude_anchor_links=True, embed_images=True, raw_template=template)
     notebook = new_notebook(cells=cells, metadata={"title": f"EdgeMIN study {frames.study.name}"})
-    return exporter.from_notebook_node(notebook)[0]
+    page = folder / "report.html"
+    page.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8", newline="\n")
+    return page
+
+
+def draw(frames: Frames, folder: Path) -> None:
+    """Every table and figure into `folder`."""
+    write_tables(frames, folder / "tables")
+    write_figures(frames, folder / "figures")
 
 
 def _cells(notebook: NotebookNode, included: set[str]) -> list[NotebookNode]:

@@ -98,6 +98,13 @@ def say_rows(chains: Iterable[Chain]) -> None:
         configs = {name: read_config(name) for name in given if os.path.isabs(name)}
         data = load_task_data(settings, chain.task, chain.seed)
         notes, tokenizers = [data.source, *data.notes], [load_tokenizer(name) for name in given]  # imports torch
+        taught = [stage.settings for stage in chain.plan.values() if stage.kind == "distillation" and stage.teacher]
+        wanted = {(one.transfer_rows, one.transfer_file): one for one in taught}
+        for own in (one for asked, one in wanted.items() if any(asked)):
+            try:
+                notes += load_task_data(own, chain.task, chain.seed, transfer=True).notes
+            except MethodRefused as error:
+                notes.append(f"transfer rows will be refused, and the rest of the study stands: {error}")
         for name, tokenizer in zip(given, tokenizers, strict=True):
             notes += check_fit(tokenizer, configs[name], settings.max_length, data.texts)[2] if name in configs else []
             check_vocabulary(tokenizer, tokenizers[0], name)

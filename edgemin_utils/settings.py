@@ -21,7 +21,7 @@ CRITERIA = ["gradient", "gradient-l2", "taylor", "magnitude", "leave-one-out", "
 _COMPRESSED = "pruning tuning"
 _AFTER_TEACHER = f"distillation {_COMPRESSED}"
 _TRAINED = f"teacher {_AFTER_TEACHER}"
-FAMILIES = ("bert", "distilbert", "roberta", "electra")
+FAMILIES = ("bert", "distilbert", "roberta", "electra")  # of teachers
 MADE_HERE = ("scratch", "teacher-layers", "pretrained-layers")  # a setting names these, or a hub id or a folder
 _PAIRS = "query-query key-key value-value query-key query-value key-query key-value value-query value-key".split()
 _FILE = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
@@ -118,6 +118,7 @@ class Settings:
     recovery_distillation: bool = _s(True, "it uses the soft targets of a distilled model's teacher", "", _COMPRESSED)
     vocabulary_text: str | None = _s(None, "text file whose tokens a vocabulary cut keeps; none: train rows")
     vocabulary_all_rows: bool = _s(False, "also keep the tokens of train rows that are not in use")
+    vocabulary_nearest: bool = _s(False, "cut words share the row of the nearest that stays; else shorter pieces")
     vocabulary_occurrences: int = _s(1, "times that a token must be seen there to stay", "occurrences")
     scan_criteria: list[str] = _s(["gradient", "magnitude"], "criteria whose order scans follow", "", "scan", CRITERIA)
     scan_rows: int = _s(256, "hold-out rows on which scans and sensitivity look", "rows", "scan")
@@ -195,7 +196,8 @@ def read_value(name: str, value: Any) -> Any:
         items = re.split(r"\s*,(?!\s*\w+=)\s*", value.strip()) if isinstance(value, str) else value
         return [_read_one(kinds[0], item) for item in items if item != ""]
     except (TypeError, ValueError, OverflowError, KeyError):
-        raise SettingError(f"setting {name!r} takes {kinds[0].__name__}, not {value!r}") from None
+        wanted = "a list of " * (typing.get_origin(annotation) is list) + kinds[0].__name__
+        raise SettingError(f"setting {name!r} takes {wanted}, not {value!r}") from None
 
 
 def _read_one(kind: type, value: Any) -> Any:

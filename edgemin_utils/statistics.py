@@ -14,7 +14,6 @@ from edgemin_utils.errors import DataError
 
 RESAMPLES = 2000
 NO_LOSS_MARGIN = 0.01  # "no loss" needs an interval whose lower end is above minus this (accuracy in 0..1)
-_BLOCK_NUMBERS = 8_000_000  # counts of drawn rows are widened in blocks, so that a long split fits in memory
 
 
 class Estimate(NamedTuple):
@@ -104,9 +103,7 @@ def _drawn_accuracies(stacked: Sequence[np.ndarray]) -> np.ndarray:
 def _sums(shape: tuple[int, int], packed: bytes) -> np.ndarray:
     """(samples, seeds): right rows among the drawn ones; float32 holds counts to 16 million exactly."""
     right = np.unpackbits(np.frombuffer(packed, np.uint8), count=shape[0] * shape[1]).reshape(shape).astype(np.float32)
-    counts = _counts(shape[1], 0)
-    blocks = np.array_split(counts, -(-counts.size // _BLOCK_NUMBERS))
-    return np.concatenate([block.astype(np.float32) @ right.T for block in blocks]).astype(float)
+    return np.stack([drawn.astype(np.float32) @ right.T for drawn in _counts(shape[1], 0)]).astype(float)
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.distillation.teacher import Teacher
 from edgemin_utils.encoders import model_with_layers, scratch_model
 from edgemin_utils.environment import is_main_process
-from edgemin_utils.errors import DataError, ModelError
+from edgemin_utils.errors import DataError, MethodRefused, ModelError
 from edgemin_utils.measurement.costs import measure_costs
 from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE, answer, evaluate
 from edgemin_utils.names import TEACHER, main_path
@@ -226,10 +226,13 @@ def recovery_phase(stage: Stage, cut: Cut, teacher: Teacher | None) -> Phase:
 
 def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
     """The tokenizer behind a cut, and the tokens that stay, of a file, of the train rows or of all; the rows' own and
-    [] where it cuts no vocabulary. Raises DataError where the file is no text."""
+    [] where it cuts no vocabulary. Raises DataError where the file is no text, MethodRefused where shared rows would
+    be trained apart."""
     settings, texts = stage.settings, rows.data.texts
     if stage.step.method != "vocabulary":
         return rows.tokenizer, []
+    if settings.vocabulary_nearest and settings.recovery_epochs:
+        raise MethodRefused("training would move shared rows apart; with vocabulary_nearest give recovery_epochs=0")
     if settings.vocabulary_text:
         try:
             texts = Path(settings.vocabulary_text).expanduser().read_text(encoding="utf-8").splitlines()
@@ -239,7 +242,7 @@ def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
         texts = [*texts, *rows.data.unused]
     most = int(stage.step.value) if stage.step.value else None
     kept = tokens_in_use(rows.tokenizer, texts, settings.vocabulary_occurrences, most)
-    return cut_tokenizer(rows.tokenizer, kept), kept
+    return rows.tokenizer if settings.vocabulary_nearest else cut_tokenizer(rows.tokenizer, kept), kept
 
 
 def make_tuned(stage: Stage) -> None:

@@ -25,7 +25,6 @@ import filelock
 from edgemin_utils import names
 from edgemin_utils.environment import describe_environment, from_main_process, is_main_process
 from edgemin_utils.errors import EdgeMINError, MemoryShortage, MethodRefused, SettingError, StageError, StorageError
-from edgemin_utils.names import TEACHER, Name, Step, felt_settings, learns_from_teacher
 from edgemin_utils.rows.tasks import resolve_task, rows_fingerprint
 from edgemin_utils.settings import Settings, changed_settings, load_settings, setting_fields, study_folder
 
@@ -36,14 +35,12 @@ CHAPTERS = {"teacher": 1, "distillation": 2, "pruning": 3, "scan": 3, "tuning": 
 # Where the code of a kind of stage begins, beside training and checkpoints; what these import of the core belongs to it
 _CODE = {"pruning": ["pruning/cut.py", "distillation/objective.py"], "scan": ["pruning/cut.py"]}
 _CODE |= {"tuning": ["quantization/fake.py", "distillation/objective.py"]}
-_CODE["quantization"] = [
-    f"quantization/{name}.py" for name in "schemes torch_schemes onnx_schemes reconstruction".split()
-]
+_CODE["quantization"] = [f"quantization/{name}.py" for name in "torch_schemes onnx_schemes reconstruction".split()]
 _CORE = ("rows/", "encoders", "checkpoints", "training", "distillation/", "pruning/", "quantization/")
 _PACKAGE = Path(__file__).parent
 
 
-def made_as(step: Step) -> str:
+def made_as(step: names.Step) -> str:
     """What `Chain.todo` calls the stages of a step: their kind, or sensitivity, which is a scan of chapter 4."""
     return "sensitivity" if step.method == "sensitivity" else step.kind
 
@@ -71,7 +68,7 @@ class Stage:
     _partial: Path | None = None
     _results: dict[str, Any] | None = None
 
-    def __init__(self, chain: "Chain", name: Name):
+    def __init__(self, chain: "Chain", name: names.Name):
         self.chain, self.read_name, self.name, self.step = chain, name, name.text, name.step
         self.kind, self.source = name.kind, name.source.text if name.source else ""
         self.settings = names.step_settings(name, chain.settings)
@@ -79,10 +76,10 @@ class Stage:
     @property
     def teacher(self) -> str:
         """Name of the model that it learns from; "" where it learns from labels alone."""
-        if not learns_from_teacher(self.read_name, self.chain.settings):
+        if not names.learns_from_teacher(self.read_name, self.chain.settings):
             return ""
         if self.step.role != "by-assistant":
-            return TEACHER.text
+            return names.TEACHER.text
         return next(name for name in self.chain.plan if re.fullmatch(f"assistant-{self.step.method}(,[^+]*)?", name))
 
     @property
@@ -109,7 +106,7 @@ class Stage:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the stage's result: settings, rows, upstream fingerprints and code."""
-        values = {name: getattr(self.settings, name) for name in felt_settings(self.read_name, self.chain.settings)}
+        values = {one: getattr(self.settings, one) for one in names.felt_settings(self.read_name, self.chain.settings)}
         files = ("teacher", "student", "assistant", "vocabulary_text", "transfer_file")
         values |= {name: content_identity(values[name]) for name in files if values.get(name)}
         upstream = {name: self.chain.plan[name].fingerprint for name in self.upstream}
@@ -425,10 +422,8 @@ def say_once(text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

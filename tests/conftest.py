@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from edgemin_utils.settings import FAMILIES
+
 PROJECT = Path(__file__).resolve().parent.parent
 # Kernels and other processes that tests start import the package of this checkout, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
@@ -20,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; `--dist loadfile` hands out files whole, so that tests share their fixtures."""
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    """Each family of encoders in turn."""
+    return request.param
 
 
 def write_notebook(path: Path, code: str, parameters: str) -> None:

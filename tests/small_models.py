@@ -1,18 +1,17 @@
 """Small random models and rows that several tests share."""
 
-import warnings
+import json
 from pathlib import Path
 
 import datasets
 import torch
-from transformers import BertConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedModel
 
-from edgemin_utils.encoders import FAMILIES, input_names, longest_input, scratch_model
+from edgemin_utils.encoders import encoder_layers, scratch_model
 from edgemin_utils.rows.splits import TaskData
 from edgemin_utils.rows.tasks import TASKS
 from edgemin_utils.rows.tokens import Rows, tokenize_rows, train_tokenizer
 
-FAMILY_NAMES = tuple(FAMILIES)
 LABELS = ("negative", "positive")
 SIZES = {"layers": 3, "hidden_size": 48, "heads": 4, "intermediate_size": 96, "vocabulary_size": 60}
 POSITIVE, NEGATIVE = ("good", "great", "warm", "bright"), ("bad", "dull", "cold", "grim")
@@ -28,6 +27,19 @@ def small_model(family: str = "bert", seed: int = 0, dropout: float = 0.1, **siz
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.15)
     return model.eval()
+
+
+def unequal(family: str = "bert") -> PreTrainedModel:
+    """A model with layers of 3 and 4 heads and of 96 and 40 neurons, and with biases that are not zero."""
+    model = small_model(family, layers=2)
+    encoder_layers(model)[0].keep_heads([0, 1, 3])
+    encoder_layers(model)[1].keep_neurons(range(40))
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(float("Norm.weight" in name), 0.1)
+    return model
 
 
 def small_batch(rows: int = 3, tokens: int = 9, vocabulary_size: int = 60, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -68,22 +80,5 @@ def small_rows(count: int, holdout: int = 0, seed: int = 0) -> Rows:
     return tokenize_rows(data, tokenizer, 32, configs=[BertConfig(vocab_size=len(tokenizer))])
 
 
-def tokenized_sentences(count: int, seed: int = 0) -> tuple[datasets.Dataset, PreTrainedTokenizerBase]:
-    rows = small_rows(count, seed=seed)
-    return rows.train, rows.tokenizer
-
-
-def export_onnx(model: PreTrainedModel, path: Path) -> Path:
-    """The model as an .onnx file of free batch and length. Biases and norms are drawn anew first: the exporter stores
-    equal ones once, so that a fresh model would lose weights."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.normal_(0, 0.15)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=longest_input(model))}
-    ids, names = torch.full((2, 9), 7), input_names(model)
-    inputs = dict(zip(names, (ids, torch.ones_like(ids), torch.zeros_like(ids)), strict=False))
-    options = {"kwargs": inputs, "dynamic_shapes": dict.fromkeys(names, free), "output_names": ["logits"]}
-    with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(model, (), path, dynamo=True, verbose=False, external_data=False, **options)
-    return path
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -3,10 +3,10 @@
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import tokenizers
+from conftest import PROJECT
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from edgemin_utils.browser.demo import CACHE, FOLDER, fetch_packages
@@ -14,7 +14,6 @@ from edgemin_utils.rows.tokens import train_tokenizer
 
 __test__ = bool(shutil.which("node") and shutil.which("npm"))
 
-PROJECT = Path(__file__).resolve().parent.parent
 # All that is assigned, and what lies between; the rest is private or empty, and is looked at here and there.
 CODES = [*range(1, 0xD800), *range(0xE000, 0x34000), *range(0x34000, 0x110000, 257), *range(0xE0000, 0xE0200)]
 # A step of a tokenizer of @huggingface/tokenizers is an object whose methods the page replaces.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from example_bundle import MAX_LENGTH, source_of, write_model
 from playwright.sync_api import sync_playwright
 from test_browser_demo import served
@@ -21,10 +22,13 @@ from edgemin_utils.quantization.sessions import OnnxSession
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 __test__ = bool(CHROMIUM and shutil.which("npm"))
 
-PROJECT = Path(__file__).resolve().parent.parent
 COLUMNS = {"single": ("sentence",), "pair": ("sentence", "other"), "four": ("sentence",)}
 # Sums are rounded otherwise, so that an activation may fall on another step; 4-bit weights meet inputs in float32.
 TOLERANCES = {"single": 0.01, "pair": 0.01, "four": 0.03}
+FAULTS = [("model.onnx", "x", "", "model.onnx is damaged: its SHA-256 is not the recorded one")]
+FAULTS += [("tokenizer.json", "", "", "tokenizer.json is missing (the server answers 404)")]
+FAULTS += [("bundle.json", '{"format_version": 1}', "", "bundle.json says format 1, and this page reads format 2")]
+FAULTS += [("", "", "delete globalThis.WebAssembly", "This browser cannot run WebAssembly with SIMD")]
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +143,7 @@ def test_the_page_asks_no_other_server_and_fits_a_phone(pages):
         assert page.evaluate("crossOriginIsolated")  # the fine clock
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "script", "sentence"),
-    [
-        ("model.onnx", "x", "", "model.onnx is damaged: its SHA-256 is not the recorded one"),
-        ("tokenizer.json", "", "", "tokenizer.json is missing (the server answers 404)"),
-        ("bundle.json", '{"format_version": 1}', "", "bundle.json says format 1, and this page reads format 2"),
-        ("", "", "delete globalThis.WebAssembly", "This browser cannot run WebAssembly with SIMD"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "script", "sentence"), FAULTS)
 def test_a_fault_is_one_sentence(name, content, script, sentence, bundles, chromium, tmp_path):
     folder = Path(shutil.copytree(bundles["single"], tmp_path / "bundle"))
     if content:

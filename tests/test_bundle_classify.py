@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from example_bundle import MAX_LENGTH, write_bundle
+from small_models import edit_json
 
 from edgemin_utils.bundle import classify
 from edgemin_utils.bundle.classify import Bundle, ClassifyError, answer_lines, classify_stream, predict_texts
@@ -19,6 +19,16 @@ from edgemin_utils.rows.tokens import load_tokenizer
 ODD_TEXTS = ["", " ", "good " * 20_000, "the film\x00 was good", "good \U0001f600 film", "\u202egood", "e\u0301 \u00e9"]
 ODD_TEXTS += ["a\u2028b", "[CLS] [SEP] [PAD]", '"quoted, and ""doubled"""', "x" * 5000, "\u05e1\u05e8\u05d8"]
 TEXTS = [f"the film was {word} and {other}" for word in ("good", "bad", "warm", "dull") for other in ("grim", "bright")]
+DAMAGES = [
+    (lambda at: flip(at / "model.onnx"), "model.onnx is damaged"),
+    (lambda at: (at / "tokenizer.json").unlink(), "tokenizer.json cannot be read (No such file"),
+    (lambda at: (at / "bundle.json").unlink(), "holds no bundle.json, so it is no bundle"),
+    (lambda at: (at / "bundle.json").write_text('{"format_version": 2'), "bundle.json is damaged"),
+    (lambda at: (at / "bundle.json").write_text("[]"), "format None"),
+    (lambda at: edit_json(at / "bundle.json", format_version=1), "is a bundle of format 1, and this program reads 2"),
+    (lambda at: edit_json(at / "bundle.json", labels=None), "lacks labels"),
+    (lambda at: edit_json(at / "bundle.json", files={}), "does not list model.onnx"),
+]
 # Runs the bundle's program where nothing of this project nor torch can be imported, and then says its peak memory.
 ALONE = """
 import runpy, sys
@@ -108,24 +118,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def rewrite(folder, **changes):
-    path = folder / "bundle.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: flip(folder / "model.onnx"), "model.onnx is damaged"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json cannot be read (No such file"),
-        (lambda folder: (folder / "bundle.json").unlink(), "holds no bundle.json, so it is no bundle"),
-        (lambda folder: (folder / "bundle.json").write_text('{"format_version": 2'), "bundle.json is damaged"),
-        (lambda folder: (folder / "bundle.json").write_text("[]"), "format None"),
-        (lambda folder: rewrite(folder, format_version=1), "is a bundle of format 1, and this program reads 2"),
-        (lambda folder: rewrite(folder, labels=None), "lacks labels"),
-        (lambda folder: rewrite(folder, files={}), "does not list model.onnx"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_a_bundle_that_cannot_be_used_says_why(copy, damage, message, capsys):
     damage(copy)
     assert classify.main(["--bundle", str(copy), os.devnull]) == 2
@@ -150,7 +143,7 @@ def test_integers_are_added_exactly_where_they_could_overflow(monkeypatch, tmp_p
 def test_check_sees_every_file_and_another_answer(copy, capsys):
     assert classify.main(["--bundle", str(copy), "--check"]) == 0
     assert "4 files" in capsys.readouterr().out
-    rewrite(copy, check={"texts": [["good"]], "probabilities": [[2.0, -1.0]]})
+    edit_json(copy / "bundle.json", check={"texts": [["good"]], "probabilities": [[2.0, -1.0]]})
     assert classify.main(["--bundle", str(copy), "--check"]) == 2
     assert "computes its integers otherwise" in capsys.readouterr().err
     flip(copy / "README.txt")
@@ -187,7 +180,7 @@ def test_the_program_needs_only_its_three_packages_and_constant_memory(single):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_survives_any_terminal(copy, encoding):
-    rewrite(copy, labels=["плохо", "good"], task="отзывы")
+    edit_json(copy / "bundle.json", labels=["плохо", "good"], task="отзывы")
     done, said, _ = alone(copy, content="хорошо\n".encode(), PYTHONIOENCODING=encoding)
     assert done.returncode == 0 and said == ""
     assert done.stdout.split()[1] == "плохо".encode(encoding, errors="backslashreplace")

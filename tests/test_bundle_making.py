@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 import torch
 from example_bundle import MAX_LENGTH, source_of, write_bundle, write_model
+from small_models import edit_json
 
 from edgemin_utils.bundle.checks import labels_of_outputs
 from edgemin_utils.bundle.classify import Bundle
@@ -27,6 +28,14 @@ from edgemin_utils.rows.tasks import Task
 from edgemin_utils.rows.tokens import load_tokenizer, tokenize_rows
 from edgemin_utils.study import Chain, open_chain
 from edgemin_utils.training import batches, model_inputs
+
+LABELS = [({0: "pos", 1: "neg"}, "pos neg", ""), ({0: " NEG", 1: "Pos"}, "neg pos", "")]
+LABELS += [({0: "LABEL_1", 1: "LABEL_0"}, "pos neg", "LABEL_1 is pos, LABEL_0 is neg")]
+unnamed, three = (None, {"0": "LABEL_0", "1": "LABEL_1"}), {0: "neg", 1: "pos", 2: "other"}
+LABELS += [(config, "neg pos", "LABEL_0 is neg, LABEL_1 is pos") for config in unnamed]
+LABELS += [({0: "pos", 1: "POS"}, "", "m answers with pos, POS")]
+LABELS += [(three, "", "m answers with neg, pos, other, and the labels of reviews are neg, pos")]
+LABELS += [({"neg": 0, "pos": 1}, "", "config.json of m numbers its labels neg 0, pos 1; correct id2label")]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def test_the_folder_holds_what_bundle_json_lists(made, place):
     folder, content = made
     assert content == json.loads((folder / "bundle.json").read_text())
     assert describe_in_words(content) == (folder / "README.txt").read_text()
-    names = {*"model.onnx tokenizer.json bundle.json classify.py README.txt".split()}
+    names = {*"model.onnx config.json tokenizer.json bundle.json classify.py README.txt".split()}
     assert {path.name for path in folder.iterdir()} == names == {*content["files"], "bundle.json"}
     for name, item in content["files"].items():
         assert (folder / name).stat().st_size == item["bytes"] and len(item["sha256"]) == 64
@@ -64,7 +73,7 @@ def test_the_folder_holds_what_bundle_json_lists(made, place):
     assert content["rules"] == {"truncation_side": "right", "pad_token_id": 0}
     assert not content["synthetic"] and content["examples"] == []  # rows of one's own stay out of a bundle
     assert content["provenance"]["source"] == "model"  # a name, no path of this machine
-    assert str(place) not in (folder / "bundle.json").read_text() + (folder / "README.txt").read_text()
+    assert not [name for name in names if str(place).encode() in (folder / name).read_bytes()]
     rules = json.loads((folder / "tokenizer.json").read_text())
     assert rules["truncation"]["max_length"] == MAX_LENGTH and rules["padding"] is None
     size = (folder / "model.onnx").stat().st_size
@@ -90,8 +99,7 @@ def test_what_was_measured_is_what_the_files_do_and_near_the_model(made, pair, s
 
 
 def test_texts_are_cut_on_the_side_on_which_training_cuts_them(place):
-    config = write_model(place / "left") / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"truncation_side": "left"}))
+    edit_json(write_model(place / "left") / "tokenizer_config.json", truncation_side="left")
     source = source_of(place / "left", "sentence")
     content, text = make_bundle(source, place / "cut", max_drop=100), "good " + "film " * 20 + "bad"
     found = Bundle(place / "cut").tokenizer.encode(text)
@@ -214,18 +222,6 @@ def test_rows_that_changed_are_refused(chain):
         open_source(str(path.parent))
 
 
-LABELS = [
-    ({0: "pos", 1: "neg"}, "pos neg", ""),
-    ({0: " NEG", 1: "Pos"}, "neg pos", ""),
-    ({"0": "LABEL_0", "1": "LABEL_1"}, "neg pos", "LABEL_0 is neg, LABEL_1 is pos"),
-    ({0: "LABEL_1", 1: "LABEL_0"}, "pos neg", "LABEL_1 is pos, LABEL_0 is neg"),
-    (None, "neg pos", "LABEL_0 is neg, LABEL_1 is pos"),
-    ({0: "neg", 1: "pos", 2: "other"}, "", "m answers with neg, pos, other, and the labels of reviews are neg, pos"),
-    ({0: "pos", 1: "POS"}, "", "m answers with pos, POS"),
-    ({"neg": 0, "pos": 1}, "", "config.json of m numbers its labels neg 0, pos 1; correct id2label"),
-]
-
-
 @pytest.mark.parametrize(("names", "labels", "said"), LABELS)
 def test_labels_follow_the_models_outputs(names, labels, said):
     config, task = {"id2label": names}, Task("reviews", "reviews", ("text",), ("neg", "pos"))
@@ -241,9 +237,8 @@ def test_labels_in_another_order_are_judged_by_name(tmp_path):
     """The same weights under names that stand the other way round are right where they were wrong."""
     bundle, folder = Bundle(write_bundle(tmp_path / "bundle", "sentence")), tmp_path / "model"
     found = judge(bundle, source_of(folder, "sentence"), max_drop=100)["dev"]
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"id2label": {"0": "Positive", "1": "NEGATIVE"}, "label2id": {"Positive": 0, "NEGATIVE": 1}}
-    (folder / "config.json").write_text(json.dumps(config))
+    names = {"id2label": {"0": "Positive", "1": "NEGATIVE"}, "label2id": {"Positive": 0, "NEGATIVE": 1}}
+    edit_json(folder / "config.json", **names)
     source = source_of(folder, "sentence")
     assert source.labels == ("positive", "negative") and source.rows.data.task.labels == ("negative", "positive")
     turned = judge(bundle, source, max_drop=100)["dev"]

@@ -60,6 +60,8 @@ def test_every_setting_is_an_option() -> None:
         (["train", "--teacher", "./nowhere"], "config.json"),
         (["bundle", "nowhere"], "--task"),
         (["measure", "./nowhere"], "nowhere"),
+        (["measure", "./nowhere", "--threads", "999"], "--threads is 999"),
+        (["run", "--latency-threads", "x"], "takes a list of int"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_exit_status_2(arguments, said, capsys, tmp_path, monkeypatch) -> None:

@@ -2,8 +2,8 @@
 
 import ast
 import re
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 from edgemin_utils import errors
 
@@ -12,17 +12,8 @@ OWN_ERRORS = {name for name, item in vars(errors).items() if isinstance(item, ty
 ARRAYS = re.compile(r"\b(ndarray|ArrayLike|Tensor|Batch)\b")
 # (rows,), (batch, tokens), (heads * head_size, hidden_size); or shape in words; or the function that has said it.
 SHAPE = re.compile(r"\([\w.*+ -]+,[\w.,*+ -]*\)|\(count\)|\bshape\b|\b1x\d+\b|\b(as|see|of|by|from|in|what) `[\w.]+`")
-
-
-class Name(NamedTuple):
-    """A public name: what is said of it or of the method that it overrides, and what its class says."""
-
-    place: str
-    node: ast.FunctionDef | ast.ClassDef
-    said: str
-    around: str = ""
-
-
+# A public name: what is said of it or of the method that it overrides, and what its class says.
+Name = namedtuple("Name", "place node said around", defaults=[""])
 MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 CLASSES = {node.name: node for tree in MODULES.values() for node in tree.body if isinstance(node, ast.ClassDef)}
 

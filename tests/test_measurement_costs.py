@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import export_onnx, small_model, tokenized_sentences
+from small_models import small_model, small_rows
 
 from edgemin_utils.checkpoints import save_model
 from edgemin_utils.encoders import encoder_layers
@@ -24,14 +24,12 @@ SETTINGS = load_settings("demo", {"latency_threads": [1], "latency_lengths": [16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A plain model twice, a cut and a quantized one with their tokenizer, and an .onnx file by itself."""
+    """A plain model twice, a cut and a quantized one with their tokenizer, and a graph without one."""
     place = tmp_path_factory.mktemp("measured")
-    _, tokenizer = tokenized_sentences(40)
-    model = small_model(layers=2)
+    model, tokenizer = small_model(layers=2), small_rows(40).tokenizer
     save_model(model, place / "plain", tokenizer)
     save_model(small_model(layers=2, seed=1), place / "other", tokenizer)
-    (place / "graph").mkdir()
-    export_onnx(small_model(layers=1), place / "graph" / "model.onnx")
+    save_quantized(quantize(small_model(layers=1), "onnx-float32"), place / "graph", "onnx-float32")
     encoder_layers(model)[0].keep_heads([1, 2])
     save_model(model, place / "cut", tokenizer)
     save_quantized(quantize(model, "int8"), place / "int8", "int8", tokenizer)
@@ -51,7 +49,7 @@ def test_models_of_equal_shapes_are_timed_once(measured):
     assert measured["timed_as"] == {name: "plain" if name == "other" else name for name in NAMES}
     rows = pd.DataFrame(measured["latency"])
     assert set(rows["input"]) == {"1x16", "dev rows"} and set(rows["process"]) == {0, 1}
-    assert len(rows) == 2 * (5 + 4)  # the .onnx file lies beside no tokenizer
+    assert len(rows) == 2 * (5 + 4)  # the graph lies beside no tokenizer
     of = {name: group.drop(columns="model").to_dict("records") for name, group in rows.groupby("model")}
     assert of["other"] == of["plain"]
     assert [row["model"] for row in measured["memory"]] == [row["model"] for row in measured["energy"]] == NAMES
@@ -91,7 +89,7 @@ def test_runs_and_seconds_are_those_of_all_processes_and_memory_of_those_asked_f
 
 def test_texts_are_cut_and_tokenized_as_the_model_was_trained(folder):
     encode = costs._encoder(folder / "plain", 5)
-    _, tokenizer = tokenized_sentences(40)
+    tokenizer = small_rows(40).tokenizer
     for texts in TEXTS:
         wanted = tokenizer(*texts, truncation=True, max_length=5)
         found = encode(texts)
@@ -101,9 +99,9 @@ def test_texts_are_cut_and_tokenized_as_the_model_was_trained(folder):
 
 
 def test_the_sheet_holds_everything_and_prints_it(folder):
-    found = measure_models([str(folder / "plain"), str(folder / "graph" / "model.onnx")], [16], [1], "quick")
+    found = measure_models([str(folder / "plain"), str(folder / "graph")], [16], [1], "quick")
     assert json.loads(json.dumps(found))["baseline"] == "plain"
-    assert [model["name"] for model in found["models"]] == ["plain", "model.onnx"]
+    assert [model["name"] for model in found["models"]] == ["plain", "graph"]
     assert found["models"][0]["operations"]["1x16"]["fvcore_ratio"] == pytest.approx(1, abs=0.01)
     medians = pd.DataFrame(found["latency"]).groupby(["model", "input", "process"])["median_ms"].first()
     for row in found["speed_ups"]:
@@ -113,7 +111,7 @@ def test_the_sheet_holds_everything_and_prints_it(folder):
     assert found["memory"][1]["peak_bytes"] < found["memory"][0]["baseline_bytes"]  # a graph does without torch
     text = sheet_text(found)
     assert f"{found['models'][0]['size']['stored_weights']:,}" in text and max(map(len, text.splitlines())) < 200
-    for part in ("file MB   MiB", "fvcore / formula", "attention %", "QUICK", "times as fast as plain", "model.onnx"):
+    for part in ("file MB   MiB", "fvcore / formula", "attention %", "QUICK", "times as fast as plain", "graph"):
         assert part in text
 
 

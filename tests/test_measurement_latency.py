@@ -83,6 +83,8 @@ def test_conditions_hold_while_timing_and_are_put_back_also_after_a_failure():
     assert gc.isenabled() and not torch.is_inference_mode_enabled()
 
 
+LINEAR, INTEGER = Product("linear", "fp32", 1, 32, 64, 256), Product("linear", "int8", 1, 32, 64, 256)
+SCORES = Product("attention", "fp32", 4, 32, 16, 32)
 MB = 1_000_000
 LOADERS = """
 import numpy, os, signal, sys
@@ -156,10 +158,6 @@ def test_cpu_seconds_are_those_of_work_and_not_of_waiting(tmp_path):
 
     worked, waited = (memory.cpu_energy(each, 2, tmp_path) for each in (work, lambda: time.sleep(0.1)))
     assert worked["cpu_seconds"] >= 0.05 > waited["cpu_seconds"]
-
-
-LINEAR, INTEGER = Product("linear", "fp32", 1, 32, 64, 256), Product("linear", "int8", 1, 32, 64, 256)
-SCORES = Product("attention", "fp32", 4, 32, 16, 32)
 
 
 def test_bound_is_the_longer_of_products_and_reading(monkeypatch):

@@ -10,6 +10,12 @@ from edgemin_utils.names import expand_models, main_path, plan_names, read_name,
 from edgemin_utils.settings import load_settings
 
 DEMO = load_settings("demo")
+REFUSED = {"minilmv3": "did you mean 'minilmv2'", "minilmv2+heads-1.5": "heads-0.2", "heads-0.2": "begin with teacher"}
+REFUSED |= {"minilmv2+none": "can only stand first", "minilmv2+int8+heads-0.2": "nothing can follow int8"}
+REFUSED |= {"teacher+minilmv2": "cannot learn from itself", "assistant-none": "no step"}
+REFUSED |= {"none+heads-0.2,temperature=3": "does not feel 'temperature'", "minilmv2,rounds": "has no '='"}
+REFUSED |= {"minilmv2+heads-0.2,temperature=3,draw=2": "does not feel 'draw'"}
+REFUSED |= {"minilmv2,relation_head=3": "did you mean 'relation_heads'", "minilmv2,student=" + "x" * 230: "too long"}
 
 
 def test_every_model_of_every_list_reads_back_to_itself() -> None:
@@ -48,23 +54,7 @@ def test_changes_of_a_step_are_spelled_in_a_folder_s_letters() -> None:
     assert read_name("minilmv2", load_settings("demo", {"student": "a/b"})).text == "minilmv2,student=a--b"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("minilmv3", "did you mean 'minilmv2'"),
-        ("minilmv2+heads-1.5", "heads-0.2"),
-        ("heads-0.2", "begin with teacher"),
-        ("minilmv2+none", "can only stand first"),
-        ("minilmv2+int8+heads-0.2", "nothing can follow int8"),
-        ("teacher+minilmv2", "cannot learn from itself"),
-        ("assistant-none", "no step"),
-        ("none+heads-0.2,temperature=3", "does not feel 'temperature'"),
-        ("minilmv2+heads-0.2,temperature=3,draw=2", "does not feel 'draw'"),
-        ("minilmv2,relation_head=3", "did you mean 'relation_heads'"),
-        ("minilmv2,rounds", "has no '='"),
-        ("minilmv2,student=" + "x" * 230, "too long"),
-    ],
-)
+@pytest.mark.parametrize(("text", "said"), REFUSED.items())
 def test_what_is_no_name_is_refused_in_one_sentence(text: str, said: str) -> None:
     with pytest.raises(SettingError, match=said):
         read_name(text, DEMO)
@@ -110,5 +100,6 @@ def test_methods_of_one_s_own_are_known_by_name_and_text(monkeypatch) -> None:
     assert read_name("mine+heads-0.2+half", DEMO).distilled and names.METHODS["mine"].meaning.startswith("Half")
     assert names.CRITERIA[-1] == "by-name" and "class Mine" in names.OWN_CODE["mine"]
     assert names.OWN_CODE["half"] == "class Half:\n\n    def quantize(self):\n        return SHARE"
-    with pytest.raises(SettingError, match="choose a new name"):
-        names.register_method("minilmv2", "distillation", Mine)
+    for taken_or_none in ("minilmv2", "Mine", "Not a name"):
+        with pytest.raises(SettingError, match=f"'{taken_or_none}' .*choose a new name"):
+            names.register_method(taken_or_none, "distillation", Mine)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -163,10 +164,8 @@ def test_counts_are_kept_and_read_again(tmp_path, monkeypatch, numbers):
 
 
 def test_what_needs_quantized_kernels_is_left_out_with_a_sentence(counts, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("Didn't find engine for operation quantized::linear_prepack NoQEngine")
-
-    monkeypatch.setattr(torch.ops.quantized, "linear_prepack", refuse)
+    no_engine = RuntimeError("Didn't find engine for operation quantized::linear_prepack NoQEngine")
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack", Mock(side_effect=no_engine))
     monkeypatch.setattr(paper, "count", lambda models: {name: counts[name] for name in models})
     numbers = paper.read_or_measure(tmp_path, "none")
     assert list(paper.counts_table(numbers)["model"]) == ["teacher", "student", "pruned", "honest"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special
-from small_models import FAMILY_NAMES, logits, small_batch, small_model, small_rows
+from small_models import logits, small_batch, small_model, small_rows
 
 from edgemin_utils.distillation.losses import hidden_state_error
 from edgemin_utils.distillation.teacher import Teacher, student_states
@@ -80,7 +80,6 @@ def test_a_step_is_quickened_and_its_gradient_is_not():
     assert (masks.moved[0].grad == 1).all()
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_cut_computes_what_its_masks_compute_and_loses_what_the_formula_says(family):
     """The second layer's two blocks are shut, of the first its attention, of the third its feed-forward."""
     model, batch, alphas = small_model(family), small_batch(), drawn_alphas()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import FAMILY_NAMES, logits, small_batch, small_model, tokenized_sentences
+from small_models import logits, small_batch, small_model, small_rows
 
 from edgemin_utils.encoders import encoder_layers, model_with_layers
 from edgemin_utils.errors import MethodRefused, SettingError
@@ -22,11 +22,10 @@ def double_loss(model, batch):
 
 @pytest.fixture
 def asked():
-    rows, tokenizer = tokenized_sentences(12)
-    return small_model(vocabulary_size=len(tokenizer)), rows, tokenizer
+    rows = small_rows(12)
+    return small_model(vocabulary_size=len(rows.tokenizer)), rows.train, rows.tokenizer
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_heads_neurons_and_a_layer_cut_together_equal_their_masks(family):
     """Every layer another shape, and the middle one gone."""
     model, batch = small_model(family), small_batch()
@@ -133,17 +132,15 @@ def test_random_importance_depends_on_the_draw_alone():
     assert np.array_equal(first, second) and not np.array_equal(first, other)
 
 
-def test_criteria_are_known_by_name_and_asked_of_the_first_rows(asked):
+def test_criteria_are_known_by_name_and_asked_of_the_first_rows(asked, request):
     model, rows, tokenizer = asked
 
     def of_ones_own(asked):
         return asked.expected(lambda activations, gradients, real: activations.square().sum((1, 3)).sqrt())
 
-    try:
-        register_criterion("activation", of_ones_own)
-        found = importance_by(load_settings("demo", {"criterion": "activation"}), rows, tokenizer)(model, "heads")
-    finally:
-        CRITERIA.remove("activation")
+    request.addfinalizer(lambda: CRITERIA.remove("activation"))
+    register_criterion("activation", of_ones_own)
+    found = importance_by(load_settings("demo", {"criterion": "activation"}), rows, tokenizer)(model, "heads")
     assert (found[0] > 0).all() and [len(values) for values in found] == [4, 4, 4]
     assert all(len(importance(name, *asked, "layers")) == 3 for name in CRITERIA)
     by = importance_by(load_settings("demo", {"importance_rows": 5}), rows, tokenizer, seed=3)
@@ -151,5 +148,3 @@ def test_criteria_are_known_by_name_and_asked_of_the_first_rows(asked):
     assert all(np.allclose(one, other) for one, other in zip(by(model, "heads"), wanted, strict=True))
     with pytest.raises(SettingError, match="did you mean 'gradient'"):
         importance("gradients", *asked)
-    with pytest.raises(SettingError):
-        register_criterion("Not a name", of_ones_own)

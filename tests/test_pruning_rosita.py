@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small_models import FAMILY_NAMES, logits, small_batch, small_model, small_rows
+from small_models import logits, small_batch, small_model, small_rows
+from test_pruning_cut import magnitude
 
 from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.distillation.losses import hidden_state_error, label_divergence, soft_target_divergence
@@ -14,7 +15,6 @@ from edgemin_utils.distillation.teacher import Teacher, student_states
 from edgemin_utils.encoders import describe_model
 from edgemin_utils.measurement.operations import closed_formula_macs
 from edgemin_utils.names import felt_settings, read_name
-from edgemin_utils.pruning.importance import importance
 from edgemin_utils.pruning.rosita import factorize, layers_phase, rosita_rounds
 from edgemin_utils.pruning.vocabulary import keep_vocabulary
 from edgemin_utils.quantization import schemes
@@ -25,11 +25,6 @@ from edgemin_utils.training import BatchMaker
 SETTINGS = load_settings("demo", {"batch_size": 8})
 
 
-def by_magnitude(model, units):
-    return importance("magnitude", model, None, None, units)
-
-
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_product_is_off_by_the_singular_values_left_out(family):
     model, batch = small_model(family), small_batch()
     word, whole = model.get_input_embeddings(), logits(model, batch)
@@ -46,7 +41,6 @@ def test_the_product_is_off_by_the_singular_values_left_out(family):
             torch.testing.assert_close(logits(model, batch), whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_factorized_model_is_saved_reloaded_quantized_and_loses_words(family, tmp_path):
     model, batch = small_model(family), {**small_batch(), "token_type_ids": torch.zeros(3, 9, dtype=torch.int64)}
     macs = closed_formula_macs(model, 1, 9)
@@ -76,14 +70,14 @@ def test_a_factorized_model_is_saved_reloaded_quantized_and_loses_words(family, 
 def test_what_goes_in_which_round():
     """Five layers of eight heads: round(0.4 x 0.5 x 5) = 1 layer, then one head a layer and round."""
     model, seen = small_model(layers=5, heads=8), []
-    for cut in rosita_rounds(model, "0.5", SETTINGS, by_magnitude, None, None, 0):
+    for cut in rosita_rounds(model, "0.5", SETTINGS, magnitude, None, None, 0):
         shapes = describe_model(cut.model)
         seen.append((shapes["heads"][0], shapes["intermediate_sizes"][0], *shapes.get("embedding_rank", [0])))
         assert shapes["layers"] == 4 and len(set(shapes["heads"])) == 1 and cut.phase is None
     assert seen == [(8, 96, 0), (7, 84, 42), (6, 72, 36), (5, 60, 30), (4, 48, 24)]
     assert (cut.round, cut.rounds, cut.removed) == (5, 5, [[4]])
     assert cut.parameters_removed == model.num_parameters() - cut.model.num_parameters()
-    fewer = [cut.round for cut in rosita_rounds(small_model(layers=1), "0.2", SETTINGS, by_magnitude, None, None, 0)]
+    fewer = [cut.round for cut in rosita_rounds(small_model(layers=1), "0.2", SETTINGS, magnitude, None, None, 0)]
     assert fewer == [1]  # int(0.2 x 4) is no head, but neurons and rank go
 
 
@@ -91,7 +85,7 @@ def test_the_cut_in_depth_teaches_the_cuts_in_width():
     rows = small_rows(8)
     shallow, deep = (small_model(layers=layers, vocabulary_size=len(rows.tokenizer)) for layers in (3, 4))
     teacher, student = Teacher(deep, rows.tokenizer, rows, SETTINGS), copy.deepcopy(shallow)
-    cuts = [(cut, cut.phase) for cut in rosita_rounds(student, "0.5", SETTINGS, by_magnitude, teacher, rows, 0)]
+    cuts = [(cut, cut.phase) for cut in rosita_rounds(student, "0.5", SETTINGS, magnitude, teacher, rows, 0)]
     (cut, first), (_, second), (_, third) = cuts
     assert first is None and second is third
     batch, names = BatchMaker(rows.train, rows.tokenizer)(range(4)), ["embeddings", "hidden.0", "hidden.1"]

@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, BertTokenizer, PreT
 
 from edgemin_utils.checkpoints import load_model, save_model
 from edgemin_utils.errors import MethodRefused
-from edgemin_utils.pruning.vocabulary import cut_tokenizer, keep_vocabulary, tokens_in_use
+from edgemin_utils.pruning.vocabulary import cut_tokenizer, keep_vocabulary, share_rows, tokens_in_use
+from edgemin_utils.quantization.schemes import quantize
 from edgemin_utils.rows.tasks import TASKS
 from edgemin_utils.rows.tokens import load_tokenizer, tokenize_split, train_tokenizer
 from edgemin_utils.training import predict
@@ -36,13 +37,17 @@ def test_what_is_kept(tokenizer):
 
 
 def test_tokens_stay_that_are_seen_often_enough_or_most_often(tokenizer):
-    always = len(tokens_in_use(tokenizer, []))
+    always, whole = len(tokens_in_use(tokenizer, [])), len(tokenizer)
     texts = ["the film", "the good film", "the", "story good film"]  # the 3, film 3, good 2, story 1
     words = [*sorted(("the", "film"), key=tokenizer.convert_tokens_to_ids), "good", "story"]
     limits = [({"occurrences": least}, count) for least, count in ((1, 4), (2, 3), (3, 2), (4, 0))]
-    for asked, count in [*limits, *(({"most": always + room}, min(room, 4)) for room in (0, 1, 2, 3, 10**6))]:
+    for asked, count in [*limits, *(({"most": always + room}, room) for room in (0, 1, 2, 3))]:
         kept = tokens_in_use(tokenizer, texts, **asked)
         assert {*words} & {*tokenizer.convert_ids_to_tokens(kept)} == {*words[:count]} and len(kept) == always + count
+    # What room is left takes others in the vocabulary's order, and never more than there are.
+    first = min(set(range(whole)) - set(tokens_in_use(tokenizer, texts)))
+    assert tokens_in_use(tokenizer, texts, most=always + 5) == sorted([*tokens_in_use(tokenizer, texts), first])
+    assert tokens_in_use(tokenizer, texts, most=10**6) == [*range(whole)]
     with pytest.raises(MethodRefused, match="tokens do not hold the"):
         tokens_in_use(tokenizer, texts, most=always - 1)
 
@@ -80,6 +85,25 @@ def test_special_tokens_have_their_new_numbers():
     keep_vocabulary(model, kept)
     assert model.get_input_embeddings().padding_idx == model.config.pad_token_id == 0
     assert len(bert) == 11 and bert("ab").tokens()[1] == "ab"  # the tokenizer it was cut from stays whole
+
+
+def test_words_share_the_nearest_row_which_a_bundle_stores_once():
+    """Rows by hand: 3 points as 1 does, 4 as 2; the graph answers as the model does, from fewer bytes."""
+    model = small_model(vocabulary_size=300)
+    table = model.get_input_embeddings().weight.data
+    table[3], table[4] = 5 * table[1] + 0.01, 0.2 * table[2] - 0.01
+    kept = [0, 1, 2, *range(5, 60)]
+    ids = torch.tensor([[2, 299, 3, 4, 150, 1]])
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    before, whole = table.clone(), quantize(model, "edge-int8-int4", [row], 32).graph
+    share_rows(model, kept)
+    assert torch.equal(table[kept], before[kept])
+    assert torch.equal(table[3], before[1]) and torch.equal(table[4], before[2])
+    shared = quantize(model, "edge-int8-int4", [row], 32)
+    answers = [each(**row).logits for each in (model, shared)]
+    torch.testing.assert_close(answers[1], answers[0], atol=0.05, rtol=0.05)
+    assert len(shared.graph) < len(whole) - 240 * 48 // 2
+    assert shared.notes["sizes"]["bert.embeddings.word_embeddings.weight"][0] == len(kept) * 48
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra"])

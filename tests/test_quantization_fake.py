@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_models import FAMILY_NAMES, small_batch, small_model, small_rows
+from small_models import small_batch, small_model, small_rows
 from test_quantization_onnx import logits
 from torch.ao.quantization.observer import MinMaxObserver
 
@@ -22,32 +22,21 @@ from edgemin_utils.training import Phase, label_loss, predict, train
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per", "ignore:Please use quant_min")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_symmetric_int8_is_what_torchs_observer_finds(seed):
-    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(seed))
-    observer = MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
-    observer(weight)
-    scale, zero_point = observer.calculate_qparams()
-    grid = symmetric_int8_grid(weight)
-    assert float(grid.scale) == float(scale) and float(grid.zero_point) == float(zero_point) == 0
-    reference = torch.quantize_per_tensor(weight, float(scale), 0, torch.qint8)
-    assert torch.equal(grid.integers(weight).to(torch.int8), reference.int_repr())
+TORCHS = {symmetric_int8_grid: (torch.qint8, torch.per_tensor_symmetric, False)}
+TORCHS |= {activation_grid: (torch.quint8, torch.per_tensor_affine, True)}
 
 
+@pytest.mark.parametrize("make_grid", TORCHS)
 @pytest.mark.parametrize("values", [[0.5, 2.54], [-2.54, -1.0], np.random.default_rng(0).normal(0.3, 2, (6, 40))])
-def test_activations_against_numpy_and_torchs_observer(values):
-    values = np.asarray(values, dtype=np.float32)
-    low, high = min(values.min(), 0), max(values.max(), 0)
-    scale = np.float32(high - low) / np.float32(127)
-    grid = activation_grid(torch.from_numpy(values))
-    by_hand = np.clip(np.round(values / scale) + np.round(-low / scale), 0, 127)
-    np.testing.assert_array_equal(grid.integers(torch.from_numpy(values)).numpy(), by_hand)
+def test_scales_zero_points_and_integers_are_those_of_torchs_observer(make_grid, values):
+    values, (dtype, scheme, reduced) = torch.tensor(values, dtype=torch.float32), TORCHS[make_grid]
+    observer, grid = MinMaxObserver(dtype=dtype, qscheme=scheme, reduce_range=reduced), make_grid(values)
+    observer(values)
+    scale, zero_point = map(float, observer.calculate_qparams())
+    assert (float(grid.scale), float(grid.zero_point)) == (pytest.approx(scale, rel=1e-6), zero_point)
+    reference = torch.quantize_per_tensor(values, scale, int(zero_point), dtype)
+    assert torch.equal(grid.integers(values).to(reference.int_repr().dtype), reference.int_repr())
     assert float(grid.values(grid.integers(torch.tensor(0.0)))) == 0  # the range always holds it
-    observer = MinMaxObserver(dtype=torch.quint8, qscheme=torch.per_tensor_affine, reduce_range=True)
-    observer(torch.from_numpy(values))
-    wanted = observer.calculate_qparams()
-    assert float(grid.scale) == pytest.approx(float(wanted[0]), rel=1e-6)
-    assert float(grid.zero_point) == float(wanted[1])
     assert float(activation_grid(torch.zeros(2)).scale) == 1
 
 
@@ -57,15 +46,11 @@ def test_int4_by_hand():
     assert int4_scales(weight).tolist() == [[1.0, 0.5], [0.25, 1.0]]  # a group of zeros has scale 1
     assert grouped_int4_grid(weight).integers(weight)[0, [3, 35]].tolist() == [7, -7]
     assert int4_scales(torch.full((1, 4), 1e-9)).item() > 0
-    assert own.pack_int4(torch.tensor([[1, 2, -1, -8, 7]])).tolist() == [[0x21, 0x8F, 0x07]]
-
-
-@pytest.mark.parametrize("columns", [1, 2, 5, 32, 41])
-def test_packing_comes_back_and_takes_half_a_byte_a_number(columns):
-    integers = torch.randint(-8, 8, (6, columns), generator=torch.Generator().manual_seed(columns))
-    packed = own.pack_int4(integers)
-    assert packed.dtype == torch.uint8 and packed.shape == (6, (columns + 1) // 2)
-    assert torch.equal(own.unpack_int4(packed, columns), integers.to(torch.int8))
+    integers = torch.tensor([[1, 2, -1, -8, 7], [0, -2, 3, 6, -7]], dtype=torch.int8)
+    wanted = torch.tensor([[0x21, 0x8F, 0x07], [0xE0, 0x63, 0x09]], dtype=torch.uint8)
+    assert torch.equal(own.pack_int4(integers), wanted)
+    for columns in (1, 2, 5):
+        assert torch.equal(own.unpack_int4(own.pack_int4(integers[:, :columns]), columns), integers[:, :columns])
 
 
 @pytest.mark.parametrize("make_grid, low, high", [(symmetric_int8_grid, -128, 127), (activation_grid, 0, 127)])
@@ -73,11 +58,9 @@ def test_values_and_gradients_are_those_of_torchs_fake_quantizer(make_grid, low,
     values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     grid = make_grid(0.5 * values)  # of half the values' range, so that some are clipped
     upstream = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
-    found = []
-    for quantizer in (
-        lambda item: rounded_to(grid, item),
-        lambda item: torch.fake_quantize_per_tensor_affine(item, float(grid.scale), int(grid.zero_point), low, high),
-    ):
+    found, torchs = [], torch.fake_quantize_per_tensor_affine
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    for quantizer in (lambda item: rounded_to(grid, item), lambda item: torchs(item, scale, zero_point, low, high)):
         item = values.clone().requires_grad_()
         rounded = quantizer(item)
         rounded.backward(upstream)
@@ -87,7 +70,6 @@ def test_values_and_gradients_are_those_of_torchs_fake_quantizer(make_grid, low,
 
 
 @pytest.mark.parametrize("number_format", FORMATS)
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_it_computes_what_the_really_quantized_model_computes(family, number_format):
     model, batch = small_model(family), small_batch()
     encoder_layers(model)[0].keep_heads([1, 3])

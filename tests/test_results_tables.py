@@ -1,6 +1,7 @@
 """Tables: what they select, and how they are shown, written and printed."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -97,6 +98,14 @@ def test_a_study_ends_with_few_rows_on_a_terminal_and_how_to_read_them(frames):
     for lines in (task.splitlines() for task in tasks):
         assert len(lines) - 3 <= 12 and max(map(len, lines)) <= 118
         assert re.search(r"minilmv2\+heads-0.2\+int8 +\d\d\.\d \[", "\n".join(lines))
+
+
+def test_a_teacher_at_chance_is_said_beside_what_is_kept_of_it(frames):
+    assert not tables.cautions(frames)
+    rows = frames.predictions.assign(prediction=frames.predictions["label"].mode()[0])
+    guessed = replace(frames, predictions=rows)
+    assert tables.verdicts(guessed)[-2:] == tables.cautions(guessed)
+    assert all(said.startswith("ATTENTION: the teacher on") for said in tables.cautions(guessed))
 
 
 def test_limits_leave_what_keeps_them_all_and_the_commands_follow(frames):

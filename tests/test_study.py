@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from edgemin_utils.errors import MemoryShortage, MethodRefused, SettingError, St
 from edgemin_utils.study import Chain, code_digest, code_of, find_chains, find_records, open_chain
 
 MODELS = "teacher,none,minilmv2+heads-0.2+int8"
+PARAMETERS = [*(("seed", value, "whole number") for value in (1.5, True, -1)), ("overrides", [1], "-y .overrides")]
+PARAMETERS += [("task", 3, "task is 3"), ("task", "sst3", "sst2"), ("overrides", {"models": "minilmv3"}, "minilmv2")]
 
 
 def chain_in(folder: Path, replace: bool = False, **overrides) -> Chain:
@@ -88,9 +90,7 @@ def test_nothing_finished_is_replaced_silently(tmp_path, overrides: dict, reason
 def test_changed_code_makes_stale_what_it_computes_and_says_so(tmp_path, monkeypatch) -> None:
     make_all(chain_in(tmp_path))
     real, edited = study.code_of, {"minilmv2": {"distillation/relations.py": "0" * 16}}
-    monkeypatch.setattr(
-        study, "code_of", lambda kind, method, *more: real(kind, method, *more) | edited.get(method, {})
-    )
+    monkeypatch.setattr(study, "code_of", lambda kind, one, *more: real(kind, one, *more) | edited.get(one, {}))
     chain = chain_in(tmp_path)
     assert states(chain)["teacher"] == states(chain)["none"] == "done"
     assert states(chain)["minilmv2"] == states(chain)["minilmv2+heads-0.2+int8"] == "stale"
@@ -147,13 +147,8 @@ def make_slowly(folder: str, seconds: float = 0.5) -> None:
 
 
 def test_two_runs_on_one_folder_do_not_harm_each_other(chain, tmp_path) -> None:
-    context = multiprocessing.get_context("spawn")
-    runs = [context.Process(target=make_slowly, args=(str(tmp_path),)) for _ in range(2)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join()
-    assert [run.exitcode for run in runs] == [0, 0]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        assert [*pool.map(make_slowly, [str(tmp_path)] * 2)] == [None, None]
     record = chain.read("teacher")
     assert (record.folder / "model.txt").read_text() == str(record.results["process"])
     assert [path.name for path in chain.folder.iterdir() if path.is_dir()] == ["teacher"]
@@ -188,10 +183,6 @@ def test_an_old_folder_is_put_back_where_a_run_died_between_two_renames(chain) -
     with chain.plan["none"] as stage:
         stage.record({"other": 1})
     assert "other" not in chain.read("none").results
-
-
-PARAMETERS = [*(("seed", value, "whole number") for value in (1.5, True, -1)), ("overrides", [1], "-y .overrides")]
-PARAMETERS += [("task", 3, "task is 3"), ("task", "sst3", "sst2"), ("overrides", {"models": "minilmv3"}, "minilmv2")]
 
 
 @pytest.mark.parametrize(("name", "value", "said"), PARAMETERS)

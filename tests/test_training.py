@@ -6,16 +6,17 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import small_model, small_rows
 from transformers import DataCollatorWithPadding
 
 from edgemin_utils import training
+from edgemin_utils.environment import from_main_process, is_main_process, joined_processes
 from edgemin_utils.errors import MethodRefused, SettingError
 from edgemin_utils.settings import load_settings
 from edgemin_utils.training import GroupedByLength, Phase, batches, label_loss, model_inputs, predict, train
@@ -111,12 +112,9 @@ def test_the_first_step_is_adamw_on_the_clipped_gradient():
 
 def test_phases_follow_each_other_and_an_empty_one_is_skipped():
     seen, looks = [], []
-    phases = [
-        Phase("first", 1, 1e-3, recording(seen, "first"), evaluates=False),
-        Phase("nothing", 0, 1e-3, recording(seen, "nothing")),
-        Phase("second", 1.5, 1e-3, recording(seen, "second")),
-    ]
-    model, log = run(0, *phases, after_phase=lambda phase: looks.append(phase.name))
+    first = Phase("first", 1, 1e-3, recording(seen, "first"), evaluates=False)
+    others = [Phase(name, epochs, 1e-3, recording(seen, name)) for name, epochs in (("nothing", 0), ("second", 1.5))]
+    _, log = run(0, first, *others, after_phase=lambda phase: looks.append(phase.name))
     assert [(phase["name"], phase["steps"]) for phase in log.phases] == [("first", 8), ("second", 12)]
     assert {name for name, _ in seen} == {"first", "second"} and looks == ["first", "second"]
     assert sorted(place for name, places in seen if name == "first" for place in places) == list(range(64))
@@ -133,10 +131,7 @@ def test_transfer_texts_are_for_phases_with_a_teacher():
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is(monkeypatch):
-    def refuse(rows):
-        raise MethodRefused("not these")
-
-    seen = []
+    seen, refuse = [], Mock(side_effect=MethodRefused("not these"))
     with pytest.raises(MethodRefused, match="not these"):
         run(0, Phase("one", 1, 1e-3, recording(seen, "one")), Phase("two", 1, 1e-3, label_loss, check=refuse))
     monkeypatch.setattr("transformers.TrainingArguments.world_size", property(lambda arguments: 3))
@@ -183,30 +178,23 @@ def test_a_gpu_that_only_emulates_half_precision_trains_in_float32(monkeypatch):
         assert training.training_precision(auto) == precision
 
 
-TOGETHER = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-from safetensors.torch import save_file
-from edgemin_utils.environment import from_main_process, is_main_process, joined_processes
-from test_training import train_together
-
-# Forked, so that torch is imported once.
-rank = str(int(os.fork() == 0))
-os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-with joined_processes():
-    assert from_main_process(rank) == "0" and is_main_process() == (rank == "0")
-    model, log = train_together()
-    from_main_process(None)  # waits for every process
-    if is_main_process():
-        print("processes", log.phases[0]["processes"], "steps", log.phases[0]["steps"])
-        save_file(model.state_dict(), sys.argv[2])
-        os.wait()
-"""
-
-
 def train_together():
     """Without dropout, with full batches and a loss that is a mean over rows, processes differ in rounding alone."""
     return run(0, Phase("labels", 2, 1e-3, label_loss), model_dropout=0.0, batch_size=16)
+
+
+def train_as_two(weights):
+    """Forked, so that torch is imported once."""
+    rank = str(int(os.fork() == 0))
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with joined_processes():
+        assert from_main_process(rank) == "0" and is_main_process() == (rank == "0")
+        model, log = train_together()
+        from_main_process(None)  # waits for every process
+        if is_main_process():
+            print("processes", log.phases[0]["processes"], "steps", log.phases[0]["steps"])
+            save_file(model.state_dict(), weights)
+            os.wait()
 
 
 def test_two_processes_train_what_one_does(tmp_path):
@@ -214,7 +202,8 @@ def test_two_processes_train_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", TOGETHER, str(Path(__file__).parent), str(tmp_path / "weights.safetensors")]
+    code = "import sys; sys.path[:0] = ['tests']; from test_training import train_as_two; train_as_two(sys.argv[1])"
+    command = [sys.executable, "-c", code, tmp_path / "weights.safetensors"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_PORT": port}
     shown = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert shown.returncode == 0, shown.stderr[-3000:]

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ from edgemin_utils.bundle.classify import BUNDLE_FILE, MODEL_FILE, TOKENIZER_FIL
 from edgemin_utils.errors import ModelError, SettingError, StageError
 from edgemin_utils.names import main_path
 from edgemin_utils.settings import project_folder, study_folder
-from edgemin_utils.study import find_chains, new_folder, read_record
+from edgemin_utils.study import find_chains, new_folder, read_record, write_json
 
 ADDRESS, CACHE = "127.0.0.1", ".browser"
 FOLDER = Path(__file__).resolve().parent
@@ -83,7 +82,7 @@ def float32_files(source: str | None, place: Path) -> dict[str, Path]:
     for key, name in (("graph", MODEL_FILE), ("tokenizer", TOKENIZER_FILE)):
         found = files[name].read_bytes() if name in files else None
         sums[key] = found and {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
-    (comparison := place / "comparison.json").write_text(json.dumps(sums))
+    write_json(comparison := place / "comparison.json", sums)
     return {**files, comparison.name: comparison}
 
 

@@ -20,7 +20,7 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import onnxruntime
@@ -28,7 +28,7 @@ import tokenizers
 
 FORMAT_VERSION = 2
 BUNDLE_FILE, MODEL_FILE, TOKENIZER_FILE = "bundle.json", "model.onnx", "tokenizer.json"
-BLOCK, LONGEST_LINE = 2**15, 2**20  # bytes read, and so answered, at once; bytes of the longest line
+LONGEST_LINE = 2**20  # bytes
 CPU_FILE = Path("/proc/cpuinfo")
 # How far probabilities may lie from those of the machine that made the bundle: sums are rounded in another order.
 CHECK_TOLERANCE = 0.05
@@ -53,6 +53,7 @@ class Bundle:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if threads == 1 else "true")
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(rules.decode())
+            self.tokenizer.enable_padding(pad_id=self.content["rules"].get("pad_token_id", 0))
             self.session = onnxruntime.InferenceSession(model, session_options(threads), ["CPUExecutionProvider"])
             self.names = [item.name for item in self.session.get_inputs()]
         except Exception as error:  # both libraries raise kinds of their own
@@ -62,14 +63,12 @@ class Bundle:
     def logits(self, rows: Sequence[Row], batch_size: int = 1) -> np.ndarray:
         """The model's outputs, float32 (rows, labels). At most `batch_size` rows of like length are computed together;
         with more than one, an answer depends a little on the rows beside it."""
-        encoded = self.tokenizer.encode_batch_fast([row if len(row) > 1 else row[0] for row in rows])
-        order = sorted(range(len(rows)), key=lambda place: len(encoded[place].ids))
+        order = sorted(range(len(rows)), key=lambda place: sum(map(len, rows[place])))
         found = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for start in range(0, len(rows), batch_size):
             places = order[start : start + batch_size]
-            some, longest = [encoded[place] for place in places], len(encoded[places[-1]].ids)
-            for row in some:
-                row.pad(longest, pad_id=self.content["rules"].get("pad_token_id", 0))  # on the right
+            texts = [rows[place] if len(rows[place]) > 1 else rows[place][0] for place in places]
+            some = self.tokenizer.encode_batch_fast(texts)
             inputs = {name: np.array([getattr(row, PARTS[name]) for row in some], np.int64) for name in self.names}
             found[places] = self.session.run(None, inputs)[0]
         return found
@@ -126,38 +125,32 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def read_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, str, bool]]:
-    """Number and text of every line, and whether the next has to be waited for. Raises ClassifyError at a bad one."""
-    number, rest, block = 0, b"", b"first"
-    while block:
-        block = stream.read1(BLOCK)
-        *whole, rest = (rest + block).split(b"\n")
-        if len(rest) > LONGEST_LINE:
-            raise ClassifyError(f"line {number + 1} is longer than {LONGEST_LINE:,} bytes; is this a text file?")
-        whole += [rest] * (rest != b"" and not block)
-        for left, line in enumerate(whole, 1 - len(whole)):
-            number += 1
-            try:
-                yield number, line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8"), left == 0
-            except UnicodeDecodeError as error:
-                said = f"line {number} is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})"
-                raise ClassifyError(f"{said}; convert the input, as with iconv -f latin1 -t utf-8") from None
+def read_lines(stream: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Number and text of every line. Raises ClassifyError at a bad one."""
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise ClassifyError(f"line {number} is longer than {LONGEST_LINE:,} bytes; is this a text file?")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            said = f"line {number} is not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})"
+            raise ClassifyError(f"{said}; convert the input, as with iconv -f latin1 -t utf-8") from None
+        yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def tab_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tuple[Row, bool]]:
-    """One row a line: the whole line, or its two texts with a tab between them; and as `read_lines`."""
-    for number, line, last in read_lines(stream):
+def tab_rows(stream: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    """One row a line: the whole line, or its two texts with a tab between them. Raises ClassifyError for others."""
+    for number, line in read_lines(stream):
         row = (line,) if len(columns) == 1 else tuple(line.split("\t"))
         if len(row) != len(columns):
             raise ClassifyError(f"line {number} has {len(row)} columns, not {len(columns)}: {' TAB '.join(columns)}")
-        yield row, last
+        yield row
 
 
-def csv_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tuple[Row, bool]]:
-    """One row a record of CSV whose first record names the columns, without blank lines; and as `read_lines`."""
-    last = [False]
+def csv_rows(stream: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    """One row a record of CSV whose first record names the columns, without blank lines. Raises ClassifyError."""
     csv.field_size_limit(LONGEST_LINE)
-    records = csv.reader(f"{text}\n" for _, text, last[0] in read_lines(stream))
+    records = csv.reader(f"{text}\n" for _, text in read_lines(stream))
     try:
         header = [name.strip() for name in next(records, [])]
         if absent := [name for name in columns if name not in header]:
@@ -167,7 +160,7 @@ def csv_rows(stream: io.BufferedIOBase, columns: Sequence[str]) -> Iterator[tupl
         for record in filter(None, records):
             if len(record) <= max(places):
                 raise ClassifyError(f"line {records.line_num} has {len(record)} columns, the header {len(header)}")
-            yield tuple(record[place] for place in places), last[0]
+            yield tuple(record[place] for place in places)
     except csv.Error as error:
         raise ClassifyError(f"line {records.line_num} cannot be read as CSV ({error})") from None
 
@@ -182,14 +175,15 @@ def answer_lines(bundle: Bundle, rows: Sequence[Row], batch_size: int = 1, heade
 
 
 def classify_stream(
-    bundle: Bundle, source: io.BufferedIOBase, target: TextIO, as_csv: bool, columns: Sequence[str], batch_size: int = 1
+    bundle: Bundle, source: BinaryIO, target: TextIO, as_csv: bool, columns: Sequence[str], batch_size: int = 1
 ) -> None:
-    """Answers every row as it comes. Raises ClassifyError where one cannot be read, after the answers before it."""
-    rows = list[Row]()
+    """Answers a file in blocks, and the rows of a pipe as they come, or as many as are computed together. Raises
+    ClassifyError where one cannot be read, after the answers before it."""
+    rows, together = list[Row](), 512 if source.seekable() else batch_size
     try:
-        for row, last in (csv_rows if as_csv else tab_rows)(source, columns):
+        for row in (csv_rows if as_csv else tab_rows)(source, columns):
             rows.append(row)
-            if last:
+            if len(rows) == together:
                 target.write(answer_lines(bundle, rows, batch_size))
                 target.flush()
                 rows.clear()
@@ -234,7 +228,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--column", action="append", metavar="NAME", help="text column of a CSV, once for each text of a row")
     add("--batch-size", type=int, default=1, metavar="N", help="rows computed together, faster, a little less exact")
     add("--threads", type=int, default=1, metavar="N", help="processor threads, 0 for all cores (default: 1)")
-    add("--no-header", action="store_true", help="leave out the line that names the columns")
     add("--check", action="store_true", help="check every file and some answers, and classify nothing")
     add("--bundle", default=Path(__file__).resolve().parent, metavar="DIR", help="the bundle (default: this folder)")
     for stream in (sys.stdout, sys.stderr):  # a label or a file's name need not fit the terminal's encoding
@@ -242,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace", newline="\n")
     options = parser.parse_args(arguments)
     try:
-        return _run(options)
+        _run(options)
+        return 0
     except ClassifyError as error:
         print(f"classify: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader of a pipe (head, less) had enough
@@ -255,21 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     bundle = Bundle(options.bundle, options.threads)
     if options.check:
         sys.stdout.write(check(bundle))
-        return 0
+        return
     columns = options.column or bundle.text_columns
     if len(columns) != len(bundle.text_columns):
         raise ClassifyError(f"--column names {', '.join(columns)}; this model takes {', '.join(bundle.text_columns)}")
     as_csv = options.format == "csv" or (options.format is None and options.file.lower().endswith(".csv"))
-    with cast(io.BufferedReader, sys.stdin.buffer) if options.file == "-" else open(options.file, "rb") as source:
-        if not options.no_header:
-            sys.stdout.write(answer_lines(bundle, [], header=True))
-            sys.stdout.flush()
+    with sys.stdin.buffer if options.file == "-" else open(options.file, "rb") as source:
+        sys.stdout.write(answer_lines(bundle, [], header=True))
+        sys.stdout.flush()
         classify_stream(bundle, source, sys.stdout, as_csv, columns, max(1, options.batch_size))
-    return 0
 
 
 if __name__ == "__main__":

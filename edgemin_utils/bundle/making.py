@@ -1,11 +1,11 @@
 """Making a bundle: the float model that it comes from, and its dev rows; what is written; how near its answers are."""
 
-import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,21 +13,18 @@ import tokenizers
 from jinja2 import Template
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgemin_utils import __version__
+from edgemin_utils import __version__, environment, names
 from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target, labels_of_outputs
 from edgemin_utils.bundle.classify import BUNDLE_FILE, FORMAT_VERSION, MODEL_FILE, TOKENIZER_FILE, Bundle, read_content
-from edgemin_utils.environment import describe_environment
 from edgemin_utils.errors import MethodRefused, StageError
 from edgemin_utils.measurement.evaluate import PREDICTIONS_FILE
-from edgemin_utils.names import METHODS
-from edgemin_utils.quantization.schemes import load_model, quantize, stored_sizes
+from edgemin_utils.quantization.schemes import load_model, quantize, save_quantized, stored_sizes
 from edgemin_utils.rows.splits import TaskData, load_task_data
 from edgemin_utils.rows.tokens import Rows, load_tokenizer, tokenize_rows
 from edgemin_utils.settings import Settings
-from edgemin_utils.study import Record, new_folder, open_chain_folder, read_record
+from edgemin_utils.study import Record, new_folder, open_chain_folder, read_record, write_json
 from edgemin_utils.training import batches, model_inputs, predict
 
-AGREEMENT = 0.99  # share of dev rows that bundle and float model are to answer alike; where they do not, it is said
 # Texts of no one, answered when the bundle is made, so that another processor can be seen to answer alike.
 CHECK_TEXTS = (("this is good", "this is not good"), ("nobody knows why", "why does nobody know ?"))
 
@@ -102,12 +99,12 @@ def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_
     check_target(final, scheme)
     with new_folder(final) as folder:
         if source.graph is not None and scheme == source.scheme:
-            graph = (source.graph / MODEL_FILE).read_bytes()
+            for name in (MODEL_FILE, "config.json"):
+                shutil.copy(source.graph / name, folder)
         else:
             few = batches(source.rows.train, source.rows.tokenizer, 1)
             inputs = [model_inputs(source.model, batch) for _, batch in few]
-            graph = cast(Any, quantize(source.model, scheme, inputs, source.rows.limit)).graph
-        (folder / MODEL_FILE).write_bytes(graph)
+            save_quantized(quantize(source.model, scheme, inputs, source.rows.limit), folder, scheme)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer_rules(source.rows.tokenizer, source.rows.limit))
         (folder / "classify.py").write_bytes(Path(__file__).with_name("classify.py").read_bytes())
         content = _describe(source, scheme)
@@ -115,8 +112,6 @@ def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_
         bundle = Bundle(folder)  # read as it will be read: what is judged is what lies on disk
         content["measured"] = {"accuracy": judge(bundle, source, max_drop), "max_drop": max_drop}
         for split, found in content["measured"]["accuracy"].items():
-            if found["agreement"] < AGREEMENT:
-                content["notes"].append(f"{split}: only {100 * found['agreement']:.1f} % of rows are answered alike")
             if (chance := 1 / len(source.labels)) > 2 * found["pytorch"]:
                 said = f"right in {100 * found['pytorch']:.1f} % of rows, where chance is {100 * chance:.1f} %"
                 content["notes"].insert(0, f"ATTENTION: {split}: {said}; the model's id2label may be in another order")
@@ -138,8 +133,8 @@ def tokenizer_rules(tokenizer: PreTrainedTokenizerBase, limit: int) -> bytes:
 
 
 def _describe(source: BundleSource, scheme: str) -> dict[str, Any]:
-    environment, rows, task = describe_environment(), source.rows, source.rows.data.task
-    made = {"edgemin": __version__, "revision": environment["git_revision"], "versions": environment["packages"]}
+    machine, rows, task = environment.describe_environment(), source.rows, source.rows.data.task
+    made = {"edgemin": __version__, "revision": machine["git_revision"], "versions": machine["packages"]}
     main = rows.data.dev[task.dev_splits[0]].to_pandas()
     examples = main.groupby("label").head(2 if source.synthetic else 0)  # rows of one's own stay out of a bundle
     return {
@@ -147,7 +142,7 @@ def _describe(source: BundleSource, scheme: str) -> dict[str, Any]:
         **{"task": task.name, "text_columns": list(task.text_columns), "labels": list(source.labels)},
         **{"max_length": rows.limit, "scheme": scheme, "synthetic": source.synthetic},
         "rules": {"truncation_side": rows.tokenizer.truncation_side, "pad_token_id": rows.tokenizer.pad_token_id},
-        "what": METHODS[scheme].meaning.split(": ")[-1].removeprefix("the same, "),
+        "what": names.METHODS[scheme].meaning.split(": ")[-1].removeprefix("the same, "),
         "examples": examples.sort_values("label", kind="stable")[list(task.text_columns)].to_numpy().tolist(),
         "notes": [note for note in (source.provenance.get("note"), *rows.notes) if note],
         "provenance": {**source.provenance, **made},
@@ -179,4 +174,4 @@ def describe_in_words(content: Mapping[str, Any]) -> str:
 def _write(folder: Path, content: dict[str, Any]) -> None:
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != BUNDLE_FILE}
     content["files"] = {name: {"bytes": len(it), "sha256": sha256(it).hexdigest()} for name, it in files.items()}
-    (folder / BUNDLE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / BUNDLE_FILE, content)

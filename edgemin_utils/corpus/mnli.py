@@ -54,13 +54,11 @@ def numbers(random: Random, people: Words, places: Words, label: int) -> Words:
     low = int(random.random() * 6)
     small, large = OWN.numbers[low], OWN.numbers[min(low + 2 + int(random.random() * 4), 7)]
     over, under = (f"more than {small}", f"more than {large}"), (f"fewer than {large}", f"fewer than {small}")
-    options = (
-        ((large, over[0]), (small, under[0]), over[::-1]),
-        (over, under, (over[0], large)),
-        ((small, over[1]), (large, under[1]), (over[1], under[1])),
-    )
+    entailed = (large, over[0]), (small, under[0]), over[::-1]
+    neutral = over, under, (over[0], large)
+    contradicted = (small, over[1]), (large, under[1]), (over[1], under[1])
     rest = f"{choose(random, people)}s {choose(random, WORDS.deeds)[1]}"
-    left, right = choose(random, options[label])
+    left, right = choose(random, (entailed, neutral, contradicted)[label])
     return f"{left} {rest}", f"{right} {rest}"
 
 

@@ -53,13 +53,12 @@ def relation_matrices(relations: Mapping[str, Any]) -> style.StudyFigure:
     figure = style.new_figure(len(models) * (side + 0.22) + 1.0, max(style.WIDTH, len(pairs) * side + 1.6))
     figure.set_layout_engine("compressed")  # panels have a fixed aspect
     grid = figure.subplots(len(models), len(pairs), sharex=True, sharey=True, squeeze=False)
-    for row, (model, matrices) in zip(grid, models.items(), strict=True):
-        for axes, pair in zip(row, pairs, strict=True):
-            look = {"vmin": 0, "vmax": highest, "cmap": "viridis", "cbar": False, "square": True}
-            seaborn.heatmap(np.asarray(matrices[pair]), ax=axes, xticklabels=tokens, yticklabels=tokens, **look)
-            axes.tick_params(axis="both", labelsize=6.5 if len(tokens) <= 20 else 4.5)
-            axes.tick_params(axis="x", rotation=90)
-            axes.set(title=pair if axes in grid[0] else "", ylabel=model if axes is row[0] else "")
+    for axes, (model, pair) in zip(grid.flat, [(model, pair) for model in models for pair in pairs], strict=True):
+        look = {"vmin": 0, "vmax": highest, "cmap": "viridis", "cbar": False, "square": True}
+        seaborn.heatmap(np.asarray(models[model][pair]), ax=axes, xticklabels=tokens, yticklabels=tokens, **look)
+        axes.tick_params(axis="both", labelsize=6.5 if len(tokens) <= 20 else 4.5)
+        axes.tick_params(axis="x", rotation=90)
+        axes.set(title=pair if axes in grid[0] else "", ylabel=model if axes in grid[:, 0] else "")
     figure.colorbar(grid[0, 0].collections[0], ax=grid, label="relation (probability)", shrink=0.6, extend="max")
     return figure
 
@@ -133,12 +132,11 @@ def bytes_by_part(models: Mapping[str, Mapping[str, float]]) -> style.StudyFigur
     frame = pd.DataFrame(models).T.fillna(0).rename(columns=lambda part: part.replace("_", " ")) / 1e6
     figure, axes = style.one_panel(1.1 + 0.34 * len(models))
     frame.plot.barh(stacked=True, ax=axes, width=0.7, color=style.CYCLE[: frame.shape[1]], legend=False)
-    total, middles = frame.sum(axis=1), frame.cumsum(axis=1) - frame / 2
-    for number, model in enumerate(frame.index):
-        for part in frame.columns[frame.loc[model] > 0.09 * total.max()]:
-            look: dict[str, Any] = {"color": "white", "ha": "center", "va": "center", "fontsize": 8}
-            axes.text(middles.loc[model, part], number, f"{frame.loc[model, part]:.2f}", **look)
-        axes.text(total[model] + 0.01 * total.max(), number, f"{total[model]:.2f} MB", va="center", fontsize=8)
+    total = frame.sum(axis=1)
+    for part, bars in zip(frame, list[Any](axes.containers), strict=True):
+        texts = [f"{size:.2f}" if size > 0.09 * total.max() else "" for size in frame[part]]
+        axes.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
+    axes.bar_label(bars, [f"{size:.2f} MB" for size in total], padding=3, fontsize=8)  # behind the last piece
     axes.set(xlabel="size (MB = 10$^6$ bytes)", xlim=(0, 1.18 * total.max()))
     axes.invert_yaxis()
     style.place_legend(figure, 5)
@@ -151,8 +149,8 @@ def layer_sensitivity(sensitivity: Mapping[str, Any]) -> style.StudyFigure:
     frame = pd.DataFrame(sensitivity["layers"])
     if frame.empty:
         return style.note_figure("no linear layer was quantized alone")
-    from_number = frame["layer"].str.extract(r"(?:^|\.)(\d+\..*)$", expand=False)
-    names = from_number.fillna(frame["layer"].str.split(".").str[-2:].str.join("."))
+    # From its number on, or the last two parts.
+    names = frame["layer"].str.extract(r"(?:^|\.)(\d+\..*|[^.]+\.[^.]+|[^.]+)$", expand=False)
     names = names if names.nunique() <= _MOST_LAYERS else names.str.replace(r"^\d+\.", "*.", regex=True)
     rows = {name: place for place, name in enumerate(dict.fromkeys(names))}
     figure = style.new_figure(1.4 + 0.19 * len(rows))

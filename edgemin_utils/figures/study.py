@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 
 from edgemin_utils.figures import style
 from edgemin_utils.results.comparisons import candidates, factorial_effects, pareto_front, process_medians, summary
@@ -38,7 +37,7 @@ def accuracy_over(frames: Frames, column: str = "ms_128") -> style.StudyFigure:
         for kind, part in rows.groupby("kind", sort=False):
             name, colour, marker = KINDS.get(str(kind), _OWN)
             values, bars = style.points_with_intervals(part, "accuracy", 100)
-            look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.6, "label": name}
+            look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.7, "label": name}
             axes.errorbar(part["x"], values, yerr=bars, **look)
         front = rows[pareto_front(rows[["x"]].assign(y=-rows["accuracy"]))].sort_values("x")
         axes.step(front["x"], 100 * front["accuracy"], where="post", color=style.GREY, linewidth=1.2, zorder=0)
@@ -51,9 +50,7 @@ def accuracy_over(frames: Frames, column: str = "ms_128") -> style.StudyFigure:
         place = {"xytext": (0, -36), "textcoords": "offset points", "va": "top", "fontsize": 6.8}
         axes.annotate("\n".join(named[task]), (0, 0), xycoords="axes fraction", **place)
     figure.axes[0].set_ylabel("accuracy (%)")
-    looks = dict.fromkeys(KINDS.get(kind, _OWN) for rows in every.values() for kind in rows["kind"])
-    handles = [Line2D([], [], color=c, marker=m, linestyle="none", label=name) for name, c, m in looks]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    style.place_legend(figure, 5, "outside upper center")
     return figure
 
 

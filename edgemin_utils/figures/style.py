@@ -2,7 +2,6 @@
 
 import functools
 import io
-import textwrap
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def note_figure(message: str) -> StudyFigure:
     """A figure that says why there is nothing to draw."""
     figure = new_figure(1.0)
     figure.is_note, figure.description = True, message
-    figure.text(0.5, 0.5, textwrap.fill(message, 90), ha="center", va="center", color=GREY)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY, wrap=True)
     return figure
 
 
@@ -74,15 +73,12 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:
-    buffer, metadata = io.BytesIO(), {"Date": None} if kind == "svg" else None
-    with matplotlib.style.context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("error", "constrained_layout not applied")
-        try:
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        except UserWarning:  # names so long that the layout leaves the panels no room: the page grows instead
-            warnings.filterwarnings("ignore", "constrained_layout not applied")
-            figure.set_layout_engine("none")
-            figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150, metadata=metadata, bbox_inches="tight")
+    metadata = {"Date": None} if kind == "svg" else None
+    buffer, save = io.BytesIO(), functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata)
+    with matplotlib.style.context(STYLE), warnings.catch_warnings(record=True) as said:
+        save(buffer)
+        if said:  # names so long that the layout leaves the panels no room: the page grows instead
+            save(buffer := io.BytesIO(), bbox_inches="tight")
     return buffer.getvalue()
 
 
@@ -91,11 +87,12 @@ def look(number: int) -> dict[str, Any]:
     return {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[(number + number // 7) % len(MARKERS)]}
 
 
-def place_legend(figure: Figure, columns: int = 3) -> None:
-    """One legend below all panels, of what the one that has most shows."""
-    handles, labels = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda each: len(each[1]))
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+def place_legend(figure: Figure, columns: int = 3, place: Any = "outside lower center") -> None:
+    """One legend of what all panels show, below them if no other place is named."""
+    every = [axes.get_legend_handles_labels() for axes in figure.axes]
+    shown = {label: handle for handles, labels in every for handle, label in zip(handles, labels, strict=True)}
+    if shown:
+        figure.legend([*shown.values()], [*shown], loc=place, ncols=min(columns, len(shown)))
 
 
 def logarithmic(axes: Axes) -> None:

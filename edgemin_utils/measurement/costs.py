@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from edgemin_utils.environment import available_cores, describe_environment, int8_sentence
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement import latency as timing
-from edgemin_utils.measurement.measured import graph_file, open_model
+from edgemin_utils.measurement.measured import open_model, without_torch
 from edgemin_utils.measurement.memory import answer_request, cpu_energy, in_fresh_process, peak_memory
 from edgemin_utils.measurement.operations import roofline_bound
 from edgemin_utils.measurement.peers import make_peers
@@ -48,7 +48,7 @@ def measure_costs(
     say: Callable[[str], None] = lambda text: None,
     memory_of: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """Times every model (name -> folder, hub id or .onnx file), or one for all of equal shapes and scheme, on fixed
+    """Times every model (name -> folder or hub id), or one for all of equal shapes and scheme, on fixed
     inputs and a hundred rows of texts; and measures peak memory (`memory_of`: of these alone). Gives latency: rows of
     model, timed_as, input, threads, process, `summarise` and, of one thread, bound_ms and attention_ms, its part (raw:
     times.parquet in `folder`); memory, energy: rows of model, timed_as, `peak_memory` or `cpu_energy`; tokenizer
@@ -69,7 +69,7 @@ def measure_costs(
         answers.append(in_fresh_process(__name__, {**request, "describe": place == 0}, max(threads), "latency"))
     for name in dict.fromkeys(timed_as[name] for name in (models if memory_of is None else memory_of)):
         say(f"peak memory of {name}")
-        memory[name] = peak_memory(graph_file(timed[name]) or timed[name], runs=settings.memory_runs)
+        memory[name] = peak_memory(without_torch(timed[name]), runs=settings.memory_runs)
     times = [{**row, "process": place} for place, answer in enumerate(answers) for row in answer["times"]]
     if folder is not None:
         frame = pd.DataFrame(times).explode("nanoseconds").astype({"nanoseconds": "int64"})
@@ -166,7 +166,7 @@ def measure_models(
     say: Callable[[str], None] = lambda text: None,
     peers: bool = False,
 ) -> dict[str, Any]:
-    """Everything about the models (folders, hub ids, .onnx files or bundles): what `measure_costs` gives, and models
+    """Everything about the models (folders, bundles or hub ids): what `measure_costs` gives, and models
     (name, model, size, operations), baseline (the first), speed_ups (ratios over processes), environment. With `peers`
     also of what `make_peers` makes of the first. Raises ModelError where one takes fewer tokens than any length."""
     if peers:

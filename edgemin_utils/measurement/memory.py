@@ -6,7 +6,6 @@ import pkgutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,20 +30,17 @@ def in_fresh_process(module: str, request: Mapping[str, Any], threads: int, what
     # The child finds what its parent finds, also where nothing is installed.
     places = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
     environment = {**os.environ, **limits, "PYTHONPATH": places}
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "request.json"
-        path.write_text(json.dumps(request), encoding="utf-8")
-        child = subprocess.run([sys.executable, "-m", module, path], capture_output=True, text=True, env=environment)
-        if child.returncode:
-            killed = f"killed by signal {-child.returncode} (out of memory?)" if child.returncode < 0 else "no message"
-            raise ModelError(f"{what}: its process failed: {(child.stderr.strip() or killed).splitlines()[-1]}")
-        return json.loads(path.with_suffix(".answer").read_text(encoding="utf-8"))
+    command, asked = [sys.executable, "-m", module], json.dumps(request)
+    child = subprocess.run(command, input=asked, capture_output=True, text=True, env=environment)
+    if child.returncode:
+        killed = f"killed by signal {-child.returncode} (out of memory?)" if child.returncode < 0 else "no message"
+        raise ModelError(f"{what}: its process failed: {(child.stderr.strip() or killed).splitlines()[-1]}")
+    return json.loads(child.stdout.splitlines()[-1])  # behind what libraries print
 
 
 def answer_request(answer: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
     """What a program for `in_fresh_process` does."""
-    path = Path(sys.argv[1])
-    path.with_suffix(".answer").write_text(json.dumps(answer(json.loads(path.read_text("utf-8")))), encoding="utf-8")
+    print("\n" + json.dumps(answer(json.load(sys.stdin))))
 
 
 def peak_resident_bytes() -> int:
@@ -86,14 +82,12 @@ def cpu_energy(work: Callable[[], Any], repeats: int = 1, folder: Path = Path("/
     return {"cpu_seconds": seconds, "joules": joules}
 
 
-def read_packages(folder: Path) -> dict[str, tuple[int, int]]:
+def read_packages(folder: Path) -> dict[str, tuple[int, ...]]:
     """Package zone -> (counter, value at which it wraps), in microjoules; empty where one cannot be read."""
+    files = ("energy_uj", "max_energy_range_uj")
     try:
-        return {
-            zone.name: (int((zone / "energy_uj").read_text()), int((zone / "max_energy_range_uj").read_text()))
-            for zone in sorted(Path(folder).glob("intel-rapl:*"))
-            if (zone / "name").read_text().startswith("package")
-        }
+        zones = [zone for zone in folder.glob("intel-rapl:*") if (zone / "name").read_text().startswith("package")]
+        return {zone.name: tuple(int((zone / file).read_text()) for file in files) for zone in zones}
     except (OSError, ValueError):
         return {}
 

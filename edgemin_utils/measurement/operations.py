@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 import timeit
 import warnings
 from collections.abc import Callable, Iterable
@@ -77,14 +76,18 @@ class Product(NamedTuple):
 
 def products_of(model: PreTrainedModel, batch: int, length: int) -> list[Product]:
     """Every matrix product of one forward of `batch` rows of `length` tokens, by the shapes of the layers. Attention is
-    a product a head for the scores and one for the weighted sum (Vaswani et al. 2017, table 1), never quantized."""
+    a product a head for the scores and one for the weighted sum (Vaswani et al. 2017, table 1), never quantized; behind
+    it the last layer of a bundle's graph, like the head of all, sees the first token alone."""
     sizes = stored_sizes(model) if is_exported(model) else {}  # of integers: under two bytes a weight
     modules, found = structure_of(model), []
+    parts = "attention_output feed_forward_in feed_forward_out".split()
+    late = [getattr(encoder_layers(modules)[-1], part) for part in parts]
+    late = late if getattr(model, "notes", {}).get("last_layer_first_token") else []
     for name, module in modules.named_modules():
         if hasattr(module, "in_features") and hasattr(module, "out_features"):
             weights, size = sizes.get(f"{name}.weight", (0, 0))
             precision = "int8" if is_packed(module) or size < 2 * weights else "fp32"
-            tokens = batch * (1 if part_of(f"{name}.weight") == "head" else length)  # the head sees the first alone
+            tokens = batch * (1 if part_of(f"{name}.weight") == "head" or module in late else length)
             found.append(Product("linear", precision, 1, tokens, module.in_features, module.out_features))
     for layer in encoder_layers(modules):
         heads, width = ("attention", "fp32", batch * layer.num_heads, length), layer.head_size
@@ -108,7 +111,19 @@ def count_operations(model: PreTrainedModel, batch: int, length: int) -> dict[st
     found = macs_of(products_of(model, batch, length))
     if is_exported(model) or found["int8_macs"]:
         return {**found, **dict.fromkeys("fvcore torch fvcore_ratio torch_ratio".split())}
-    tools = dict(zip(("fvcore", "torch"), _by_tools(model, batch, length), strict=True))
+    tokens = torch.full((batch, length), 2, dtype=torch.int64, device=next(model.parameters()).device)
+    before = model.config._attn_implementation  # perhaps fused, which both tools miss
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of constants that are constant here
+            analysis = FlopCountAnalysis(model, (tokens,)).tracer_warnings("none")
+            counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
+            with FlopCounterMode(display=False) as counter:
+                model(input_ids=tokens)
+    finally:
+        model.set_attn_implementation(before)
+    # fvcore puts 5 an element on layer norms, which are no products; of two FLOPs one is a MAC.
+    tools = {"fvcore": int(sum(counts.values()) - counts.get("layer_norm", 0)), "torch": counter.get_total_flops() // 2}
     return {**found, **tools, **{f"{tool}_ratio": count / found["macs"] for tool, count in tools.items()}}
 
 
@@ -116,29 +131,6 @@ def describe_costs(model: PreTrainedModel, lengths: Iterable[int], folder: Path 
     """model (see `describe_model`), size (see `size_of`), operations ("1x32" -> see `count_operations`; what fits)."""
     operations = {f"1x{each}": count_operations(model, 1, each) for each in lengths if each <= longest_input(model)}
     return {"model": describe_model(model), "size": size_of(model, folder), "operations": operations}
-
-
-def _by_tools(model: PreTrainedModel, batch: int, length: int) -> tuple[int, int]:
-    """By fvcore without layer norms, on which it puts 5 an element, and by torch, whose FLOPs are halved. Both miss
-    fused attention: fvcore gets a handler, torch's counter runs eager attention."""
-    tokens = torch.full((batch, length), 2, dtype=torch.int64, device=next(model.parameters()).device)
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # of constants that are constant here
-        analysis = FlopCountAnalysis(model, (tokens,))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        found, before = analysis.by_operator(), model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(input_ids=tokens)
-    finally:
-        model.set_attn_implementation(before)
-    return int(sum(found.values()) - found.get("layer_norm", 0)), counter.get_total_flops() // 2
-
-
-def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    query, key, value = (item.type().sizes() for item in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def roofline_bound(products: Iterable[Product], bytes_read: int) -> float:
@@ -149,11 +141,8 @@ def roofline_bound(products: Iterable[Product], bytes_read: int) -> float:
 
 @functools.cache
 def _best_time(work: Product | int) -> float:
-    """Seconds, the least of three or more calls after a warm-up, so that a busy machine does not raise the bound."""
-    call, times, started = _kernel(work), list[float](), time.perf_counter()
-    while len(times) < 4 or time.perf_counter() - started < 0.01:
-        times.append(timeit.timeit(call, number=1))
-    return min(times)
+    """Seconds, the least of many calls, so that a busy machine does not raise the bound."""
+    return min(timeit.repeat(_kernel(work), number=1, repeat=30))
 
 
 def _kernel(product: Product | int) -> Callable[[], Any]:

@@ -17,7 +17,9 @@ _WAY = "pip install 'edgemin[peers]' brings it, with NNCF"
 
 def make_peers(source: str, folder: Path) -> tuple[dict[str, str], list[str]]:
     """Peer -> where it lies below `folder`, made of the float model `source`; and why others are not there."""
-    from edgemin_utils.quantization.schemes import load_model, quantize, save_quantized
+    from edgemin_utils.encoders import input_names, longest_input
+    from edgemin_utils.measurement.latency import fixed_inputs
+    from edgemin_utils.quantization.schemes import load_model, quantize, quiet_libraries, save_quantized
 
     model, schemes, notes = load_model(source), ["onnx-int8", "bfloat16"], list[str]()
     if processor_flags().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"}):
@@ -26,28 +28,19 @@ def make_peers(source: str, folder: Path) -> tuple[dict[str, str], list[str]]:
         save_quantized(quantize(model, scheme), folder / scheme, scheme)
     made = {scheme: str(folder / scheme) for scheme in schemes}
     try:
-        made["openvino-int8"] = str(_openvino_int8(model, folder / "openvino-int8.xml"))
-        return made, [*notes, "OpenVINO's ranges come of random tokens: its times count here, not its answers."]
+        import nncf
+        import openvino
     except ImportError:
         return made, [*notes, f"OpenVINO is left out; {_WAY}."]
-
-
-def _openvino_int8(model: Any, path: Path) -> Path:
-    import nncf
-    import openvino
-
-    from edgemin_utils.encoders import input_names, longest_input
-    from edgemin_utils.measurement.latency import fixed_inputs
-    from edgemin_utils.quantization.schemes import quiet_libraries
-
     size = 1, min(128, longest_input(model)), model.config.vocab_size
     rows = (fixed_inputs(*size, seed) for seed in range(32))
     inputs = [{name: row.get(name, 0 * row["input_ids"]) for name in input_names(model)} for row in rows]
     with quiet_libraries():
         graph = openvino.convert_model(model, example_input=inputs[0])
         graph = nncf.quantize(graph, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER)
-        openvino.save_model(graph, path)
-    return path
+        openvino.save_model(graph, folder / "openvino-int8.xml")
+    made["openvino-int8"] = str(folder / "openvino-int8.xml")
+    return made, [*notes, "OpenVINO's ranges come of random tokens: its times count here, not its answers."]
 
 
 class OpenVinoModel:

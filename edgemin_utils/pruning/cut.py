@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from edgemin_utils.encoders import encoder_layers, model_with_layers, word_table
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.pruning.importance import Importance, Ranking, full_masks, importance, masked_units, unit_count
-from edgemin_utils.pruning.vocabulary import keep_vocabulary
+from edgemin_utils.pruning.vocabulary import keep_vocabulary, share_rows
 from edgemin_utils.settings import Settings, nearest, whole_share
 from edgemin_utils.training import Phase, predict
 
@@ -82,8 +82,8 @@ def rounds(
         elif units == "vocabulary":
             before, table = model.num_parameters(), word_table(model)
             cut.removed = [sorted(set(range(table.num_embeddings)) - set(kept_tokens))]
-            keep_vocabulary(model, kept_tokens)
-            cut.count(before, len(cut.removed[0]) * table.embedding_dim)
+            (share_rows if settings.vocabulary_nearest else keep_vocabulary)(model, kept_tokens)
+            cut.count(before, len(cut.removed[0]) * table.embedding_dim * (not settings.vocabulary_nearest))
         yield cut
 
 

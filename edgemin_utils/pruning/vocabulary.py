@@ -1,6 +1,7 @@
 """Cutting the vocabulary: a tokenizer without the tokens that a corpus does not need, the embedding without their rows.
 WordPiece cuts a word greedily, the longest known piece first (Wu et al. 2016): a text whose pieces are all kept is cut
-as before and gets the same logits; a word that lost one falls into shorter ones, down to characters, which are kept."""
+as before and gets the same logits; a word that lost one falls into shorter ones, down to characters, which are kept.
+Instead, words may keep their tokens and share rows of the embedding, of which a bundle's graph stores each once."""
 
 import copy
 import json
@@ -9,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
+import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from edgemin_utils.encoders import word_table
@@ -20,8 +23,8 @@ def tokens_in_use(
     tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1, most: int | None = None
 ) -> list[int]:
     """Ids to keep, sorted: special and added tokens, single characters, alone and as continuations, and tokens seen in
-    `texts` at least `occurrences` times, of more than `most` those seen most often. Raises MethodRefused where the
-    tokenizer is not WordPiece, or `most` holds too few."""
+    `texts` at least `occurrences` times, of more than `most` those seen most often; what room is left takes others in
+    their order, in which frequent ones come first. Raises MethodRefused for no WordPiece, or too small a `most`."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece":
         raise MethodRefused(f"a {model['type']} vocabulary is not cut; take a WordPiece model (BERT or ELECTRA)")
@@ -34,7 +37,9 @@ def tokens_in_use(
     if most is not None:
         if most < len(kept):
             raise MethodRefused(f"{most:,} tokens do not hold the {len(kept):,} specials and characters; allow more")
-        seen = sorted(seen, key=lambda number: (-counts[number], number))[: most - len(kept)]
+        others = sorted(number for token, number in model["vocab"].items() if not token.startswith("[unused"))
+        ranked = dict.fromkeys([*sorted(seen, key=lambda number: (-counts[number], number)), *others])
+        seen = [number for number in ranked if number not in kept][: most - len(kept)]
     return sorted(kept.union(seen))
 
 
@@ -58,6 +63,15 @@ def keep_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> None:
     word.weight = nn.Parameter(word.weight.detach()[list(kept)])
     word.num_embeddings, word.padding_idx = len(kept), padding
     model.config.vocab_size, model.config.pad_token_id = len(kept), padding
+
+
+def share_rows(model: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Gives every token that is not kept, in place, the embedding row of the kept one that is nearest by cosine."""
+    table, numbers = word_table(model).weight.data, torch.tensor(kept)
+    directions = functional.normalize(table, dim=1)
+    nearest = torch.cat([(some @ directions[numbers].T).argmax(dim=1) for some in directions.split(1024)])
+    nearest[numbers] = torch.arange(len(numbers))
+    table.copy_(table[numbers][nearest])
 
 
 def _renumber(processor: Any, numbers: Mapping[int, int]) -> None:

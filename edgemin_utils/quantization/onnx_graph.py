@@ -94,7 +94,7 @@ def operator(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> 
 
 def look_ups(graph: Graph, word: bool) -> list[onnx.NodeProto]:
     """The operators that look something up: rows of the word embedding, or all others."""
-    return [node for node in graph.nodes if node.op_type == "Gather" and word == (node.input[1] == "input_ids")]
+    return [node for node in graph.nodes if node.op_type == "Gather" and word == (node.output[0] == "words")]
 
 
 def classifier_graph(
@@ -169,7 +169,7 @@ class _Writer:
         ids = graph.store("position_ids", np.arange(reserved, len(table)))
         places = graph.add("Slice", [ids, zero, count], "places")
         stored = self.store(f"{self.names[positions]}.weight", table, positions)
-        words = graph.add("Gather", [self.stored(word), "input_ids"], "words")
+        words = graph.add("Gather", [*self.words(word)], "words")
         whole = self.model.get_input_embeddings()
         looked_up = [words if whole is word else self.product(whole.widen, words)]
         looked_up += [graph.add("Gather", [stored, places], "positions")]
@@ -181,6 +181,17 @@ class _Writer:
         for linear in self.widening:
             states = self.linear(linear, states)
         return states
+
+    def words(self, module: nn.Embedding) -> tuple[str, str]:
+        """The word embedding and which of its rows are asked for; rows that many tokens share are stored once."""
+        table, name = module.weight.detach().numpy(), f"{self.names[module]}.weight"
+        rows, places = np.unique(table, axis=0, return_inverse=True)
+        if not self.edge or len(rows) > 0.9 * len(table):
+            return self.stored(module), "input_ids"
+        kind = np.uint16 if len(rows) <= 2**16 else np.int32
+        row_of = self.graph.store(f"{name}_places", places.reshape(-1).astype(kind))
+        asked = self.graph.add("Gather", [row_of, "input_ids"], "word_places")
+        return self.store(name, rows, module), self.graph.add("Cast", [asked], "word_rows", to=TensorProto.INT64)
 
     def layer(self, layer: Any, states: str, mask: str, attention: bool, first_alone: bool) -> str:
         graph, whole = self.graph, f"{self.names[layer.query].rpartition('.')[0]}.qkv"

@@ -105,7 +105,7 @@ class OnnxScheme(Scheme):
         for node in graph.model.graph.node:
             node.name = ""
         fused = sum(operators.get(name, 0) for name in ("Attention", "QAttention", "MultiHeadAttention"))
-        notes = {"sizes": sizes, "operators": operators, "fused_attention": fused}
+        notes = {"sizes": sizes, "operators": operators, "fused_attention": fused, "last_layer_first_token": self.edge}
         if self.edge:  # whose graph has no further positions
             model.config.max_position_embeddings -= longest_input(model) - longest
         return OnnxClassifier(graph.serialized(), model.config, layer_shapes(model), notes)

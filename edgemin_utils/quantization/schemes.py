@@ -133,7 +133,7 @@ def save_quantized(model: PreTrainedModel, folder: str | Path, scheme: str, toke
     config = model.config.to_dict()
     notes = {"notes": model.notes} if hasattr(model, "notes") else {}
     about = {"model_type": config["model_type"], "scheme": scheme, **layer_shapes(structure_of(model)), **notes}
-    config |= {"edgemin": about, "model_type": QUANTIZED_MODEL_TYPE}
+    config |= {"edgemin": about, "model_type": QUANTIZED_MODEL_TYPE, "_name_or_path": ""}  # no folder of one's own
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

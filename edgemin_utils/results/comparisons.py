@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from edgemin_utils import statistics
-from edgemin_utils.names import kind_of
+from edgemin_utils import names, statistics
 from edgemin_utils.results.table import COLUMNS, Frames
-from edgemin_utils.statistics import NO_LOSS_MARGIN, Estimate
 
 FACTORS = ("distilled", "pruned", "quantized")
 LEVEL = 0.05
@@ -31,8 +29,7 @@ def summary(frames: Frames) -> pd.DataFrame:
     teachers = frame[frame["model"] == "teacher"].groupby("task")[["bytes", "macs_128"]].mean()
     for name, own in {"smaller": "bytes", "fewer": "macs_128"}.items():
         frame[name] = frame["task"].map(teachers[own]) / frame[own]
-    for _, family in frame[frame["p"].notna()].groupby(["task", "split", "kind"]):
-        frame.loc[family.index, "p"] = statistics.holm_correction(family["p"].tolist())
+    frame["p"] = frame.dropna(subset="p").groupby(["task", "split", "kind"])["p"].transform(statistics.holm_correction)
     frame.loc[(frame["p"] > LEVEL) & frame["verdict"].isin(["better", "worse"]), "verdict"] = "undecided"
     return frame
 
@@ -45,13 +42,13 @@ def _row(frames: Frames, place: tuple[str, str, str], group: pd.DataFrame) -> di
     row |= group[_MEANS].astype(float).mean().to_dict() | {"compared_with": source_of(model, frames.models(task))}
     own, both = frames.right_rows(task, split, model), frames.right_rows(task, split, "teacher", model)
     medians, other = process_medians(frames, task, ["teacher", model]), model != "teacher"
-    row |= ends("accuracy", Estimate(*np.clip(np.array(statistics.contrast(own, [1])), 0, 1)) if own else None)
+    row |= ends("accuracy", statistics.Estimate(*np.array(statistics.contrast(own, [1])).clip(0, 1)) if own else None)
     row |= ends("kept", statistics.share_kept(*both) if other and both and both[0].any() else None)
     row |= ends("faster", statistics.contrast_of_latencies(medians, [1, -1]) if other and medians else None)
     pair = frames.right_rows(task, split, row["compared_with"], model)
     change = statistics.contrast(pair, [-1, 1]) if pair else None
     row |= {"p": statistics.p_value(*pair) if pair else None, **ends("difference", change)}
-    return row | {"verdict": statistics.verdict(change, NO_LOSS_MARGIN) if change else ""}
+    return row | {"verdict": statistics.verdict(change, statistics.NO_LOSS_MARGIN) if change else ""}
 
 
 def source_of(model: str, known: Sequence[str]) -> str:
@@ -61,7 +58,7 @@ def source_of(model: str, known: Sequence[str]) -> str:
     if not source:
         return "" if model == "teacher" else "teacher" if model.startswith("none") else plain_student(model, known)
     control = f"{source}+{_control(last)}"
-    return control if kind_of(last) == "pruning" and last != _control(last) and control in known else source
+    return control if names.kind_of(last) == "pruning" and last != _control(last) and control in known else source
 
 
 def plain_student(student: str, known: Sequence[str]) -> str:
@@ -76,7 +73,7 @@ def _control(cut: str) -> str:
     return ",".join(["uncut", *(change for change in cut.split(",")[1:] if change.startswith("recovery"))])
 
 
-def ends(name: str, found: Estimate | None) -> dict[str, float | None]:
+def ends(name: str, found: statistics.Estimate | None) -> dict[str, float | None]:
     """An estimate as columns of a table: name, name_low, name_high."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), found or (None, None, None), strict=True))
 
@@ -94,7 +91,7 @@ def factorial_models(frames: Frames, task: str) -> dict[tuple[bool, ...], str]:
     """(distilled, pruned, quantized) -> model of a task's first complete factorial, if any; uncut is the control."""
     models, cells = frames.models(task), list(itertools.product((False, True), repeat=len(FACTORS)))
     for steps in (name.split("+") for name in models if not name.startswith("none")):
-        if [kind_of(step) for step in steps] == ["distillation", "pruning", "quantization"]:
+        if [names.kind_of(step) for step in steps] == ["distillation", "pruning", "quantization"]:
             student, cut, scheme = steps
             choices = (plain_student(student, models), student), (f"+{_control(cut)}", f"+{cut}"), ("", f"+{scheme}")
             eight = dict(zip(cells, map("".join, itertools.product(*choices)), strict=True))
@@ -116,7 +113,8 @@ def factorial_effects(frames: Frames) -> pd.DataFrame:
                 found = statistics.contrast(right, weights)
                 ratio = statistics.contrast_of_latencies(medians, weights) if medians else None
                 row = {"label": frames.label(task, split), "effect": effect, **ends("difference", found)}
-                rows.append({**row, "verdict": statistics.verdict(found, NO_LOSS_MARGIN), **ends("latency", ratio)})
+                row["verdict"] = statistics.verdict(found, statistics.NO_LOSS_MARGIN)
+                rows.append({**row, **ends("latency", ratio)})
     return pd.DataFrame(rows)
 
 
@@ -130,10 +128,9 @@ def pareto_front(costs: ArrayLike) -> np.ndarray:
 def candidates(frames: Frames, task: str, latency: str = "ms_128") -> pd.DataFrame:
     """The rows of `summary` of a task's models on its main dev split, best accuracy first, with `on_front`."""
     frame = summary(frames).query("task == @task and main and accuracy == accuracy")
-    values = frame[["accuracy", "bytes", latency]].astype(float).to_numpy() * [-1, 1, 1]
     # Files of equal shapes differ by a few bytes, which is no gain.
-    rounded = np.vectorize(lambda value: float(f"{value:.4g}"), otypes=[float])(values)
-    frame = frame.assign(on_front=pareto_front(rounded))
+    rounded = frame[["accuracy", "bytes", latency]].astype(float).map(lambda value: float(f"{value:.4g}"))
+    frame = frame.assign(on_front=pareto_front(rounded * [-1, 1, 1]))
     return frame.sort_values(["accuracy", latency, "bytes"], ascending=[False, True, True], kind="stable")
 
 

@@ -177,7 +177,7 @@ def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, 
         if there:
             shutil.copytree(destination, copy, dirs_exist_ok=True)
             frames, before = _with_others(frames, read_frames(destination)), (copy / "README.md").read_text("utf-8")
-            if before.partition("\n")[0] != text.partition("\n")[0]:  # of another study
+            if before.partition("## Made by")[2].partition("## ")[0] not in text:  # rows that stay are of its commands
                 with (copy / "README-before.md").open("a", encoding="utf-8") as file:
                     file.write(before)
         frames.results.to_csv(copy / RESULTS, index=False, float_format="%.8g", lineterminator="\n")
@@ -194,12 +194,19 @@ def publish(study: Path | str, destination: Path | str, draw: Callable[[Frames, 
 
 
 def _with_others(newer: Frames, older: Frames) -> Frames:
-    """The newer frames, behind what the older ones hold of other tasks and seeds."""
+    """The newer frames, behind what the older ones hold of other tasks and seeds, and of other models of the same
+    teacher, known by its answers to the dev rows."""
     chains, joined = set(zip(newer.results["task"], newer.results["seed"], strict=True)), dict[str, Any]()
+    teachers = [it.predictions.query("model == 'teacher'").sort_values(["split", "row"]) for it in (newer, older)]
+    groups = (rows.groupby(["task", "seed"], observed=True)["prediction"] for rows in teachers)
+    ours, theirs = (answers.agg(bytes).to_dict() for answers in groups)
+    same = {chain for chain in chains if ours.get(chain) == theirs.get(chain, "")}
     for name in ("results", "predictions", "times"):
-        rows = getattr(older, name)
-        other = [chain not in chains for chain in zip(rows["task"], rows["seed"], strict=True)]
-        joined[name] = pd.concat([rows[other], getattr(newer, name)], ignore_index=True)
+        rows, more = getattr(older, name), getattr(newer, name)
+        made, places = (list(zip(each["task"], each["seed"], each["model"], strict=True)) for each in (more, rows))
+        new = set(made)
+        kept = [place[:2] not in chains or (place[:2] in same and place not in new) for place in places]
+        joined[name] = pd.concat([rows[kept], more], ignore_index=True)
     return replace(newer, **joined)
 
 

@@ -57,7 +57,19 @@ def verdicts(frames: Frames) -> list[str]:
         said = [f"{row.verdict} on {row.label}, {at:+.1f} [{low:+.1f}, {high:+.1f}]" for row, at, low, high in found]
         against = " and ".join(sorted({row.compared_with for row in rows}))
         sentences += [f"**{step}** (points against {against}): {'; '.join(said)}."] if said else []
-    return sentences
+    return [*sentences, *cautions(frames)]
+
+
+def cautions(frames: Frames) -> list[str]:
+    """A sentence for each task whose teacher's interval reaches down to what its most frequent dev label scores."""
+    teachers, said = summary(frames).query("main and model == 'teacher' and accuracy == accuracy"), list[str]()
+    for row in teachers.itertuples():
+        own = frames.predictions.query("task == @row.task and split == @row.split and model == 'teacher'")
+        most = own["label"].value_counts(normalize=True).max()
+        if row.accuracy_low <= most:
+            score = f"{100 * row.accuracy:.1f} %, where the most frequent label alone gives {100 * most:.1f} %"
+            said.append(f"ATTENTION: the teacher on {row.label} has {score}; what is kept of it says nothing.")
+    return said
 
 
 def budgets(frames: Frames) -> pd.DataFrame:
@@ -96,14 +108,14 @@ def write_tables(frames: Frames, folder: Path) -> list[Path]:
 
 def terminal_table(study: Path | str) -> str:
     """What a study ends with on a terminal: at most twelve rows a task, and how to read them."""
-    parts = list[str]()
-    for label, rows in headline(read_frames(study)).groupby("label", sort=False):
+    frames, parts = read_frames(study), list[str]()
+    for label, rows in headline(frames).groupby("label", sort=False):
         for left_out in ("label what", "label what faster", "label what faster ms_128"):
             text = as_text(rows.drop_duplicates("model").drop(columns=left_out.split()).head(12))
             if max(map(len, text.splitlines())) <= 118:
                 break
         parts.append(f"{label}\n{text}")
-    return "\n\n".join([*parts, READING])
+    return "\n\n".join([*parts, *cautions(frames), READING])
 
 
 def recommend_models(
