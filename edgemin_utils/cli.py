@@ -22,7 +22,7 @@ from edgemin_utils.names import EXAMPLES, LISTS, METHODS
 from edgemin_utils.rows.tokens import load_tokenizer, read_config
 from edgemin_utils.run import BROKEN, open_chains, run_study, say_rows
 from edgemin_utils.settings import PROFILES, load_settings, read_value, setting_fields, study_folder
-from edgemin_utils.study import Chain, find_chains, find_records, say_once, study_status
+from edgemin_utils.study import Chain, find_chains, find_records, require_writable, say_once, study_status
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # which are left to `read_overrides`
@@ -133,6 +133,7 @@ def train(
     for stage in (stage for chain in chains for stage in chain.plan.values()):
         stage.require()
     if os.environ.get("RANK", "0") == "0":  # the first of the processes that a launcher started
+        require_writable(chains[0].study)
         say_rows(chains)  # what it refuses is refused before torch is imported
     with joined_processes():
         from edgemin_utils.steps import make_kinds
@@ -211,10 +212,10 @@ def bundle(
     Example: edgemin bundle outputs/demo/sst2/seed-0/minilmv2 --output sentiment"""
     from edgemin_utils.bundle.checks import DEFAULT_SCHEME, check_source, check_target
 
-    check_source(model, task or None, overrides := read_overrides(more.args))
-    check_target(Path(output).expanduser(), scheme or DEFAULT_SCHEME)
     if not max_drop >= 0:
         raise SettingError(f"--max-drop is {max_drop}; give points from 0 on")
+    check_source(model, task or None, overrides := read_overrides(more.args))
+    check_target(Path(output).expanduser(), scheme or DEFAULT_SCHEME)
     from edgemin_utils.bundle.making import describe_in_words, make_bundle, open_source  # imports torch
 
     source = open_source(model, task or None, overrides)
@@ -259,6 +260,8 @@ def measure(
     asked = (_numbers("--lengths", lengths, 1), _numbers("--threads", threads), "quick" if quick else "full")
     if max(asked[1]) > (cores := available_cores()):
         raise SettingError(f"--threads is {threads}; this machine lets {cores} be used")
+    if out:
+        require_writable(Path(out).absolute().parent)
     models = [*filter(None, [against]), *models]
     for name, path in ((name, Path(name).expanduser()) for name in models):
         if (path / "config.json").is_file():

@@ -20,7 +20,7 @@ _BERT = """encoder.layer attention.self.query attention.self.key attention.self.
     intermediate.dense output.dense intermediate_size""".split()
 _DISTILBERT = """transformer.layer attention.q_lin attention.k_lin attention.v_lin attention.out_lin ffn.lin1 ffn.lin2
     hidden_dim""".split()
-_NAMES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT, "electra": _BERT}
+_NAMES = {"bert": _BERT, "distilbert": _DISTILBERT, "roberta": _BERT, "electra": _BERT, "mobilebert": _BERT}
 FAMILIES = {family: dict(zip(_PARTS, names, strict=True)) for family, names in _NAMES.items()}
 
 
@@ -76,7 +76,8 @@ def parts_of(family: str) -> Mapping[str, str]:
 
 def encoder_layers(model: PreTrainedModel) -> list[EncoderLayer]:
     """The model's transformer layers, first to last."""
-    parts, size = parts_of(model.config.model_type), model.config.hidden_size // model.config.num_attention_heads
+    config, parts = model.config, parts_of(model.config.model_type)
+    size = getattr(config, "true_hidden_size", config.hidden_size) // config.num_attention_heads  # MobileBERT's is thin
     layers = cast(nn.ModuleList, model.base_model.get_submodule(parts["layers"]))
     return [EncoderLayer(module, parts, size) for module in layers]
 
@@ -117,6 +118,12 @@ def input_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Which of input_ids, attention_mask and token_type_ids the model takes; a single type (RoBERTa) counts as none."""
     names = ("input_ids", "attention_mask")
     return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
+
+
+def require_whole_layers(model: PreTrainedModel, what: str) -> None:
+    """Raises MethodRefused for MobileBERT, whose layers have parts that `what` knows nothing of."""
+    if hasattr(model.config, "true_hidden_size"):
+        raise MethodRefused(f"{what} knows nothing of MobileBERT's bottlenecks; take another student or a torch scheme")
 
 
 def longest_input(model: PreTrainedModel) -> int:
@@ -182,7 +189,8 @@ def _find_state(model: PreTrainedModel, name: str) -> tuple[nn.Module, int]:
     """The module that gives out a state (takes it in, if it is a context), and the state's width."""
     what, _, number = name.partition(".")
     if what == "embeddings":
-        return embeddings_of(model), getattr(model.config, "embedding_size", model.config.hidden_size)
+        narrow = model.config.model_type == "electra"  # which widens them behind the norm
+        return embeddings_of(model), model.config.embedding_size if narrow else model.config.hidden_size
     if what not in "query key value context hidden cls".split() or not number.removeprefix("-").isdigit():
         raise ModelError(f"there is no state {name!r}; states are called as in query.0, hidden.-1 or embeddings")
     layer = encoder_layers(model)[layer_number(model, int(number))]

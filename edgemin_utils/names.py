@@ -35,6 +35,8 @@ for _name, (_kind, _value, _own, _meaning, _demands) in _FILE["methods"].items()
 EXAMPLES: Mapping[str, str] = _FILE["examples"]
 IMPLEMENTATIONS: dict[str, Any] = dict(_FILE["implementations"])
 """Name of an objective -> "module:class" in distillation/, or the class of one of one's own."""
+SCHEME_CLASSES: Mapping[str, tuple[str, dict[str, Any]]] = _FILE["schemes"]
+"""Name of a scheme -> "module:class" in quantization/, and what that is made with."""
 LISTS: dict[str, list[str]] = dict(_FILE["lists"])
 LISTS["objectives"] = [name for name in METHODS if METHODS[name].kind == "distillation" and name != "none-pretrained"]
 _GRID = (5e-5, 1e-4, 2e-4)

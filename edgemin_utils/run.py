@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,12 +21,12 @@ import joblib
 import psutil
 
 import edgemin_utils
-from edgemin_utils.errors import MethodRefused, SettingError, StorageError
+from edgemin_utils.errors import DataError, MethodRefused, ModelError, SettingError, StorageError
 from edgemin_utils.rows.splits import load_task_data
 from edgemin_utils.rows.tasks import TASKS, own_task_name
 from edgemin_utils.rows.tokens import check_fit, check_vocabulary, load_tokenizer, read_config
 from edgemin_utils.settings import MADE_HERE, absolute_paths, changed_settings, load_settings, nearest, project_folder
-from edgemin_utils.study import Chain, Stage, open_chain, plain, say_once, write_json
+from edgemin_utils.study import Chain, Stage, open_chain, plain, require_writable, say_once, write_json
 
 CHAIN_NOTEBOOKS = ("01_teacher", "02_distillation", "03_pruning", "04_quantization")
 STUDY_NOTEBOOKS = ("05_analysis", "06_paper")
@@ -96,6 +95,11 @@ def say_rows(chains: Iterable[Chain]) -> None:
         settings = chain.settings
         given = [name for name in (settings.teacher, settings.student) if name not in MADE_HERE]
         configs = {name: read_config(name) for name in given if os.path.isabs(name)}
+        if whole := [name for name, config in configs.items() if (config.get("edgemin") or {}).get("scheme")]:
+            raise ModelError(f"{whole[0]} holds integers, which are not trained; give the float model it came from")
+        for name in filter(None, {stage.settings.vocabulary_text for stage in chain.plan.values()}):
+            if not Path(name).expanduser().is_file():
+                raise DataError(f"vocabulary_text {name} is no file")
         data = load_task_data(settings, chain.task, chain.seed)
         notes, tokenizers = [data.source, *data.notes], [load_tokenizer(name) for name in given]  # imports torch
         taught = [stage.settings for stage in chain.plan.values() if stage.kind == "distillation" and stage.teacher]
@@ -133,11 +137,7 @@ def _check_before_start(chains: list[Chain], paths: list[Path]) -> None:
         return
     say_rows(needy)
     study, needed = chains[0].study, GIGABYTES[chains[0].settings.profile] * len(needy)
-    try:
-        study.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=study).close()
-    except OSError as error:
-        raise StorageError(f"{study} cannot be written ({error.strerror}); choose another --output-dir") from error
+    require_writable(study)
     if (free := shutil.disk_usage(study).free / 1e9) < needed:
         raise StorageError(f"{study} has {free:.2g} GB free; it may take {needed:.2g}; choose another --output-dir")
     _check_kernel()

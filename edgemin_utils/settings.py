@@ -119,7 +119,6 @@ class Settings:
     vocabulary_text: str | None = _s(None, "text file whose tokens a vocabulary cut keeps; none: train rows")
     vocabulary_all_rows: bool = _s(False, "also keep the tokens of train rows that are not in use")
     vocabulary_nearest: bool = _s(False, "cut words share the row of the nearest that stays; else shorter pieces")
-    vocabulary_occurrences: int = _s(1, "times that a token must be seen there to stay", "occurrences")
     scan_criteria: list[str] = _s(["gradient", "magnitude"], "criteria whose order scans follow", "", "scan", CRITERIA)
     scan_rows: int = _s(256, "hold-out rows on which scans and sensitivity look", "rows", "scan")
     random_draws: int = _s(2, "random orders that the scans are held against", "draws", "scan")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from edgemin_utils import checkpoints
+from edgemin_utils.distillation.mobilebert import bottleneck_student
 from edgemin_utils.distillation.objective import Objective, find_objective, recovery_loss
 from edgemin_utils.distillation.relations import relation_matrices
 from edgemin_utils.distillation.teacher import Teacher
@@ -126,6 +127,8 @@ def make_student_model(stage: Stage) -> tuple[Tokenizer, PreTrainedModel]:
     set_seed(stage.chain.seed)
     if len(stage.read_name.steps) > 1:
         return tokenizer, start
+    if stage.step.method == "mobilebert":
+        return tokenizer, bottleneck_student(start, settings.dropout)
     if name == "scratch":
         return tokenizer, _scratch(settings, "student", tokenizer, labels)
     if name == "pretrained-layers":
@@ -226,8 +229,7 @@ def recovery_phase(stage: Stage, cut: Cut, teacher: Teacher | None) -> Phase:
 
 def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
     """The tokenizer behind a cut, and the tokens that stay, of a file, of the train rows or of all; the rows' own and
-    [] where it cuts no vocabulary. Raises DataError where the file is no text, MethodRefused where shared rows would
-    be trained apart."""
+    [] where it cuts no vocabulary. Raises DataError for no text, MethodRefused where training parts shared rows."""
     settings, texts = stage.settings, rows.data.texts
     if stage.step.method != "vocabulary":
         return rows.tokenizer, []
@@ -241,7 +243,7 @@ def cut_words(stage: Stage, rows: Rows) -> tuple[Tokenizer, list[int]]:
     elif settings.vocabulary_all_rows:
         texts = [*texts, *rows.data.unused]
     most = int(stage.step.value) if stage.step.value else None
-    kept = tokens_in_use(rows.tokenizer, texts, settings.vocabulary_occurrences, most)
+    kept = tokens_in_use(rows.tokenizer, texts, most)
     return rows.tokenizer if settings.vocabulary_nearest else cut_tokenizer(rows.tokenizer, kept), kept
 
 

@@ -50,8 +50,13 @@ class Record(types.SimpleNamespace):
 
     @property
     def outcome(self) -> str:
-        """For the terminal: how long it took, or why it was refused."""
-        return f"refused: {self.refused}" if self.refused else f"{self.seconds:.0f} s"
+        """For the terminal: how long it took and how often it is right, or why it was refused."""
+        said = f"refused: {self.refused}" if self.refused else f"{self.seconds:.0f} s"
+        for counts in list((self.results.get("confusion") or {}).values())[:1]:  # true label by answer
+            right, rows = sum(row[at] for at, row in enumerate(counts)), [sum(row) for row in counts]
+            alone = f" (ATTENTION: the most frequent label alone gives {100 * max(rows) / sum(rows):.1f} %)"
+            said += f", {100 * right / sum(rows):.1f} % right{alone * (right <= max(rows))}"
+        return said
 
 
 class State(NamedTuple):
@@ -277,13 +282,15 @@ def open_chain(
     for name, value in {"task": task, "profile": profile, "output_dir": output_dir or ""}.items():
         if not isinstance(value, str | os.PathLike):
             raise SettingError(f"{name} is {value!r}; give text (with papermill: -r {name} ..., or -y for overrides)")
+    if not isinstance(replace, bool):
+        raise SettingError(f"replace is {replace!r}; give true or false (with papermill: -y 'replace: true')")
     settings, folder = load_settings(profile, overrides), study_folder(output_dir, profile)
     if folder.is_file():
         raise SettingError(f"{folder} is a file; --output-dir names a folder")
     drive, colab = Path("/content/drive"), "google.colab"
     if colab in sys.modules and folder.is_relative_to(drive) and not (drive / "MyDrive").is_dir():
         __import__(f"{colab}.drive", fromlist=["mount"]).mount(str(drive))  # Colab asks for permission
-    chain = Chain(settings, resolve_task(settings, task).name, seed, folder, bool(replace))
+    chain = Chain(settings, resolve_task(settings, task).name, seed, folder, replace)
     _ = chain.plan  # an unknown model is refused here
     return chain
 
@@ -358,7 +365,8 @@ def code_of(kind: str, method: str, taught: bool = True) -> dict[str, str]:
         if file not in found and (_PACKAGE / file).is_file():
             found[file], imported = _read_code(file)
             waiting += imported if taught or file != "distillation/objective.py" else ()
-    return dict(sorted(found.items()))
+    options = {"scheme": _digest(names.SCHEME_CLASSES[method])} if method in names.SCHEME_CLASSES else {}
+    return dict(sorted(found.items())) | options
 
 
 @functools.cache
@@ -438,6 +446,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def require_writable(folder: Path) -> None:
+    """Makes a folder; raises StorageError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); choose another place") from error
 
 
 @contextlib.contextmanager

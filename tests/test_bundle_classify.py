@@ -142,7 +142,7 @@ def test_integers_are_added_exactly_where_they_could_overflow(monkeypatch, tmp_p
 
 def test_check_sees_every_file_and_another_answer(copy, capsys):
     assert classify.main(["--bundle", str(copy), "--check"]) == 0
-    assert "4 files" in capsys.readouterr().out
+    assert "5 files" in capsys.readouterr().out
     edit_json(copy / "bundle.json", check={"texts": [["good"]], "probabilities": [[2.0, -1.0]]})
     assert classify.main(["--bundle", str(copy), "--check"]) == 2
     assert "computes its integers otherwise" in capsys.readouterr().err

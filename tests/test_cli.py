@@ -58,10 +58,14 @@ def test_every_setting_is_an_option() -> None:
         (["predict", "nowhere", "text"], "nowhere"),
         (["predict", "nowhere", "text", " "], "text 2 of 2 is empty"),
         (["train", "--teacher", "./nowhere"], "config.json"),
-        (["bundle", "nowhere"], "--task"),
+        (["bundle", "nowhere"], "neither a folder nor in the cache"),
         (["measure", "./nowhere"], "nowhere"),
         (["measure", "./nowhere", "--threads", "999"], "--threads is 999"),
         (["run", "--latency-threads", "x"], "takes a list of int"),
+        (["train", "--output-dir", "/proc/none"], "/proc/none cannot be written"),
+        (["measure", ".", "--out", "/proc/none/sheet.json"], "/proc/none cannot be written"),
+        (["bundle", "./nowhere", "--task", "sst2"], "nor a folder"),
+        (["train", "--models", "minilmv2+vocabulary", "--vocabulary-text", "gone.txt"], "gone.txt is no file"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_exit_status_2(arguments, said, capsys, tmp_path, monkeypatch) -> None:

@@ -39,7 +39,7 @@ def test_every_number_follows_from_the_published_folder() -> None:
     frame, known = summary(frames), dict[str, set[str]]()
     columns = [(frame, "accuracy", 100), (frame, "kept", 100), (frame, "difference", 100), (frame, "faster", 1)]
     for each, name, factor in [*columns, (factorial_effects(frames), "difference", 100)]:
-        ends = factor * each[[name, f"{name}_low", f"{name}_high"]]
+        ends = (factor * each[[name, f"{name}_low", f"{name}_high"]]).round(1) + 0.0  # a zero has no sign
         known.setdefault(name, set()).update("{:.1f} [{:.1f}, {:.1f}]".format(*row) for row in ends.to_numpy())
     assert set(re.findall(r"-?\d+\.\d \[[^]]+\]", README)) <= set.union(*known.values())
     assert len(rows := re.findall(r"^\| `([^`]+)` \| (.+) \|$", README, re.M)) == 6

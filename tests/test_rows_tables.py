@@ -68,7 +68,7 @@ def test_tsv_as_glue_writes_it(tmp_path):
 
 def test_other_encodings_are_named_and_read(tmp_path):
     path = write(tmp_path / "latin.csv", "text,label\n£900 now,spam\nhome,ham\n", "latin-1")
-    with pytest.raises(DataError, match=r"latin\.csv is not UTF-8: byte 0xa3 at offset 11; .* --set encoding=latin-1"):
+    with pytest.raises(DataError, match=r"latin\.csv is not UTF-8: byte 0xa3 at offset 11; .* --set encoding=cp1252"):
         read_table([path])
     assert read_table([path], "latin-1").columns["text"][0] == "£900 now"
     with pytest.raises(SettingError, match="encoding is 'latin-9000'"):
@@ -190,7 +190,8 @@ def test_spellings_are_named_and_folded(tmp_path):
     folded = load(path, fold_labels="true")
     assert folded.task.labels == ("neg", "pos") and not any("differ" in note for note in folded.notes)
     assert folded.fingerprint != data.fingerprint
-    assert spelling_notes(["a", "b", "None", "none"], "train") == []
+    assert spelling_notes(["b", "a", "b", "None", "#N/A"], "train") == ["train: labels 'a' (1 rows), 'b' (2 rows)"]
+    assert spelling_notes(list("abcdefghijk"), "dev")[0].endswith("'i' (1 rows), ...")
 
 
 def test_rows_without_a_label_or_text_are_left_out_and_counted(tmp_path):
@@ -225,12 +226,16 @@ def test_an_own_file_gives_up_the_same_dev_rows_for_every_seed_and_is_used_whole
         load(write_rows(path, ["a", "b"]))
 
 
-def test_repeated_texts_and_missing_labels_are_said(tmp_path):
+def test_repeated_and_contradictory_texts_and_missing_labels_are_said(tmp_path):
     path, dev = write_rows(tmp_path / "own.csv", ["a", "b"] * 20 + ["c"]), write_rows(tmp_path / "dev.csv", ["b"] * 3)
     dev.write_text(dev.read_text().replace("number 2", "another"))
     data = load(path, dev_file=str(dev))
     assert "dev: 2 of 3 rows have the text of a train row, which flatters" in data.notes
     assert {"holdout: no row with label 'c'", "dev: no row with label 'a', 'c'"} <= set(data.notes)
+    assert not any("different labels" in note for note in data.notes)
+    path.write_text(path.read_text().replace("number 1 ", "number 0 ").replace("number 3 ", "number 0 "))
+    notes = load(path, dev_file=str(dev)).notes
+    assert any("train: different labels stand at the same text (1 times)" in note for note in notes), notes
 
 
 def test_names_of_tasks_survive_any_script():

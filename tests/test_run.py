@@ -1,6 +1,7 @@
 """Running a study: what is executed or skipped, what a failure stops, and what is refused before anything starts."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_notebook
+from safetensors.torch import load_file, save_file
 from small_models import small_model
 from transformers import AutoTokenizer
 
@@ -141,11 +143,11 @@ def rows_of(folder: Path, teacher: Path, dev_labels: str = "yes no", **overrides
 def test_a_teacher_s_tokenizer_is_looked_at_before_anything_starts(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     teacher, path, tokenizer = tmp_path / "teacher", tmp_path / "other", train_tokenizer(["good bad film"], 60)
-    small_model(vocabulary_size=len(tokenizer)).config.save_pretrained(teacher)  # weights are not looked at
+    small_model(vocabulary_size=len(tokenizer)).save_pretrained(teacher)
     tokenizer.save_pretrained(teacher)
     tokenizer = AutoTokenizer.from_pretrained(teacher, truncation_side="left")
     tokenizer.save_pretrained(path)
-    shutil.copy(teacher / "config.json", path)
+    shutil.copytree(teacher, path, dirs_exist_ok=True, ignore=lambda _, names: {n for n in names if "token" in n})
     rows_of(tmp_path, path, max_length=500, student=str(teacher))
     said = capsys.readouterr().out
     assert "rows trained on" in said and "truncation_side left" in said and "positions for 64 tokens" in said
@@ -164,6 +166,19 @@ def test_a_teacher_s_tokenizer_is_looked_at_before_anything_starts(tmp_path, mon
             rows_of(tmp_path, path)
     with pytest.raises(DataError, match="maybe"):
         rows_of(tmp_path, teacher, "yes no maybe")
+    (tmp_path / "more.csv").write_text("text\na third film\ngood film 1\n")
+    rows_of(tmp_path, teacher, transfer_file="more.csv")
+    assert "transfer: 1 of 2 texts without labels" in capsys.readouterr().out
+    rows_of(tmp_path, teacher, transfer_rows=5)
+    assert "transfer rows will be refused" in capsys.readouterr().out
+    weights = teacher / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "classifier.bias": tensors["classifier.bias"] * math.nan}, weights)
+    with pytest.raises(ModelError, match="NaN or infinity, as in classifier.bias"):
+        rows_of(tmp_path, teacher)
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        rows_of(tmp_path, teacher)
 
 
 def test_a_foreign_kernel_is_named_by_its_folder(project, tmp_path, monkeypatch) -> None:

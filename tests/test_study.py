@@ -17,6 +17,7 @@ from edgemin_utils.study import Chain, code_digest, code_of, find_chains, find_r
 
 MODELS = "teacher,none,minilmv2+heads-0.2+int8"
 PARAMETERS = [*(("seed", value, "whole number") for value in (1.5, True, -1)), ("overrides", [1], "-y .overrides")]
+PARAMETERS += [("replace", "no", "-y .replace: true")]
 PARAMETERS += [("task", 3, "task is 3"), ("task", "sst3", "sst2"), ("overrides", {"models": "minilmv3"}, "minilmv2")]
 
 

@@ -66,14 +66,12 @@ def demo_bundle(study: Path) -> tuple[Path, str]:
 
 
 def float32_files(source: str | None, place: Path) -> dict[str, Path]:
-    """Files by the page's names for them: an .onnx file, or a float model's graph, exported to `place`, with its
-    tokenizer; and comparison.json with their checksums. Raises ModelError where the source is not there."""
+    """Files by the page's names for them: a float model's graph, exported to `place`, and its tokenizer; and
+    comparison.json with their checksums. Raises ModelError where the source is no folder."""
     files: dict[str, Path] = {}
-    if source and (path := Path(source).expanduser()).is_file():
-        files = {MODEL_FILE: path}
-    elif source:
-        if not path.exists():
-            raise ModelError(f"there is no {path}; --float32 names an .onnx file or a model's folder")
+    if source:
+        if not (path := Path(source).expanduser()).is_dir():
+            raise ModelError(f"there is no folder {path}; --float32 names a model's")
         from edgemin_utils.quantization.schemes import load_model, quantize, save_quantized  # imports torch
 
         save_quantized(quantize(load_model(path), "onnx-float32"), place, "onnx-float32")

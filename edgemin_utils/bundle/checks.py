@@ -11,7 +11,7 @@ from edgemin_utils.rows.tables import folded
 from edgemin_utils.rows.tasks import Task, own_task_name, resolve_task
 from edgemin_utils.rows.tokens import check_fit, load_tokenizer, read_config
 from edgemin_utils.settings import Settings, load_settings
-from edgemin_utils.study import Record, open_chain_folder, read_record
+from edgemin_utils.study import Record, open_chain_folder, read_record, require_writable
 
 SCHEMES = [name for name in METHODS if name.startswith("edge-")]
 DEFAULT_SCHEME = "edge-int8"
@@ -34,6 +34,8 @@ def check_source(
             raise ModelError(f"{folder} holds integers; bundle its float model: {record.folder.parent / source}")
         open_chain_folder(record.folder.parent)
         return record
+    if not folder.is_dir():
+        load_tokenizer(model)  # what is no folder and no checkpoint of the hub is refused before all else
     settings = load_settings("demo", {"max_length": 128, "holdout_fraction": 0, **(overrides or {})})
     task = task or (own_task_name(settings.task_file) if settings.task_file else None)
     if task is None:
@@ -70,8 +72,10 @@ def labels_of_outputs(config: Mapping[str, Any], task: Task, name: str) -> tuple
 
 
 def check_target(output: Path, scheme: str) -> None:
-    """Raises SettingError for no scheme of `SCHEMES`, StorageError where `output` holds something that is no bundle."""
+    """Raises SettingError for no scheme of `SCHEMES`, StorageError where `output` holds something that is no bundle, or
+    nothing can be written beside it."""
     if scheme not in SCHEMES:
         raise SettingError(f"a bundle cannot be made by scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file()):
         raise StorageError(f"{output} is there and holds no bundle; name another --output")
+    require_writable(output.absolute().parent)

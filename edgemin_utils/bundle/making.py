@@ -112,9 +112,9 @@ def make_bundle(source: BundleSource, output: str | Path, scheme: str = "", max_
         bundle = Bundle(folder)  # read as it will be read: what is judged is what lies on disk
         content["measured"] = {"accuracy": judge(bundle, source, max_drop), "max_drop": max_drop}
         for split, found in content["measured"]["accuracy"].items():
-            if (chance := 1 / len(source.labels)) > 2 * found["pytorch"]:
-                said = f"right in {100 * found['pytorch']:.1f} % of rows, where chance is {100 * chance:.1f} %"
-                content["notes"].insert(0, f"ATTENTION: {split}: {said}; the model's id2label may be in another order")
+            if found["pytorch"] <= (alone := found["most_frequent"]):
+                said = f"right in {100 * found['pytorch']:.1f} % of rows, the commonest label in {100 * alone:.1f} %"
+                content["notes"].insert(0, f"ATTENTION: {split}: {said}; has it learnt, is id2label in another order?")
         rows = [texts[: len(bundle.text_columns)] for texts in CHECK_TEXTS]
         content["check"] = {"texts": rows, "probabilities": bundle.probabilities(rows).round(6).tolist()}
         weights = sum(count for count, _ in stored_sizes(source.model).values())
@@ -150,7 +150,7 @@ def _describe(source: BundleSource, scheme: str) -> dict[str, Any]:
 
 
 def judge(bundle: Bundle, source: BundleSource, max_drop: float) -> dict[str, dict[str, Any]]:
-    """Dev split -> rows, accuracies (bundle, pytorch), agreement. Raises MethodRefused for a loss over `max_drop`."""
+    """Dev split -> rows, accuracies (bundle, pytorch, of the commonest label), agreement. Raises MethodRefused."""
     outputs, found = np.array([source.labels.index(label) for label in source.rows.data.task.labels]), {}
     for split, rows in source.rows.data.dev.items():
         texts = list(zip(*(rows[column] for column in source.rows.data.task.text_columns), strict=True))
@@ -158,6 +158,7 @@ def judge(bundle: Bundle, source: BundleSource, max_drop: float) -> dict[str, di
         right = outputs[np.asarray(rows["label"])]
         shares = {"bundle": answers == right, "pytorch": said == right, "agreement": answers == said}
         found[split] = {"rows": len(rows), **{name: float(np.mean(equal)) for name, equal in shares.items()}}
+        found[split]["most_frequent"] = float(np.bincount(right).max() / len(rows))
         drop = 100 * (found[split]["pytorch"] - found[split]["bundle"])
         if drop > max_drop + 1e-9:
             lost = f"would lose {drop:.2f} points of accuracy on the {len(rows):,} rows of {split}"

@@ -155,23 +155,33 @@ class MultiLevel(Objective):
 class StackedLayers(Objective):
     """Internal representations: attention and [CLS] vectors of more and more layers, then soft targets."""
 
-    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
-        layers, phases = uniform_layers(teacher.model, student), []
-        heads = shared_heads(teacher.model, student, layers)
-        project = self.projection(student, teacher.model, "cls.0")
+    state, what, phase_name = "cls", "[CLS] vectors", "layers up to {}"
+    all_so_far = True  # or the newest layer alone
 
-        def compare(depth: int, own: States, theirs: States, batch: Batch) -> Any:
-            mask, attention, first = batch["attention_mask"], [], []
-            for (layer, other), count in zip(layers[:depth], heads, strict=False):
+    def distance(self, wanted: Tensor, given: Tensor, attention_mask: Tensor) -> Tensor:
+        """How far apart two models' `state` are, (batch, hidden) or (batch, tokens, hidden)."""
+        return losses.cosine_distance(wanted, given, attention_mask[:, 0])
+
+    def phases(self, teacher: Teacher, student: PreTrainedModel) -> list[Phase]:
+        layers, phases, state = uniform_layers(teacher.model, student), [], self.state
+        heads = shared_heads(teacher.model, student, layers)
+        project = self.projection(student, teacher.model, f"{state}.0")
+
+        def compare(numbers: range, own: States, theirs: States, batch: Batch) -> Any:
+            mask, attention, states = batch["attention_mask"], [], []
+            for (layer, other), count in [(layers[number], heads[number]) for number in numbers]:
                 wanted, given = (scores_of("query-key", *one, count) for one in ((theirs, other), (own, layer)))
                 attention.append(losses.relation_divergence(wanted, given, mask))
-                first.append(losses.cosine_distance(theirs[f"cls.{other}"], project(own[f"cls.{layer}"]), mask[:, 0]))
-            parts = {"attention": total(attention), "[CLS] vectors": total(first)}
+                states.append(self.distance(theirs[f"{state}.{other}"], project(own[f"{state}.{layer}"]), mask))
+            parts = {"attention": total(attention), self.what: total(states)}
             return total(parts.values()), parts
 
-        for depth in range(1, len(layers) + 1):
-            states = [named(["query", "key", "cls"], numbers) for numbers in zip(*layers[:depth], strict=True)]
-            phase = self.phase(f"layers up to {depth}", teacher, partial(compare, depth), *states, part="first")
+        for newest in range(len(layers)):
+            numbers = range(0 if self.all_so_far else newest, newest + 1)
+            sides = zip(*(layers[number] for number in numbers), strict=True)
+            states = [named(["query", "key", state], side) for side in sides]
+            name, loss = self.phase_name.format(newest + 1), partial(compare, numbers)
+            phase = self.phase(name, teacher, loss, *states, part="first")
             phases.append(replace(phase, epochs=1 / len(layers) * phase.epochs, projections=project))
         return [*phases, self.soft_targets(teacher)]
 

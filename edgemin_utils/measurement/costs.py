@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 import textwrap
+import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median_high
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 from edgemin_utils.environment import available_cores, describe_environment, int8_sentence
 from edgemin_utils.errors import ModelError
 from edgemin_utils.measurement import latency as timing
-from edgemin_utils.measurement.measured import open_model, without_torch
+from edgemin_utils.measurement.measured import open_model
 from edgemin_utils.measurement.memory import answer_request, cpu_energy, in_fresh_process, peak_memory
 from edgemin_utils.measurement.operations import roofline_bound
 from edgemin_utils.measurement.peers import make_peers
@@ -30,14 +31,7 @@ from edgemin_utils.statistics import mean_over_processes
 TIMES_FILE = "times.parquet"
 ROWS, ROWS_TIMED = "dev rows", 100
 _PLACE = "threads input model".split()
-# Column, factor and header.
-_SIZES = """size.stored_weights 1 weights; size.framework_parameters 1 listed; size.paper_parameters 1 paper's count;
-    size.file_bytes 1e-6 file MB; size.file_bytes 9.5367431640625e-07 MiB; size.integer_bytes 1e-6 integers MB;
-    peak_bytes 1e-6 peak MB; baseline_bytes 1e-6 imports MB; cpu_seconds 1e3 CPU ms a row; joules 1 joules a row"""
-_NOTES = """Weights: wherever stored; listed: by the framework, blind to packed INT8; paper's count: listed once linear
-    layers are dynamically quantized. Latency: medians over {processes} fresh processes{look}; noisy: IQR over 10 % of
-    the median; low, high: where a second look would lie. Matrices, attention: what their products take at this
-    machine's best; the rest is norms, functions, overhead. {cores} cores, {gigabytes:.0f} GB, {operating_system}."""
+_SHEET = tomllib.loads((Path(__file__).parent / "sheet.toml").read_text(encoding="utf-8"))
 
 
 def measure_costs(
@@ -69,7 +63,7 @@ def measure_costs(
         answers.append(in_fresh_process(__name__, {**request, "describe": place == 0}, max(threads), "latency"))
     for name in dict.fromkeys(timed_as[name] for name in (models if memory_of is None else memory_of)):
         say(f"peak memory of {name}")
-        memory[name] = peak_memory(without_torch(timed[name]), runs=settings.memory_runs)
+        memory[name] = peak_memory(next(Path(timed[name]).glob("*.onnx"), timed[name]), runs=settings.memory_runs)
     times = [{**row, "process": place} for place, answer in enumerate(answers) for row in answer["times"]]
     if folder is not None:
         frame = pd.DataFrame(times).explode("nanoseconds").astype({"nanoseconds": "int64"})
@@ -201,8 +195,7 @@ def sheet_text(sheet: Mapping[str, Any]) -> str:
     machine, protocol = sheet["environment"], sheet["protocol"]
     parts = [pd.DataFrame(sheet[name]).drop(columns=["model", "timed_as"]) for name in ("memory", "energy")]
     every = pd.concat([pd.json_normalize(list(sheet["models"]), max_level=1), *parts], axis=1)
-    entries = [entry.split() for entry in _SIZES.split(";")]
-    columns = {" ".join(name): every[column] * float(factor) for column, factor, *name in entries}
+    columns = {name: every[column] * factor for name, (column, factor) in _SHEET["sizes"].items()}
     sizes = pd.DataFrame({"model": every["name"], **columns})
     work = pd.DataFrame(
         {"model": model["name"], "input": kind, "MMACs": count["macs"] / 1e6}
@@ -221,7 +214,11 @@ def sheet_text(sheet: Mapping[str, Any]) -> str:
     told = {"look": look, "cores": machine["available_cores"], "gigabytes": machine["memory_bytes"] / 1e9}
     style: Any = {"index": False, "na_rep": "-", "float_format": lambda it: f"{it:,.3f}".removesuffix(".000")}
     tables = [frame.to_string(**style) for frame in (sizes, work, times)]
-    notes = [" ".join(_NOTES.format(**machine, **protocol, **told).split()), *sheet["notes"], sheet["int8_note"]]
+    notes = [
+        " ".join(_SHEET["notes"].format(**machine, **protocol, **told).split()),
+        *sheet["notes"],
+        sheet["int8_note"],
+    ]
     return "\n\n".join([*tables, "\n".join(textwrap.fill(note, 120) for note in notes)])
 
 

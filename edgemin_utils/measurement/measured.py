@@ -45,8 +45,3 @@ def open_model(source: str | Path) -> TorchModel | OpenVinoModel:
     if path.is_file() or ((path / "bundle.json").is_file() and not (path / "config.json").is_file()):
         raise ModelError(f"{source} says nothing of its model; give a folder with config.json, or make the bundle anew")
     return TorchModel(source)
-
-
-def without_torch(source: str | Path) -> Path | str:
-    """The graph file of a model's folder, of which ONNX Runtime alone needs memory; of others the source itself."""
-    return next(Path(source).expanduser().glob("*.onnx"), source)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from edgemin_utils.encoders import encoder_layers, model_with_layers, word_table
+from edgemin_utils.encoders import encoder_layers, model_with_layers, require_whole_layers, word_table
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
 from edgemin_utils.pruning.importance import Importance, Ranking, full_masks, importance, masked_units, unit_count
 from edgemin_utils.pruning.vocabulary import keep_vocabulary, share_rows
@@ -64,7 +64,10 @@ def rounds(
 ) -> Iterator[Cut]:
     """The same `Cut` after each round, its model cut already; between rounds the caller trains it. Heads and neurons
     go by a ratio, in `settings.rounds` rounds, each by importance asked anew; at once "layers" by `plan_layers`'s
-    `which`, "vocabulary" to `kept_tokens`, "uncut", the control, not at all. Raises ModelError as `Cut.count`."""
+    `which`, "vocabulary" to `kept_tokens`, "uncut", the control, not at all. Raises ModelError as `Cut.count`, and
+    MethodRefused as `require_whole_layers`."""
+    if units not in ("uncut", "vocabulary"):
+        require_whole_layers(model, "the cut")
     ranked = units in ("heads", "neurons")
     cut = Cut(model, units, settings.rounds if ranked else 1)
     counts = [unit_count(layer, units) for layer in encoder_layers(model)] if ranked else []

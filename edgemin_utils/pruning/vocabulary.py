@@ -19,12 +19,10 @@ from edgemin_utils.encoders import word_table
 from edgemin_utils.errors import MethodRefused
 
 
-def tokens_in_use(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], occurrences: int = 1, most: int | None = None
-) -> list[int]:
+def tokens_in_use(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], most: int | None = None) -> list[int]:
     """Ids to keep, sorted: special and added tokens, single characters, alone and as continuations, and tokens seen in
-    `texts` at least `occurrences` times, of more than `most` those seen most often; what room is left takes others in
-    their order, in which frequent ones come first. Raises MethodRefused for no WordPiece, or too small a `most`."""
+    `texts`, of more than `most` those seen most often; what room is left takes others in their order, in which frequent
+    ones come first. Raises MethodRefused for no WordPiece, or too small a `most`."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece":
         raise MethodRefused(f"a {model['type']} vocabulary is not cut; take a WordPiece model (BERT or ELECTRA)")
@@ -33,7 +31,7 @@ def tokens_in_use(
     kept.update(number for token, number in model["vocab"].items() if len(token.removeprefix(prefix)) == 1)
     encoded = tokenizer(["", *texts], add_special_tokens=False, verbose=False)["input_ids"]  # it takes no empty list
     counts = Counter(number for ids in encoded for number in ids)
-    seen = [number for number, count in counts.items() if count >= occurrences and number not in kept]
+    seen = [number for number in counts if number not in kept]
     if most is not None:
         if most < len(kept):
             raise MethodRefused(f"{most:,} tokens do not hold the {len(kept):,} specials and characters; allow more")

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from edgemin_utils import encoders
 from edgemin_utils.encoders import embeddings_of, encoder_layers, input_names, longest_input, word_table
 from edgemin_utils.errors import MethodRefused
 from edgemin_utils.quantization.sessions import OnnxSession
@@ -102,7 +103,8 @@ def classifier_graph(
 ) -> Graph:
     """The graph from inputs, int64 (batch, tokens), to logits, float32 (batch, labels). Weights are called as in the
     model, but for query, key and value, together `qkv`, which with `attention` are part of its operator. Of a bundle's
-    graph (`edge`) `pair`: inputs tell two texts apart, `longest`: their tokens."""
+    graph (`edge`) `pair`: inputs tell two texts apart, `longest`: their tokens. Raises MethodRefused if it differs."""
+    encoders.require_whole_layers(model, "the graph")
     inputs = [name for name in input_names(model) if pair or not edge or name != TOKEN_TYPES]
     writer, layers, longest = _Writer(model, edge, inputs), encoder_layers(model), longest or longest_input(model)
     states = writer.embeddings(longest)

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from edgemin_utils import checkpoints
 from edgemin_utils.encoders import empty_model, fill_parameters, layer_shapes, longest_input, structure_of
 from edgemin_utils.errors import MethodRefused, ModelError, SettingError
-from edgemin_utils.names import register_method
+from edgemin_utils.names import SCHEME_CLASSES, register_method
 from edgemin_utils.settings import nearest
 
 WEIGHTS_FILE = "quantized_model.safetensors"
@@ -69,34 +69,13 @@ class Scheme:
         return model
 
 
-def _made(scheme: str, *options: Any, **named: Any) -> Scheme:
-    return pkgutil.resolve_name(f"{__package__}.{scheme}")(*options, **named)
+def _made(scheme: str, **options: Any) -> Scheme:
+    return pkgutil.resolve_name(f"{__package__}.{scheme}")(**options)
 
 
 # Made when they are asked for: a scheme of PyTorch loads no ONNX.
-_int8, _int4, _bfloat16 = (partial(_made, f"torch_schemes:Torch{kind}") for kind in ("Int8", "Int4", "Bfloat16"))
-_onnx, _reconstruction = partial(_made, "onnx_schemes:OnnxScheme"), partial(_made, "reconstruction:Reconstruction")
 SCHEMES: dict[str, Callable[[], Scheme]] = {
-    "int8": partial(_int8, embeddings=False),
-    "int4": partial(_int4, embeddings=False),
-    "int8-embeddings": partial(_int8, embeddings=True),
-    "int4-embeddings": partial(_int4, embeddings=True),
-    "bfloat16": _bfloat16,
-    **{f"mrem-int{bits}": partial(_reconstruction, bits) for bits in (8, 4)},
-    **{f"efficientqat-int{bits}": partial(_reconstruction, bits, end_to_end=True) for bits in (4, 3, 2)},
-    "onnx-float32": _onnx,
-    "onnx-int8": partial(_onnx, matrices=8),
-    "onnx-int8-channels": partial(_onnx, matrices=8, channels=True),
-    "onnx-int8-embeddings": partial(_onnx, matrices=8, table=8),
-    "onnx-static-minmax": partial(_onnx, matrices=8, ranges="MinMax"),
-    "onnx-static-percentile": partial(_onnx, matrices=8, ranges="Percentile"),
-    "onnx-static-entropy": partial(_onnx, matrices=8, ranges="Entropy"),
-    "onnx-int4": partial(_onnx, matrices=4),
-    "onnx-int4-embeddings": partial(_onnx, matrices=4, table=4),
-    "onnx-int4-gptq": partial(_onnx, matrices=4, table=4, compensated=True),
-    "edge-int8": partial(_onnx, matrices=8, table=8, channels=True, edge=True),
-    "edge-int8-int4": partial(_onnx, matrices=8, table=4, channels=True, edge=True),
-    "edge-int4": partial(_onnx, matrices=4, table=4, compensated=True, edge=True),
+    name: partial(_made, found, **options) for name, (found, options) in SCHEME_CLASSES.items()
 }
 
 

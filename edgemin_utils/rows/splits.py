@@ -54,6 +54,8 @@ def load_task_data(settings: Settings, task_name: str, seed: int, transfer: bool
             raise DataError(f"{source}: every label has a single row, so none can be dev; add rows or give a dev file")
         notes.append(f"dev: {len(share):,} of {len(train):,} rows, since no dev file was given")
         train, dev = rest.sort_values("row"), {"dev": share.sort_values("row")}
+    torn = (train.groupby(columns)["label"].nunique() > 1).sum() if task.is_own else 0
+    notes += [f"train: different labels stand at the same text ({torn:,} times); one of each is wrong"] if torn else []
     for split, frame in dev.items():
         for unseen in set(frame["label"]) - set(train["label"]):
             raise DataError(f"{source}: label {task.labels[unseen]!r} occurs in {split} but in no train row")
@@ -154,7 +156,8 @@ class SharedTexts:
         for whole, words in enumerate(self.words):
             for start in range(len(words) - FEWEST_WORDS + 1):
                 for length in lengths.get(" ".join(words[start : start + FEWEST_WORDS]), ()):
-                    part = numbers.get(" ".join(words[start : start + length]))
+                    fits = start + length <= len(words)  # or a long text that repeats itself would take for ever
+                    part = numbers.get(" ".join(words[start : start + length])) if fits else None
                     if part not in (None, whole):
                         self.inside.append((part, whole))
 

@@ -86,7 +86,7 @@ def _read_lines(path: Path, encoding: str) -> tuple[str, list[tuple[int, str]]]:
     except LookupError:
         raise SettingError(f"encoding is {encoding!r}, which Python does not know; take utf-8 or latin-1") from None
     except UnicodeError as error:
-        start, other = getattr(error, "start", 0), "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+        start, other = getattr(error, "start", 0), "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
         wrong = f"{path} is not {encoding.upper()}: byte {content[start]:#04x} at offset {start}"
         raise DataError(f"{wrong}; save it as UTF-8, or say what it is, as in --set encoding={other}") from None
     if "\0" in text:
@@ -174,7 +174,7 @@ READERS: dict[str, Callable[[Path, str], Table]] = {".csv": _read_csv, ".tsv": _
 READERS |= {".jsonl": _read_json, ".json": _read_json, ".parquet": _read_arrow, ".arrow": _read_arrow}
 
 NO_LABEL = -1  # the id of a row without a label
-MARKERS = frozenset(["", *"- -1 nan null none n/a <na>".split()])  # "no label" to GLUE, SNLI and pandas, in any case
+MARKERS = frozenset(["", *"- -1 nan null none na n/a #n/a <na>".split()])  # "no label", in any case
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?")  # 007 is a code
 
 
@@ -213,13 +213,14 @@ def find_classes(texts: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def spelling_notes(texts: Sequence[str], where: str) -> list[str]:
-    """Names, with their counts, the labels that differ in case, inner blanks or Unicode's form alone."""
-    groups: dict[str, list[str]] = {}
-    for name, count in sorted(Counter(text for text in texts if text.casefold() not in MARKERS).items()):
+    """Names, with their counts, the labels, and those that differ in case, inner blanks or Unicode's form alone."""
+    groups, counts = dict[str, list[str]](), Counter(text for text in texts if text.casefold() not in MARKERS)
+    for name, count in sorted(counts.items()):
         groups.setdefault(folded(name), []).append(f"{name!r} ({count:,} rows)")
+    listed = ", ".join([*(name for group in groups.values() for name in group)][:9]) + ", ..." * (len(counts) > 9)
     several = "; ".join(", ".join(group) for group in groups.values() if len(group) > 1)
     way = "labels that differ only in case or blanks are taken apart; --set fold_labels=true joins them"
-    return [f"{where}: {way}: {several}"] if several else []
+    return [f"{where}: labels {listed}", *([f"{where}: {way}: {several}"] if several else [])]
 
 
 def label_ids(table: Table, texts: Sequence[str], labels: Sequence[str], numbered: bool) -> list[int]:

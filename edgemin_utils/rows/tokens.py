@@ -51,34 +51,41 @@ def train_tokenizer(texts: Iterable[str], size: int, token_types: bool = True) -
 
 def load_tokenizer(name_or_folder: str) -> "Tokenizer":
     """A checkpoint's tokenizer of the `tokenizers` library, from the hub or a folder; raises ModelError without one."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    folder, named, level = Path(name_or_folder).expanduser(), repr(name_or_folder), logging.get_verbosity()
+    folder, named, reachable = Path(name_or_folder).expanduser(), repr(name_or_folder), False
     local, why = folder.is_dir(), "is neither a folder nor in the cache, and the hub cannot be reached"
-    logging.set_verbosity_error()
     try:
         if local:
             why = "cannot be loaded: its tokenizer.json or vocabulary file is missing or damaged"
         elif reachable := reach_hub(name_or_folder):
             why = "cannot be loaded"
-        tokenizer = AutoTokenizer.from_pretrained(folder.as_posix(), local_files_only=local or not reachable)
+        elif not isinstance(try_to_load_from_cache(name_or_folder, "config.json"), str):
+            raise FileNotFoundError
+        from transformers import AutoTokenizer  # imports torch
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder.as_posix(), local_files_only=local or not reachable)
+        finally:
+            logging.set_verbosity(level)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up when there is no vocabulary
             raise OSError
     except (HFValidationError, RepositoryNotFoundError):
         raise ModelError(f"no checkpoint {name_or_folder!r} on the hub (misspelt, or private), nor a folder") from None
     except Exception as error:  # each layer beneath (HTTP, JSON, tokenizers, transformers) raises its own
         raise ModelError(f"{named} {why} ({type(error).__name__}); give a folder that holds a whole one") from error
-    finally:
-        logging.set_verbosity(level)
     if not tokenizer.is_fast:
         raise ModelError(f"{named} has no tokenizer of the tokenizers library; choose a BERT, RoBERTa or ELECTRA")
     return tokenizer
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """A folder's config.json; raises ModelError where there is none, or what it describes is no classifier for here."""
+    """A folder's config.json; raises ModelError where there is none, or what it describes is no classifier for here,
+    or its weights are cut short, NaN or infinite, all before torch is imported."""
     try:
         config = dict(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -88,9 +95,31 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for name, kind in {"vocab_size": int, "max_position_embeddings": int, "id2label": dict, "edgemin": dict}.items():
         if not isinstance(config.get(name) or kind(), kind):
             raise ModelError(f"config.json of {folder} says that {name} is {config[name]!r}; correct it")
-    if (family := {**config, **(config.get("edgemin") or {})}.get("model_type")) not in FAMILIES:
+    if (family := {**config, **(config.get("edgemin") or {})}.get("model_type")) not in (*FAMILIES, "mobilebert"):
         raise ModelError(f"{folder} is of family {family!r}; supported are {', '.join(FAMILIES)}")
+    labels = {str(number): name for number, name in (config.get("id2label") or {}).items()}
+    if {*labels} != {*map(str, range(len(labels)))}:
+        found = ", ".join(f"{number} {name}" for number, name in labels.items())
+        raise ModelError(f"config.json of {folder} numbers its labels {found}; correct id2label, from 0 on")
+    if not any(path.suffix in (".safetensors", ".bin", ".onnx") for path in Path(folder).iterdir()):
+        raise ModelError(f"{folder} holds no weights; give a folder of save_pretrained")
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        _check_weights(path)
     return config
+
+
+def _check_weights(path: Path) -> None:
+    import numpy
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:  # which knows no bfloat16
+            floats = [name for name in file.keys() if file.get_slice(name).get_dtype() in ("F16", "F32", "F64")]
+            bad = next((name for name in floats if not numpy.isfinite(file.get_tensor(name)).all()), "")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is truncated or damaged ({error}); copy it again, or make it anew") from None
+    if bad:
+        raise ModelError(f"{path} holds NaN or infinity, as in {bad}; its training diverged, train it anew")
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
