@@ -135,9 +135,9 @@ def candidates(frames: Frames, task: str, latency: str = "ms_128") -> pd.DataFra
 
 
 def least_that_keeps(every: pd.DataFrame, share: float, column: str) -> pd.DataFrame:
-    """Of `candidates` with three seeds, or most, the smallest or fastest, in one row or none, that keeps a share of the
-    teacher's accuracy by its interval's lower end (verdict: kept), else by its estimate (undecided); best of equals."""
-    every = every[(every["seeds"] >= min(3, every["seeds"].max())) & every[column].notna()]
+    """Of `candidates` with most seeds the smallest or fastest, in one row or none, that keeps a share of the teacher's
+    accuracy by its interval's lower end (verdict: kept), else by its estimate (undecided); the best of equals."""
+    every = every[(every["seeds"] == every["seeds"].max()) & every[column].notna()]
     sure = every[every["kept_low"] >= share].assign(verdict="kept")
     enough = sure if len(sure) else every[every["kept"] >= share].assign(verdict="undecided")
     least = enough[enough[column] <= (1 + SAME.get(column, 0)) * enough[column].min()]

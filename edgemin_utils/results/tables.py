@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from edgemin_utils.errors import SettingError
-from edgemin_utils.names import kind_of
+from edgemin_utils.names import LISTS, kind_of
 from edgemin_utils.results.comparisons import candidates, factorial_effects, least_that_keeps, plain_student, summary
 from edgemin_utils.results.table import LAYOUT, Frames, as_text, read_frames, write_table
 from edgemin_utils.settings import nearest
@@ -109,7 +109,8 @@ def write_tables(frames: Frames, folder: Path) -> list[Path]:
 def terminal_table(study: Path | str) -> str:
     """What a study ends with on a terminal: at most twelve rows a task, and how to read them."""
     frames, parts = read_frames(study), list[str]()
-    for label, rows in headline(frames).groupby("label", sort=False):
+    listed = {models[0]: name for name, models in LISTS.items() if len(models) == 1}  # recipes have long names
+    for label, rows in headline(frames).replace({"model": listed}).groupby("label", sort=False):
         for left_out in ("label what", "label what faster", "label what faster ms_128"):
             text = as_text(rows.drop_duplicates("model").drop(columns=left_out.split()).head(12))
             if max(map(len, text.splitlines())) <= 118:
