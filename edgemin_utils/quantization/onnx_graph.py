@@ -187,8 +187,8 @@ class _Writer:
     def words(self, module: nn.Embedding) -> tuple[str, str]:
         """The word embedding and which of its rows are asked for; rows that many tokens share are stored once."""
         table, name = module.weight.detach().numpy(), f"{self.names[module]}.weight"
-        rows, places = np.unique(table, axis=0, return_inverse=True)
-        if not self.edge or len(rows) > 0.9 * len(table):
+        rows, places = np.unique(table, axis=0, return_inverse=True) if self.edge else (table, np.arange(0))
+        if len(rows) > 0.9 * len(table):
             return self.stored(module), "input_ids"
         kind = np.uint16 if len(rows) <= 2**16 else np.int32
         row_of = self.graph.store(f"{name}_places", places.reshape(-1).astype(kind))
