@@ -67,7 +67,8 @@ def accuracies(frames: Frames) -> style.StudyFigure:
     figure = style.new_figure(-(-len(shown) // 3) * (0.8 + 0.22 * max(map(len, shown.values()))) + 0.3)
     every = style.panels(figure, len(shown), sharey=len(set(map(tuple, shown.values()))) == 1)
     for axes, (task, names) in zip(every, shown.items(), strict=True):
-        parts = {str(split): part for split, part in frame[frame["task"] == task].groupby("split", sort=False)}
+        own, quiet = frame[frame["task"] == task], "_" * (len(frames.splits(task)) == 1)  # which legends leave out
+        parts = {f"{quiet}{split}": part for split, part in own.groupby("split", sort=False)}
         style.draw_rows(axes, parts, names, "accuracy", 100)
         for number, part in enumerate(parts.values()):
             for value in part.loc[part.index == "teacher", "accuracy"]:
